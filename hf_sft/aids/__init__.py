@@ -1,0 +1,17 @@
+"""An aid changes one thing about training so that the result generalises better. It edits a phase."""
+
+from abc import ABC, abstractmethod
+
+from hf_sft.block import Block
+from hf_sft.methods import Phase
+
+
+class Aid(Block, ABC):
+    """The contract. A concrete aid is a frozen pydantic model whose fields are its entry in the recipe's `aids`."""
+
+    type: str
+    """The aid: a file in hf_sft/aids, or a dotted module name."""
+
+    @abstractmethod
+    def apply(self, phase: Phase) -> Phase:
+        """A new phase (`dataclasses.replace`); the old one is left alone."""

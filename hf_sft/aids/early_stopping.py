@@ -1,0 +1,22 @@
+"""Stop when validation has stopped improving."""
+
+from dataclasses import replace
+
+from pydantic import Field
+from transformers import EarlyStoppingCallback
+
+from hf_sft.aids import Aid
+from hf_sft.methods import Phase
+
+
+class EarlyStopping(Aid):
+    """Stop when `evaluation.best` has not improved for some evaluations; the best checkpoint is kept in any case."""
+
+    patience: int = Field(default=3, ge=1)
+    """Evaluations without improvement before stopping."""
+    threshold: float = Field(default=0.0, ge=0)
+    """What counts as an improvement."""
+
+    def apply(self, phase: Phase) -> Phase:
+        stop = EarlyStoppingCallback(early_stopping_patience=self.patience, early_stopping_threshold=self.threshold)
+        return replace(phase, callbacks=(*phase.callbacks, stop))

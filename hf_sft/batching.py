@@ -1,0 +1,94 @@
+"""An optimizer step's rows -> length-sorted micro-batches under a token budget, the same number on every process.
+
+How a step is cut changes nothing that is learned: the loss is a sum over items, divided by the whole step's items.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+
+from hf_sft.tasks import Batch
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one forward pass. `counts` is False for a stand-in that keeps processes in step and adds nothing."""
+
+    rows: tuple[int, ...]
+    counts: bool = True
+
+
+def cut_step(rows: np.ndarray, lengths: np.ndarray, budget: int, processes: int = 1) -> list[list[MicroBatch]]:
+    """One list of micro-batches per process, all equally long (sharded models hang otherwise).
+
+    Rows are sorted by length and dealt in turn, so that processes hold rows of like length and one cut serves them all.
+    A micro-batch's rows times its longest row stay within `budget` tokens; it holds at least one row.
+    """
+    ordered = rows[np.argsort(-lengths[rows], kind="stable")]
+    longest = lengths[ordered[::processes]]
+    starts = [0]
+    for place, length in enumerate(longest):
+        widest = longest[starts[-1]]
+        if place > starts[-1] and (place - starts[-1] + 1) * max(widest, length) > budget:
+            starts.append(place)
+    ends = [*starts[1:], len(longest)]
+    shares = [ordered[process::processes] for process in range(processes)]
+    return [
+        [_micro_batch(share[start:end], stand_in=ordered[-1]) for start, end in zip(starts, ends, strict=True)]
+        for share in shares
+    ]
+
+
+def _micro_batch(rows: np.ndarray, stand_in: int) -> MicroBatch:
+    return MicroBatch(tuple(int(row) for row in rows)) if len(rows) else MicroBatch((int(stand_in),), counts=False)
+
+
+class Examples(TorchDataset):
+    """Encoded rows, given out a micro-batch at a time as the batch that the model takes."""
+
+    def __init__(self, encoded: Dataset, collate: Callable[[list[dict[str, Any]]], Batch]):
+        self.encoded, self._collate = encoded, collate
+        self._columns = encoded.select_columns([n for n in encoded.column_names if n not in ("length", "truncated")])
+        self.lengths = np.asarray(encoded.with_format("numpy")["length"][:], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, micro_batch: MicroBatch) -> tuple[Batch, MicroBatch]:
+        return self.collate(micro_batch.rows), micro_batch
+
+    def collate(self, rows: tuple[int, ...]) -> Batch:
+        return self._collate(self.take(rows))
+
+    def take(self, rows: tuple[int, ...]) -> list[dict[str, Any]]:
+        columns = self._columns[list(rows)]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+class StepSampler(Sampler[list[MicroBatch]]):
+    """Yields, for each optimizer step, this process's micro-batches.
+
+    The order of rows depends on the seed and the epoch alone. The last step of an epoch holds the rows that are left.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, budget: int, seed: int, process: int, processes: int):
+        self.lengths, self.batch_size, self.budget, self.seed = lengths, batch_size, budget, seed
+        self.process, self.processes = process, processes
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.lengths))
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            yield cut_step(rows, self.lengths, self.budget, self.processes)[self.process]

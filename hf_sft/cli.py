@@ -1,0 +1,188 @@
+"""One command per verb, thin. Heavy imports stay inside the commands, so that `--help` answers at once."""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_sft.errors import HfSftError
+
+app = typer.Typer(
+    help="Fine-tune a pretrained checkpoint on a labelled task, by recipe, with an honest report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to set, like seed=1.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")]
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None, strict: bool = False, trust_remote_code: TrustRemoteCode = False):
+    """Do everything that training would, on 32 rows, and say what it will be. Writes nothing.
+
+    Example:  hf-sft check recipes/bbc_minilm_head_only.yaml data.rows=200
+    """
+    from rich.table import Table
+
+    from hf_sft.checks import check as check_recipe
+
+    found = check_recipe(recipe, overrides or (), trust_remote_code)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, fact in found.facts.items():
+        table.add_row(name, fact)
+    _console().print(table)
+    for warning in found.warnings:
+        _console().print(f"· {warning}", markup=False)
+    raise typer.Exit(1 if strict and found.warnings else 0)
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Overrides = None, trust_remote_code: TrustRemoteCode = False):
+    """Run a recipe: train, score, report. Ends with a table; everything is in the output folder.
+
+    Example:  hf-sft train recipes/bbc_minilm_head_only.yaml training.learning_rate=2e-3 output.folder=runs/second
+    """
+    from hf_sft.workflow import train as train_recipe
+
+    report = train_recipe(recipe, overrides or (), trust_remote_code)
+    if _is_main_process():
+        report.show(_console())
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    data: Annotated[list[str] | None, typer.Option(help="Other data: a key=value of the data block; may be repeated.")] = None,
+):
+    """Score a finished run on one of its splits, or on other data. Prints one JSON object after its table.
+
+    Example:  hf-sft evaluate runs/bbc --data dataset=csv --data data_files=new.csv
+    """
+    from dataclasses import asdict
+
+    from hf_sft.report import score_table
+    from hf_sft.workflow import evaluate as evaluate_run
+
+    evaluation = evaluate_run(run, split, data or ())
+    scores = {evaluation.split: {name: asdict(score) for name, score in evaluation.scores.items()}}
+    if _is_main_process():
+        _console().print(score_table(scores, {}))
+        print(json.dumps(scores))
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to answer.")] = None,
+    input: Annotated[str | None, typer.Option(help="A csv, json, jsonl, parquet or txt file; - for standard input.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write the answers; standard output otherwise.")] = None,
+):
+    """Answer rows with a finished run: one JSON object per row, in order.
+
+    Example:  hf-sft predict runs/bbc "The bank raised its rates again."
+    """
+    from hf_sft.errors import RecipeError
+    from hf_sft.prediction import predict as predict_rows
+
+    if bool(texts) == bool(input):
+        raise RecipeError("give texts to answer, or --input with a file (or -), and not both.")
+    answers = predict_rows(run, texts or input or "-")
+    if _is_main_process():
+        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        output.write_text(lines, encoding="utf-8") if output else sys.stdout.write(lines)
+
+
+@app.command()
+def publish(
+    run: RunFolder,
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub.")],
+    private: Annotated[bool, typer.Option(help="Make the repository private.")] = False,
+):
+    """Push a finished run to the Hub in one commit."""
+    from hf_sft.errors import RecipeError
+    from hf_sft.hub import publish as publish_run
+
+    try:
+        print(publish_run(run, repo_id, private))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RecipeError(f"`{run}` was not published to `{repo_id}`: {error}\n  The run is whole on disk.") from error
+
+
+@app.command(name="list")
+def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metrics")]):
+    """What a recipe may say: the tasks, methods, aids or metrics, with their fields.
+
+    Example:  hf-sft list methods
+    """
+    from rich.table import Table
+
+    from hf_sft.errors import RecipeError
+
+    table = Table(show_lines=True)
+    for heading in ("metric", "what it is") if kind == "metrics" else ("type", "what it is", "fields"):
+        table.add_column(heading, no_wrap=heading in ("type", "metric"))
+    if kind == "metrics":
+        from hf_sft.metrics import METRICS
+
+        for name, metric in METRICS.items():
+            table.add_row(name, metric.description)
+    elif kind in ("tasks", "methods", "aids"):
+        from hf_sft.block import list_kinds, load_kind
+
+        for name in list_kinds(kind):
+            block = load_kind(kind, name)
+            fields = (f"{field}: {info.description}" for field, info in block.model_fields.items() if field != "type")
+            table.add_row(name, (block.__doc__ or "").strip(), "\n".join(fields))
+    else:
+        raise RecipeError(f"there is no list of `{kind}`.  Expected tasks, methods, aids or metrics.")
+    _console(sys.stdout).print(table)
+
+
+@app.command()
+def schema():
+    """The JSON Schema of a recipe, for editors."""
+    from hf_sft.recipe import schema as recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=1))
+
+
+def _console(file: Any = None):
+    from rich.console import Console
+
+    return Console(file=file or sys.stderr, highlight=False, soft_wrap=False)
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _be_quiet() -> None:
+    """Progress bars stay; the libraries' logs and hints do not."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore")
+
+
+def main() -> None:
+    """Exit status: 0 done; 2 the user can mend it; 130 interrupted; anything else is our bug and keeps its traceback."""
+    _be_quiet()
+    try:
+        app()
+    except HfSftError as error:
+        if _is_main_process():
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,49 @@
+"""What a training looked like, step by step."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class TrainingCurve:
+    """One phase: the loss of every step, the scores of every evaluation, and what it cost, over all processes."""
+
+    name: str
+    losses: list[float] = field(default_factory=list)
+    """Mean loss per item, one per optimizer step."""
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    """`step`, and the validation metrics after it."""
+    seconds: float = 0.0
+    examples: int = 0
+    """Rows seen, with repetition."""
+    tokens: int = 0
+    """Tokens that went through the body, without padding."""
+    padded_tokens: int = 0
+    """The same with padding."""
+    peak_memory_bytes: int = 0
+    """On accelerators, of the device; otherwise the process's largest resident size so far."""
+    stored_features: bool = False
+    """The body ran once, and the head was trained on what it gave."""
+    best_step: int | None = None
+    """The evaluation whose weights were kept."""
+    parameters: int = 0
+    trainable: int = 0
+    """How many of the parameters moved."""
+
+    def summary(self) -> dict[str, Any]:
+        """The phase as report.json has it."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "name": self.name,
+            "steps": len(self.losses),
+            "seconds": self.seconds,
+            "examples_per_second": self.examples / seconds,
+            "tokens_per_second": self.tokens / seconds,
+            "padding_share": 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "stored_features": self.stored_features,
+            "best_step": self.best_step,
+        }
+
+    def dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,176 @@
+"""Predictions, metrics with intervals, per-class results, and baselines on the same rows."""
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, send_to_device
+from datasets import Dataset
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import nn
+
+from hf_sft.batching import Examples, cut_step
+from hf_sft.block import Block
+from hf_sft.metrics import METRICS, bootstrap, find_metric, load_metric
+from hf_sft.tasks import Batch, Labels, Task
+from hf_sft.training import Machine
+
+FEED = 1024
+"""Rows given to a metric at a time."""
+
+
+class EvaluationPlan(Block):
+    """What is measured, and which of it chooses the best checkpoint."""
+
+    metrics: tuple[str, ...] | None = None
+    """Names from `hf-sft list metrics`; the task's own when not given."""
+    best: str | None = None
+    """The metric that chooses the checkpoint on validation; the first when not given."""
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> "EvaluationPlan":
+        if self.metrics is not None and self.best is not None and self.best not in self.metrics:
+            raise PydanticCustomError("best", "`best: {best}` is not among `metrics`", {"best": self.best})
+        return self
+
+    def names(self, task: Task) -> tuple[str, ...]:
+        """The metrics to compute, best first where it isn't listed. Raises `RecipeError` for one that doesn't fit the task."""
+        names = self.metrics or task.default_metrics
+        for name in names:
+            find_metric(name, task.problem_type)  # pyright: ignore[reportAttributeAccessIssue]
+        return names if self.best is None or self.best in names else (self.best, *names)
+
+    def choose_by(self, task: Task) -> tuple[str, bool]:
+        """The metric that chooses the best checkpoint, and whether greater is better."""
+        name = self.best or self.names(task)[0]
+        return name, METRICS[name].greater_is_better
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's value and its 95% bootstrap interval over rows."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on one split."""
+
+    split: str
+    scores: dict[str, Score]
+    baselines: dict[str, dict[str, Score]] = field(default_factory=dict)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    per_class: list[dict[str, Any]] = field(default_factory=list)
+    """For single labels: `label`, `precision`, `recall`, `f1`, `rows`."""
+    confusions: list[dict[str, Any]] = field(default_factory=list)
+    """For single labels: `reference`, `prediction`, `rows`, most frequent first, without the diagonal."""
+
+
+def run_model(model: nn.Module, examples: Examples, task: Task, machine: Machine) -> np.ndarray:
+    """The task's output for every row, shape (rows, …), in the rows' order, on every process.
+
+    Rows are sorted by length and shared out between the processes; each is run once.
+    """
+    state = PartialState()
+    shares = cut_step(np.arange(len(examples)), examples.lengths, machine.micro_batch_tokens, state.num_processes)
+    rows: list[int] = []
+    outputs: list[np.ndarray] = []
+    with evaluating(model, machine):
+        for micro_batch in shares[state.process_index]:
+            batch: Batch = send_to_device(examples.collate(micro_batch.rows), state.device)  # pyright: ignore[reportAssignmentType]
+            output = task.output(model, batch).float().cpu().numpy()
+            if micro_batch.counts:
+                rows.extend(micro_batch.rows)
+                outputs.append(output)
+    shared = gather_object([(rows, np.concatenate(outputs) if outputs else None)])
+    parts = [(places, output) for places, output in shared if output is not None and places]
+    ordered = np.empty((len(examples), *np.shape(parts[0][1])[1:]), dtype=np.float32)
+    for places, output in parts:
+        ordered[places] = output
+    return ordered
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, machine: Machine):
+    """Eval mode, no gradients, the run's precision; the modules' modes are put back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad(), machine.autocast():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def measure(output: np.ndarray, references: np.ndarray, task: Task, names: tuple[str, ...]) -> dict[str, float]:
+    """The metrics' values, each fed through its `evaluate.Metric` some rows at a time."""
+    values = {}
+    answers, scores = task.answers(output), task.scores(output)
+    for name in names:
+        metric = load_metric(name, task.problem_type, num_labels=output.shape[-1])  # pyright: ignore
+        given = scores if METRICS[name].needs_scores else answers
+        for start in range(0, len(output), FEED):
+            rows = slice(start, start + FEED)
+            metric.add_batch(predictions=given[rows], references=references[rows])
+        values[name] = metric.compute()[name]
+    return values
+
+
+def evaluate_outputs(
+    split: str,
+    output: np.ndarray,
+    encoded: Dataset,
+    rows: Dataset,
+    task: Task,
+    labels: Labels | None,
+    plan: EvaluationPlan,
+    train: Dataset | None = None,
+) -> Evaluation:
+    """Everything that is said about one split; baselines when `train` is given."""
+    known = np.asarray(encoded.with_format("numpy")["labels"][:])
+    names = plan.names(task)
+    references = task.references(rows)
+    baselines = task.baselines(train, rows, labels) if train is not None else {}
+    predictions = [
+        {"row": row, **prediction, "reference": reference}
+        for row, (prediction, reference) in enumerate(zip(task.decode(output, labels), references, strict=True))
+    ]
+    per_class, confusions = _per_class(task.answers(output), known, labels) if known.ndim == 1 and labels else ([], [])
+    return Evaluation(
+        split,
+        _scores(output, known, task, names),
+        {name: _scores(guess, known, task, names) for name, guess in baselines.items()},
+        predictions,
+        per_class,
+        confusions,
+    )
+
+
+def _scores(output: np.ndarray, references: np.ndarray, task: Task, names: tuple[str, ...]) -> dict[str, Score]:
+    values = measure(output, references, task, names)
+    kind: str = task.problem_type  # pyright: ignore
+    bounds = bootstrap(names, task.answers(output), references, task.scores(output), kind)
+    return {name: Score(value, *bounds[name]) for name, value in values.items()}
+
+
+def _per_class(answers: np.ndarray, known: np.ndarray, labels: Labels) -> tuple[list[dict], list[dict]]:
+    ids = list(range(len(labels)))
+    columns = precision_recall_fscore_support(known, answers, labels=ids, zero_division=0)  # pyright: ignore
+    table = [
+        {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)}
+        for name, p, r, f, n in zip(labels.names, *map(list, columns), strict=True)  # pyright: ignore
+    ]
+    counts = confusion_matrix(known, answers, labels=ids)
+    np.fill_diagonal(counts, 0)
+    pairs = sorted(zip(*np.nonzero(counts), strict=True), key=lambda pair: -counts[pair])
+    confused = [{"reference": labels.names[i], "prediction": labels.names[j], "rows": int(counts[i, j])} for i, j in pairs]
+    return table, confused

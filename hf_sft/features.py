@@ -1,0 +1,167 @@
+"""When nothing below the head moves: run the body once over the data, and train the head on what it gave.
+
+What the head reads is found by asking it: gradients of the logits say which position of the body's output each row needs.
+The body is then replaced by a stub that hands out the stored vectors, and put back afterwards.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, send_to_device
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from hf_sft.batching import Examples, MicroBatch, cut_step
+from hf_sft.data import cache_folder, hash_rows
+from hf_sft.models import LoadedModel
+from hf_sft.tasks import Batch, Task
+from hf_sft.training import Machine
+
+TOLERANCE = 1e-4
+"""The largest difference between the model's logits and the head's on stored vectors that still is rounding (float32)."""
+
+
+class StoredBody(nn.Module):
+    """Stands in for the body: its last hidden state is what comes in as `inputs_embeds`; the pooler is the body's own."""
+
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.pooler = getattr(body, "pooler", None)
+
+    def forward(self, input_ids: Any = None, inputs_embeds: Tensor | None = None, **_: Any) -> BaseModelOutputWithPooling:
+        pooled = None if self.pooler is None else self.pooler(inputs_embeds)
+        return BaseModelOutputWithPooling(last_hidden_state=inputs_embeds, pooler_output=pooled)  # pyright: ignore
+
+
+class FeatureExamples(Examples):
+    """Examples whose batches hold one stored vector per row, and one token for what the head asks of the ids."""
+
+    def __init__(self, examples: Examples, features: np.ndarray):
+        super().__init__(examples.encoded, examples._collate)
+        self.features = features
+        self.lengths = np.ones(len(features), dtype=np.int64)
+        inputs = {"input_ids", "token_type_ids"} & set(examples.encoded.column_names)
+        kept = self._columns.remove_columns([n for n in self._columns.column_names if n in inputs - {"input_ids"}])
+        self._rows = [_with_one_token(row, inputs) for row in kept.to_list()]
+
+    def take(self, rows: tuple[int, ...]) -> list[dict[str, Any]]:
+        return [self._rows[row] for row in rows]
+
+    def collate(self, rows: tuple[int, ...]) -> Batch:
+        return {**super().collate(rows), "inputs_embeds": torch.from_numpy(self.features[list(rows)]).unsqueeze(1)}
+
+
+def _with_one_token(row: dict[str, Any], inputs: set[str]) -> dict[str, Any]:
+    return {name: value[-1:] if name in inputs else value for name, value in row.items()}
+
+
+def body_rests(loaded: LoadedModel) -> bool:
+    """True when only parameters of the head move."""
+    return all(name in loaded.head for name, p in loaded.model.named_parameters() if p.requires_grad)
+
+
+@contextlib.contextmanager
+def stored_body(loaded: LoadedModel) -> Iterator[None]:
+    """The model with the stub in the body's place; the body is put back at the end."""
+    name, body = loaded.model.base_model_prefix, loaded.body
+    setattr(loaded.model, name, StoredBody(body))
+    try:
+        yield
+    finally:
+        setattr(loaded.model, name, body)
+
+
+def store_features(loaded: LoadedModel, examples: Examples, task: Task, machine: Machine) -> FeatureExamples | None:
+    """What the body gives the head for every row, float32, shape (rows, width): from the cache, or by one pass.
+
+    None when the head reads more than one position per row, or when the stub's answers are not the model's.
+    """
+    if not _stub_is_exact(loaded, examples, task):
+        return None
+    path = cache_folder("features") / f"{_key(loaded, examples, machine)}.npy"
+    state = PartialState()
+    if not path.is_file():
+        stored = _run_body(loaded, examples, task, machine)
+        if state.is_local_main_process:
+            _write(path, stored)
+        state.wait_for_everyone()
+    return FeatureExamples(examples, np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _stub_is_exact(loaded: LoadedModel, examples: Examples, task: Task) -> bool:
+    """Tried on three rows of different lengths, in float32."""
+    by_length = np.argsort(examples.lengths, kind="stable")
+    rows = tuple(sorted({int(by_length[0]), int(by_length[len(by_length) // 2]), int(by_length[-1])}))
+    batch = _inputs(examples.collate(rows))
+    loaded.model.eval()
+    try:
+        vectors = _read_vectors(loaded, batch, task)
+        if vectors is None:
+            return False
+        few = FeatureExamples(Examples(examples.encoded.select(rows), examples._collate), vectors.cpu().numpy())
+        with torch.no_grad():
+            wanted = task.output(loaded.model, batch)
+            with stored_body(loaded):
+                found = task.output(loaded.model, _inputs(few.collate(tuple(range(len(rows))))))
+    except (AttributeError, TypeError, RuntimeError, ValueError):
+        # A head that asks its body for more than a last hidden state fails on the stub in its own way: no features then.
+        return False
+    return bool(torch.allclose(wanted, found, atol=TOLERANCE, rtol=TOLERANCE))
+
+
+def _inputs(batch: Batch) -> Batch:
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    return send_to_device(inputs, PartialState().device)  # pyright: ignore[reportReturnType]
+
+
+def _read_vectors(loaded: LoadedModel, batch: Batch, task: Task, machine: Machine | None = None) -> Tensor | None:
+    """For each row the vector that the head reads, shape (rows, width); None when it reads several."""
+    with torch.no_grad(), machine.autocast() if machine else contextlib.nullcontext():
+        hidden = loaded.body(**batch).last_hidden_state.float()
+    with torch.enable_grad(), stored_body(loaded):
+        hidden.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(task.output(loaded.model, {**batch, "inputs_embeds": hidden}).sum(), hidden)
+    read = gradient.abs().sum(-1) > 0
+    if not (read.sum(1) == 1).all():
+        return None
+    return hidden.detach()[torch.arange(len(hidden), device=hidden.device), read.int().argmax(1)]
+
+
+def _run_body(loaded: LoadedModel, examples: Examples, task: Task, machine: Machine) -> np.ndarray:
+    state = PartialState()
+    shares = cut_step(np.arange(len(examples)), examples.lengths, machine.micro_batch_tokens, state.num_processes)
+    parts: list[tuple[MicroBatch, np.ndarray]] = []
+    for micro_batch in shares[state.process_index]:
+        vectors = _read_vectors(loaded, _inputs(examples.collate(micro_batch.rows)), task, machine)
+        assert vectors is not None, "the head reads several positions of some rows, and one of those it was asked about"
+        if micro_batch.counts:
+            parts.append((micro_batch, vectors.cpu().numpy()))
+    shared = gather_object(parts)
+    stored = np.empty((len(examples), shared[0][1].shape[1]), dtype=np.float32)
+    for micro_batch, vectors in shared:
+        stored[list(micro_batch.rows)] = vectors
+    return stored
+
+
+def _key(loaded: LoadedModel, examples: Examples, machine: Machine) -> str:
+    digest = hashlib.sha256(f"{hash_rows(examples.encoded)} {machine.precision} {type(loaded.body).__name__}".encode())
+    for name, parameter in loaded.model.named_parameters():
+        if name not in loaded.head:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _write(path: Path, stored: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    with aside.open("wb") as file:
+        np.save(file, stored)
+    aside.replace(path)

@@ -1,0 +1,46 @@
+"""A method knows which weights move. It answers with phases; each phase is one `Trainer.train()`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel, TrainerCallback
+
+from hf_sft.block import Block
+from hf_sft.models import LoadedModel
+from hf_sft.tasks import Task
+from hf_sft.training import Training
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training from beginning to end; aids edit it with `dataclasses.replace`."""
+
+    name: str
+    training: Training
+    """Complete: the recipe's fields over the method's defaults."""
+    prepare: Callable[[LoadedModel], Any]
+    """Freezes or wraps: gives the model whose parameters with `requires_grad` are those that shall move."""
+    finish: Callable[[Any], Any]
+    """Turns the trained model into the one that is saved (merges adapters)."""
+    callbacks: tuple[TrainerCallback, ...] = ()
+
+
+class Method(Block, ABC):
+    """The contract. A concrete method is a frozen pydantic model whose fields are its block of the recipe."""
+
+    type: str
+    """The method: a file in hf_sft/methods, or a dotted module name."""
+
+    training_defaults: ClassVar[dict[str, Any]]
+    """Fields of `training` that suit this method, each with its reason beside it."""
+
+    @abstractmethod
+    def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
+        """The phases, in order."""
+
+
+def keep(model: PreTrainedModel) -> PreTrainedModel:
+    """For phases whose trained model is saved as it is."""
+    return model

@@ -1,0 +1,27 @@
+"""Every weight moves."""
+
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel
+
+from hf_sft.methods import Method, Phase, keep
+from hf_sft.models import LoadedModel
+from hf_sft.tasks import Task
+from hf_sft.training import Training
+
+
+class Full(Method):
+    """Move all weights. The best score where there are enough rows; the most time and memory."""
+
+    training_defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 5e-5,  # the upper end of what BERT's authors swept: https://huggingface.co/papers/1810.04805
+        "num_train_epochs": 3,
+        "warmup_steps": 0.1,  # large early steps undo pre-training: https://huggingface.co/papers/2006.04884
+    }
+
+    def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
+        return (Phase("full", training.with_defaults(self.training_defaults), move_everything, keep),)
+
+
+def move_everything(loaded: LoadedModel) -> PreTrainedModel:
+    return loaded.model.requires_grad_(True)

@@ -1,0 +1,78 @@
+"""Low-rank updates of the body's weights, and a head that moves freely. https://huggingface.co/papers/2106.09685"""
+
+from functools import partial
+from typing import Any, ClassVar
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import Field
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_sft.errors import RecipeError
+from hf_sft.methods import Method, Phase, keep
+from hf_sft.models import LoadedModel
+from hf_sft.tasks import Task
+from hf_sft.training import Training
+
+
+class Lora(Method):
+    """Learn a low-rank update beside each linear layer of the body, and the head: near full, with a fraction of the memory."""
+
+    training_defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 5e-4,  # ten times that of full fine-tuning, whatever the rank (Schulman, LoRA Without Regret, 2025)
+        "num_train_epochs": 3,
+        "warmup_steps": 0.1,
+    }
+
+    r: int = Field(default=8, ge=1)
+    """Rank of the update."""
+    alpha: float = Field(default=16.0, gt=0)
+    """The update is scaled by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the update."""
+    target_modules: tuple[str, ...] | None = None
+    """Names (or ends of names) of linear layers; all of the body's when not given."""
+    merge: bool = True
+    """Add the updates to the weights at the end; otherwise the run folder holds an adapter."""
+
+    def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
+        training = training.with_defaults(self.training_defaults)
+        finish = _merge if self.merge else keep
+        return (Phase("lora", training, partial(self._wrap, peft_type=task.peft_type), finish),)
+
+    def _wrap(self, loaded: LoadedModel, peft_type: str) -> PeftModel:
+        """PEFT's own model; every module of the head is trained and saved whatever its name (peft #310, #577, #876)."""
+        linear = {name: type(m) for name, m in loaded.body.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+        below_head = {f"{loaded.prefix}{name}": kind for name, kind in linear.items()}
+        below_head = {name: kind for name, kind in below_head.items() if f"{name}.weight" not in loaded.head}
+        chosen = self._targets(below_head)
+        config = LoraConfig(
+            task_type=peft_type,
+            r=self.r,
+            lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]
+            lora_dropout=self.dropout,
+            target_modules=chosen,
+            modules_to_save=loaded.head_modules,
+            fan_in_fan_out=any(below_head[name] is Conv1D for name in chosen),
+            revision=loaded.revision,
+        )
+        return get_peft_model(loaded.model, config)
+
+    def _targets(self, linear: dict[str, type]) -> list[str]:
+        if self.target_modules is None:
+            return list(linear)
+        ends = tuple(self.target_modules)
+        chosen = [name for name in linear if any(name == end or name.endswith(f".{end}") for end in ends)]
+        missing = [end for end in ends if not any(name == end or name.endswith(f".{end}") for name in linear)]
+        if missing:
+            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+            raise RecipeError(
+                f"`method.target_modules` names {', '.join(missing)}, which no linear layer of the body is called.\n"
+                f"  Its linear layers end in: {known}."
+            )
+        return chosen
+
+
+def _merge(model: PeftModel) -> PreTrainedModel:
+    return model.merge_and_unload()  # pyright: ignore[reportCallIssue]

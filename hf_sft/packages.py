@@ -1,0 +1,21 @@
+"""Folders inside installed packages, found without importing the package: importing would run its code."""
+
+import importlib.util
+from pathlib import Path, PurePosixPath
+
+
+def locate(name: str) -> str:
+    """The folder behind `package:NAME/PATH`; any other name as it stands. Raises `LookupError` with the reason."""
+    if not name.startswith("package:"):
+        return name
+    package, _, inside = name.removeprefix("package:").partition("/")
+    module, path = package.replace("-", "_"), PurePosixPath(inside)
+    if not module.isidentifier() or path.is_absolute() or ".." in path.parts:
+        raise LookupError(f"`{name}` is not of the form package:NAME/PATH, with a path that stays inside the package.")
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise LookupError(f"`{name}`: no package `{package}` is installed.\n  Install it: pip install {package}")
+    folder = Path(spec.submodule_search_locations[0]) / path
+    if not folder.exists():
+        raise LookupError(f"`{name}`: the package is installed, but has no `{inside}`.")
+    return str(folder)

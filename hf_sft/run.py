@@ -1,0 +1,130 @@
+"""A run before its first step, and a run that is finished."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from datasets import Dataset
+from peft import PeftModel
+
+from hf_sft.aids import Aid
+from hf_sft.data import Splits, encode_splits, load_splits
+from hf_sft.errors import RecipeError
+from hf_sft.methods import Phase
+from hf_sft.models import Checkpoint, LoadedModel, load_model, load_processor
+from hf_sft.recipe import Recipe, load_recipe
+from hf_sft.tasks import Labels, Task
+from hf_sft.training import Machine, resolve_machine
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a recipe stands for, before the first step."""
+
+    recipe: Recipe
+    """Resolved: every default filled in, with the commits of checkpoint and data set."""
+    splits: Splits
+    processor: Any
+    encoded: dict[str, Dataset]
+    loaded: LoadedModel
+    machine: Machine
+    phases: tuple[Phase, ...]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder, read back: what it takes to answer."""
+
+    folder: Path
+    recipe: Recipe
+    task: Task
+    labels: Labels | None
+    processor: Any
+    model: Any
+    machine: Machine
+
+
+def as_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Recipe:
+    """A recipe from a file with overrides, or as it is; code of a checkpoint's own is run only when asked for twice."""
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    elif overrides:
+        raise RecipeError("overrides go with a recipe file; a Recipe is changed with `model_copy(update=…)`.")
+    if recipe.model.trust_remote_code and not trust_remote_code:
+        raise RecipeError(
+            "`model.trust_remote_code` is true in the recipe, which is not enough to run a checkpoint's own code.\n"
+            "  If you trust it, say --trust-remote-code on the command line too (Python: trust_remote_code=True)."
+        )
+    return recipe
+
+
+def prepare(recipe: Recipe) -> Run:
+    """Data, processor, examples, model and phases. Writes nothing but caches."""
+    machine = resolve_machine(recipe.training)
+    splits = load_splits(recipe.data, recipe.task)
+    recipe.evaluation.names(splits.task)  # refuses metrics that don't fit before the long part begins
+    for note in splits.notes:
+        say(note)
+    processor = load_processor(recipe.model)
+    encoded = encode_splits(splits, processor)
+    set_seed(recipe.seed)
+    loaded = load_model(recipe.model, splits.task, splits.labels, processor)
+    if loaded.new:
+        say(f"new, since the checkpoint does not bring it: {', '.join(loaded.new)}")
+    phases = apply_aids(recipe.method.phases(splits.task, recipe.training), recipe.aids)
+    model = recipe.model.model_copy(update={"revision": loaded.revision or recipe.model.revision})
+    resolved = {"model": model, "data": splits.source, "task": splits.task, "training": phases[-1].training}
+    return Run(recipe.model_copy(update=resolved), splits, processor, encoded, loaded, machine, phases)
+
+
+def apply_aids(phases: tuple[Phase, ...], aids: tuple[Aid, ...]) -> tuple[Phase, ...]:
+    """Every phase, edited by every aid in turn."""
+    for aid in aids:
+        phases = tuple(aid.apply(phase) for phase in phases)
+    return phases
+
+
+def load_run(folder: str | Path) -> FinishedRun:
+    """Read a finished run back; an adapter is put on its base checkpoint. Raises `RecipeError` when it is none."""
+    folder = Path(folder)
+    if not (folder / "report.json").is_file() or not (folder / "recipe.yaml").is_file():
+        unfinished = " It holds an unfinished one." if (folder / "checkpoints").is_dir() else ""
+        raise RecipeError(f"`{folder}` holds no finished run: a run folder has recipe.yaml and report.json.{unfinished}")
+    recipe = load_recipe(folder / "recipe.yaml")
+    facts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    names = facts["data"]["labels"]
+    labels = Labels(tuple(names)) if names else None
+    adapter = (folder / "adapter_config.json").is_file()
+    here = Checkpoint(checkpoint=str(folder))
+    processor = load_processor(here)
+    loaded = load_model(recipe.model if adapter else here, recipe.task, labels, processor)
+    model = PeftModel.from_pretrained(loaded.model, str(folder)) if adapter else loaded.model
+    machine = resolve_machine(recipe.training)
+    return FinishedRun(folder, recipe, recipe.task, labels, processor, model.eval().to(machine.device), machine)  # pyright: ignore[reportArgumentType]
+
+
+def claim_folder(name: str) -> Path:
+    """The output folder, which must be empty or not there yet, and writable. Nothing is created. Raises `RecipeError`."""
+    folder = Path(name).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        holds = "already holds a finished run" if (folder / "report.json").is_file() else "is not empty"
+        raise RecipeError(
+            f"output folder `{name}` {holds if folder.is_dir() else 'is a file'}.\n"
+            "  Give another one (output.folder=…), or move or delete this one."
+        )
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise RecipeError(f"output folder `{name}` can't be written: no permission for `{parent}`.  Give another one.")
+    return folder
+
+
+def say(line: str) -> None:
+    """One line for the person waiting, from the main process."""
+    if PartialState().is_main_process:
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,124 @@
+"""A task knows what the model is asked to do: which columns, what an example looks like, what an item of the loss is.
+
+A new task is a new file here: `type: span_ranking` means `hf_sft/tasks/span_ranking.py`, with one class in it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Self, TypeAlias
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor, nn
+
+from hf_sft.block import Block
+
+Batch: TypeAlias = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes in the order of the head's outputs; a label's id is its place here."""
+
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
+
+
+class Task(Block, ABC):
+    """The contract. A concrete task is a frozen pydantic model whose fields are its block of the recipe."""
+
+    type: str
+    """The task: a file in hf_sft/tasks, or a dotted module name."""
+
+    auto_model: ClassVar[Any]
+    """The `AutoModelFor…` that brings the head."""
+    pipeline_tag: ClassVar[str]
+    """The pipeline that answers with the finished model."""
+    peft_type: ClassVar[str]
+    """PEFT's word for the task, so that its own loader finds the right class for an adapter."""
+
+    @property
+    @abstractmethod
+    def default_metrics(self) -> tuple[str, ...]:
+        """Names from `hf_sft.metrics`, best first: without `evaluation.best` the first that is a score is the best."""
+
+    @abstractmethod
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """The columns a row must have, by the field that names them: `{"text": ("sentence",), "label": ("label",)}`."""
+
+    @abstractmethod
+    def input_columns(self) -> tuple[str, ...]:
+        """The columns that a row must have to be predicted."""
+
+    @abstractmethod
+    def resolve(self, train: Dataset) -> Self:
+        """This task with what it infers from the data filled in (`problem_type`). Raises `DataError`."""
+
+    @abstractmethod
+    def labels(self, train: Dataset) -> Labels | None:
+        """The classes, by name, that `train` shows; None where the task has none. Raises `DataError`."""
+
+    @abstractmethod
+    def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
+        """Rows that can't be learned from, by what is wrong with them; `{}` when all is well."""
+
+    @abstractmethod
+    def config_fields(self, labels: Labels | None) -> dict[str, Any]:
+        """What the model's config must say about the head (`id2label`, `problem_type`)."""
+
+    @abstractmethod
+    def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
+        """Rows to examples; pure, for `Dataset.map(batched=True)`. Rows without labels give examples without them."""
+
+    @abstractmethod
+    def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
+        """Examples to one batch, padded to its longest. No global randomness."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The SUM of the loss over the micro-batch's items, float32, shape ()."""
+
+    @abstractmethod
+    def num_items(self, batch: Batch) -> int:
+        """How many items that sum runs over; the trainer divides by the whole step's items, over all processes."""
+
+    @abstractmethod
+    def output(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What is kept of a forward pass, float32, shape (rows, …): logits where they are small."""
+
+    @abstractmethod
+    def answers(self, output: np.ndarray) -> np.ndarray:
+        """Outputs of shape (rows, …) to what metrics compare with the encoded `labels`."""
+
+    @abstractmethod
+    def scores(self, output: np.ndarray) -> np.ndarray:
+        """Outputs to what ranking metrics and predictions call scores: probabilities, or the values themselves."""
+
+    @abstractmethod
+    def decode(self, output: np.ndarray, labels: Labels | None) -> list[dict[str, Any]]:
+        """Outputs to one JSON-ready prediction per row."""
+
+    @abstractmethod
+    def references(self, rows: Dataset) -> list[Any]:
+        """The true answers, in the words of the data."""
+
+    @abstractmethod
+    def texts(self, rows: Dataset) -> list[str]:
+        """What a person would read of each row; equal texts never stand on two sides of a made split."""
+
+    @abstractmethod
+    def baselines(self, train: Dataset, rows: Dataset, labels: Labels | None) -> dict[str, np.ndarray]:
+        """What simple methods answer on `rows` after seeing `train`, by name, as `output` would have it."""
+
+    @classmethod
+    @abstractmethod
+    def sample(cls) -> tuple[Self, Dataset]:
+        """The smallest task and data set that show what it is; the contract tests run on them."""

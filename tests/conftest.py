@@ -1,0 +1,54 @@
+"""No network, the CPU, caches of the session's own, and tiny checkpoints built once."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+_SESSION = Path(tempfile.mkdtemp(prefix="hf_sft-tests-"))
+ATTEMPTS = _SESSION / "attempts.txt"
+ATTEMPTS.touch()
+
+# Read when the libraries are imported, so they are set before any of them is.
+os.environ.update(
+    HF_HOME=str(_SESSION / "hf_home"),
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+    TRANSFORMERS_VERBOSITY="error",
+    TOKENIZERS_PARALLELISM="false",
+    CUDA_VISIBLE_DEVICES="",
+    HF_SFT_TEST_ATTEMPTS=str(ATTEMPTS),
+    PYTHONPATH=os.pathsep.join([str(_HERE / "no_network"), str(_HERE.parent)]),
+)
+sys.path.insert(0, str(_HERE / "no_network"))
+
+import pytest  # noqa: E402
+import sitecustomize  # noqa: E402
+
+from tests import tiny  # noqa: E402
+
+sitecustomize.install()
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> dict[str, Path]:
+    """Folders of tiny checkpoints without a task's head, by family."""
+    return {family: tiny.build(family, _SESSION / "checkpoints" / family) for family in tiny.FAMILIES}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test runs in a folder of its own, so that `runs/…` is its own too."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """No socket left the machine, in no process that the suite started; the one attempt is the guard's own test."""
+    reached = [line for line in ATTEMPTS.read_text().splitlines() if line != tiny.ELSEWHERE]
+    if reached:
+        session.exitstatus = 1
+        print(f"\nsockets that tried to leave the machine: {reached}", file=sys.stderr)

@@ -1,0 +1,320 @@
+"""Planted mistakes: each gets one clear message, exit status 2, and leaves nothing behind."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from datasets import Dataset
+
+import hf_sft
+from hf_sft.cli import app
+from tests import tiny
+
+SINGLE = "single_label_classification"
+
+
+def lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+class Bench:
+    """A clean recipe on disk, to plant one mistake in."""
+
+    def __init__(self, folder: Path, checkpoint: Path):
+        self.folder, self.checkpoint = folder, checkpoint
+        self.files = tiny.write_rows(folder / "data", SINGLE, train=20)
+        self.recipe = tiny.recipe(checkpoint, self.files, folder / "run")
+        self.overrides: list[str] = []
+
+    def set(self, block: str, **fields: Any) -> None:
+        self.recipe[block] = {**self.recipe.get(block, {}), **fields}
+
+    def rows(self, split: str, change) -> None:
+        path = Path(self.files[split])
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text(lines(change(rows)))
+
+    def write(self) -> Path:
+        path = self.folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump(self.recipe, sort_keys=False))
+        return path
+
+
+def misspelt_key(b: Bench):
+    b.set("task", text_par="text")
+
+
+def wrong_type(b: Bench):
+    b.recipe["method"] = {"type": "lora", "r": "eight"}
+
+
+def owned_argument(b: Bench):
+    b.set("training", gradient_accumulation_steps=4)
+
+
+def unknown_task(b: Bench):
+    b.set("task", type="sequence_clasification")
+
+
+def unknown_metric(b: Bench):
+    b.recipe["evaluation"] = {"metrics": ["acuracy"]}
+
+
+def metric_of_another_kind(b: Bench):
+    b.recipe["evaluation"] = {"metrics": ["pearson"]}
+
+
+def best_not_measured(b: Bench):
+    b.recipe["evaluation"] = {"metrics": ["accuracy"], "best": "f1_macro"}
+
+
+def bad_override(b: Bench):
+    b.overrides = ["training.learning_rate"]
+
+
+def missing_data_file(b: Bench):
+    b.set("data", data_files={**b.files, "train": "nowhere.jsonl"})
+
+
+def missing_column(b: Bench):
+    b.set("task", text="txt")
+
+
+def missing_split(b: Bench):
+    b.set("data", splits={"validation": "validatoin"})
+
+
+def hub_data_without_network(b: Bench):
+    b.recipe["data"] = {"dataset": "nyu-mll/glue", "config": "mrpc"}
+
+
+def missing_package(b: Bench):
+    b.set("model", checkpoint="package:no_such_package/model")
+
+
+def missing_folder_in_package(b: Bench):
+    b.set("model", checkpoint="package:transformers/no_such_folder")
+
+
+def path_out_of_a_package(b: Bench):
+    b.set("model", checkpoint="package:transformers/../torch")
+
+
+def hub_checkpoint_without_network(b: Bench):
+    b.set("model", checkpoint="google-bert/bert-base-uncased")
+
+
+def _copy_of_checkpoint(b: Bench) -> Path:
+    return Path(shutil.copytree(b.checkpoint, b.folder / "checkpoint"))
+
+
+def checkpoint_without_weights(b: Bench):
+    folder = _copy_of_checkpoint(b)
+    (folder / "model.safetensors").unlink()
+    b.set("model", checkpoint=str(folder))
+
+
+def pickled_weights_only(b: Bench):
+    folder = _copy_of_checkpoint(b)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    b.set("model", checkpoint=str(folder))
+
+
+def checkpoint_without_config(b: Bench):
+    folder = _copy_of_checkpoint(b)
+    (folder / "config.json").unlink()
+    b.set("model", checkpoint=str(folder))
+
+
+def checkpoint_without_tokenizer(b: Bench):
+    folder = _copy_of_checkpoint(b)
+    for file in folder.glob("*token*"):
+        file.unlink()
+    b.set("model", checkpoint=str(folder))
+
+
+def damaged_weights(b: Bench):
+    folder = _copy_of_checkpoint(b)
+    (folder / "model.safetensors").write_bytes(b"not weights at all")
+    b.set("model", checkpoint=str(folder))
+
+
+def remote_code_in_the_recipe_alone(b: Bench):
+    b.set("model", trust_remote_code=True)
+
+
+def remote_code_needed(b: Bench):
+    folder = _copy_of_checkpoint(b)
+    config = json.loads((folder / "config.json").read_text())
+    config.update(model_type="odd_one", auto_map={"AutoConfig": "odd.OddConfig"})
+    (folder / "config.json").write_text(json.dumps(config))
+    b.set("model", checkpoint=str(folder))
+
+
+def empty_text(b: Bench):
+    b.rows("train", lambda rows: [*rows[:3], {"text": " ", "label": "law"}, *rows[3:]])
+
+
+def null_text(b: Bench):
+    b.rows("validation", lambda rows: [*rows, {"text": None, "label": "law"}])
+
+
+def null_label(b: Bench):
+    b.rows("train", lambda rows: [*rows, {"text": "goal", "label": None}])
+
+
+def unknown_label(b: Bench):
+    b.rows("validation", lambda rows: [*rows[:4], {"text": "goal", "label": "maybe"}, *rows[4:]])
+
+
+def malformed_json(b: Bench):
+    Path(b.files["train"]).write_text('{"text": "goal", "label": \n')
+
+
+def one_class(b: Bench):
+    for split in b.files:
+        b.rows(split, lambda rows: [{**row, "label": "law"} for row in rows])
+
+
+def too_many_rows(b: Bench):
+    b.set("data", rows=1000)
+
+
+def fractions_above_one(b: Bench):
+    b.recipe["data"] = {"dataset": "json", "data_files": b.files["train"], "splits": {"validation": 0.5, "test": 0.6}}
+
+
+def output_holds_a_run(b: Bench):
+    (b.folder / "run").mkdir()
+    (b.folder / "run" / "report.json").write_text("{}")
+
+
+def output_is_a_file(b: Bench):
+    (b.folder / "run").write_text("mine")
+
+
+def unknown_target_module(b: Bench):
+    b.recipe["method"] = {"type": "lora", "target_modules": ["q_proj"]}
+
+
+def both_precisions(b: Bench):
+    b.set("training", bf16=True, fp16=True)
+
+
+MISTAKES = [
+    (misspelt_key, r"line \d+  task\.text_par +is not a field of sequence_classification\. Did you mean `text_pair`\?"),
+    (wrong_type, r"method\.r +must be a whole number of at least 1; got 'eight'"),
+    (owned_argument, r"training\.gradient_accumulation_steps.*`training\.batch_size`"),
+    (unknown_task, r"sequence_clasification.*Did you mean `sequence_classification`\?"),
+    (unknown_metric, r"acuracy.*accuracy"),
+    (metric_of_another_kind, r"`pearson`(.|\n)*accuracy"),
+    (best_not_measured, r"f1_macro.*not among `metrics`"),
+    (bad_override, r"expected `key=value`"),
+    (missing_data_file, r"there is no file `nowhere\.jsonl`"),
+    (missing_column, r"`task\.text` names column `txt`.*Did you mean `text`\?(.|\n)*It has: "),
+    (missing_split, r"no split `validatoin`(.|\n)*Did you mean `validation`\?"),
+    (hub_data_without_network, r"data set `nyu-mll/glue` can't be had"),
+    (missing_package, r"no package `no_such_package` is installed.(.|\n)*pip install no_such_package"),
+    (missing_folder_in_package, r"the package is installed, but has no `no_such_folder`"),
+    (path_out_of_a_package, r"a path that stays inside the package"),
+    (hub_checkpoint_without_network, r"`google-bert/bert-base-uncased` can't be had(.|\n)*not in the cache"),
+    (checkpoint_without_weights, r"expected weights in \*\.safetensors, found none"),
+    (pickled_weights_only, r"only pickled ones \(pytorch_model\.bin\)"),
+    (checkpoint_without_config, r"has no config\.json"),
+    (checkpoint_without_tokenizer, r"brings no tokenizer: its vocabulary is empty"),
+    (damaged_weights, r"its model can't be loaded"),
+    (remote_code_in_the_recipe_alone, r"--trust-remote-code"),
+    (remote_code_needed, r"brings Python code of its own"),
+    (empty_text, r"olumn `text` is empty in 1 row\(s\) of split `train`: 3"),
+    (null_text, r"olumn `text` is null in 1 row\(s\) of split `validation`: 9"),
+    (null_label, r"olumn `label` is null or empty in 1 row\(s\) of split `train`: 20"),
+    (unknown_label, r"'maybe', which `train` never shows, in 1 row\(s\) of split `validation`: 4(.|\n)*drop_invalid"),
+    (malformed_json, r"can't be read"),
+    (one_class, r"shows 1 class\(es\): law"),
+    (too_many_rows, r"`data\.rows` is 1000, but train has 20 rows"),
+    (fractions_above_one, r"add up to 1\.1"),
+    (output_holds_a_run, r"already holds a finished run"),
+    (output_is_a_file, r"is a file"),
+    (unknown_target_module, r"names q_proj, which no linear layer of the body is called(.|\n)*query"),
+    (both_precisions, r"can't both be true"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES, ids=[mistake.__name__ for mistake, _ in MISTAKES])
+def test_a_mistake_gets_its_message_and_leaves_nothing_behind(mistake, message, checkpoints, tmp_path):
+    bench = Bench(tmp_path, checkpoints["bert"])
+    mistake(bench)
+    path = bench.write()
+    before = {file for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(hf_sft.HfSftError, match=message) as raised:
+        hf_sft.train(path, bench.overrides)
+    with pytest.raises(type(raised.value), match=message):
+        hf_sft.check(path, bench.overrides)
+    assert {file for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert len(str(raised.value).splitlines()) <= 8
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [unclosed", r"line 1, column \d+"),
+        ("model: {checkpoint: x}\n\tdata: 1\n", r"line 2"),
+        ("seed: 1\nseed: 2\n", r"line 2"),
+        ("seed: &a 1\n", r"anchor"),
+        ("", r"nothing"),
+    ],
+)
+def test_yaml_that_does_not_parse_is_told_by_line(text, message, tmp_path):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(hf_sft.RecipeError, match=message):
+        hf_sft.load_recipe(tmp_path / "r.yaml")
+
+
+def test_the_command_line_exits_with_2_and_without_a_traceback(checkpoints, tmp_path):
+    bench = Bench(tmp_path, checkpoints["bert"])
+    misspelt_key(bench)
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_sft", "train", str(bench.write())], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("RecipeError: ") and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_clean_recipe_passes_check_and_check_writes_nothing(checkpoints, tmp_path):
+    bench = Bench(tmp_path, checkpoints["bert"])
+    found = hf_sft.check(bench.write())
+    assert found.facts["rows"] == "20 train, 9 validation, 11 test"
+    assert found.facts["labels"] == "business, law, sport"
+    assert found.facts["full: optimizer steps"].startswith("5 of 8 rows")
+    assert found.warnings == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_predict_refuses_what_it_cannot_answer(checkpoints, tmp_path):
+    bench = Bench(tmp_path, checkpoints["bert"])
+    hf_sft.train(bench.write())
+    for inputs, message in (([""], "empty"), ([], "nothing to answer"), ([{"txt": "a"}], "lacks column"), ("x.doc", "x.doc")):
+        with pytest.raises(hf_sft.DataError, match=message):
+            hf_sft.predict(tmp_path / "run", inputs)
+    with pytest.raises(hf_sft.RecipeError, match="no finished run"):
+        hf_sft.predict(tmp_path, ["a"])
+
+
+def test_every_verb_of_the_contract_is_there():
+    names = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert names >= {"check", "train", "evaluate", "predict", "publish", "list", "schema"}
+
+
+def test_a_save_to_disk_folder_of_one_split_is_train(tmp_path, checkpoints):
+    rows = tiny.rows(SINGLE, 40)
+    Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    recipe = tiny.recipe(checkpoints["bert"], {}, tmp_path / "run")
+    recipe["data"] = {"dataset": str(tmp_path / "saved")}
+    report = hf_sft.train(hf_sft.Recipe.model_validate(recipe))
+    assert sum(report.facts["data"]["rows"].values()) == 40

@@ -1,0 +1,66 @@
+"""What holds for the package as a whole."""
+
+import ast
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import hf_sft
+from tests import tiny
+
+PACKAGE = Path(hf_sft.__file__).parent
+
+
+def test_importing_the_package_and_asking_for_help_do_not_import_torch():
+    code = "import sys, hf_sft, hf_sft.cli; assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_answers_in_under_four_tenths_of_a_second():
+    def seconds() -> float:
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "hf_sft", "--help"], capture_output=True, text=True, check=True)
+        assert "evaluate" in done.stdout
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.4
+
+
+def test_public_names_are_mirrored_for_type_checkers_and_can_be_had():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    mirrored = {node.names[0].name: node.module.removeprefix("hf_sft.") for node in block.body}
+    assert mirrored == hf_sft.PUBLIC
+    for name in hf_sft.__all__:
+        assert getattr(hf_sft, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute `tran`"):
+        hf_sft.tran  # noqa: B018
+
+
+@pytest.mark.parametrize("host", [tiny.ELSEWHERE])
+def test_no_socket_leaves_the_machine(host):
+    """Also asserted at the end of the session, over every process that the suite started."""
+    with pytest.raises(OSError, match="tests may not reach"):
+        socket.create_connection((host, 443), timeout=1)
+    code = f"import socket; socket.create_connection(('{host}', 443), timeout=1)"
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "tests may not reach" in started.stderr
+
+
+def test_upstream_lines_that_the_trainer_leans_on():
+    """An upgrade of transformers that changes one of these must fail here and not in a silent number."""
+    import inspect
+
+    from transformers import Trainer
+
+    epoch = inspect.getsource(Trainer._run_epoch)
+    assert "self.training_step(model, inputs, num_items_in_batch)" in epoch
+    assert "set_epoch(epoch)" in epoch and "skip_first_batches(train_dataloader" in epoch
+    assert "nested_gather(tr_loss, self.args.parallel_mode).mean()" in inspect.getsource(Trainer._maybe_log_save_evaluate)
+    assert "self._load_best_model()" in inspect.getsource(Trainer._finalize_training)
+    assert "self._save(output_dir)" in inspect.getsource(Trainer.save_model)
+    assert "metrics = self.evaluate(" in inspect.getsource(Trainer._evaluate)

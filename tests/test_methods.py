@@ -1,0 +1,88 @@
+"""Once for each file in hf_sft/methods: after training exactly the parameters that should have moved have changed."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hf_sft
+from hf_sft.block import list_kinds, load_kind
+from hf_sft.trainer import _resting_modules
+from tests import tiny
+
+
+def is_head(name: str) -> bool:
+    return name.startswith(("classifier", "score", "bert.pooler"))
+
+
+MOVES = {
+    "full": lambda name: True,
+    "head_only": is_head,
+    "lora": lambda name: is_head(name) or (name.endswith("weight") and "LayerNorm" not in name and ".ln_" not in name),
+}
+"""Which parameters of the saved model may differ from the checkpoint's (LoRA is merged: linear layers of the body)."""
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("method", list_kinds("methods"))
+def test_exactly_the_intended_parameters_change(method, family, checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "single_label_classification")
+    recipe = hf_sft.Recipe.model_validate(tiny.recipe(checkpoints[family], files, tmp_path / "run", method))
+    trainer = hf_sft.build_trainer(recipe)
+    start = {n: p.detach().clone() for n, p in trainer.loaded.model.named_parameters()}
+    hf_sft.train(recipe)
+    end = load_file(tmp_path / "run" / "model.safetensors")
+    before = load_file(checkpoints[family] / "model.safetensors")
+    prefix = trainer.loaded.prefix
+    changed = {name for name in end if name.removeprefix(prefix) in before and _differs(end[name], before, name, prefix)}
+    embeddings = {name for name in end if "embed" in name or "wte" in name or "wpe" in name}
+    for name in end:
+        if name.removeprefix(prefix) not in before:
+            assert is_head(name), f"{name} is saved, and neither the checkpoint's nor the head's"
+            continue
+        may_move = MOVES[method](name) and not (method == "lora" and name in embeddings)
+        # A key's bias has no gradient, and an embedding's row only where its token occurs: those may stand still.
+        assert (name in changed) <= may_move, f"{name} moved"
+        assert may_move <= (name in changed or "key.bias" in name or "c_attn.bias" in name), f"{name} stood still"
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert set(report["parameters"]["new"]) == {name for name in end if name.removeprefix(prefix) not in before}
+    assert start.keys() >= set(report["parameters"]["new"]) or method == "lora"
+
+
+def _differs(end: torch.Tensor, before: dict[str, torch.Tensor], name: str, prefix: str) -> bool:
+    return not torch.equal(end, before[name.removeprefix(prefix)])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("method", list_kinds("methods"))
+def test_whatever_is_new_moves(method, family, checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "single_label_classification")
+    trainer = hf_sft.build_trainer(
+        hf_sft.Recipe.model_validate(tiny.recipe(checkpoints[family], files, tmp_path / "run", method))
+    )
+    moving = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
+    assert trainer.loaded.new
+    for name in trainer.loaded.new:
+        module, _, leaf = name.rpartition(".")
+        assert any(module in found and found.endswith(leaf) for found in moving), name
+
+
+def test_a_resting_body_has_no_dropout_and_a_moving_one_has(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "single_label_classification")
+    for method, rests in (("full", False), ("head_only", True), ("lora", False)):
+        recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", method)
+        trainer = hf_sft.build_trainer(hf_sft.Recipe.model_validate(recipe))
+        trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
+        layer = trainer.loaded.body.encoder.layer[0]
+        assert layer.training is not rests
+        assert trainer.loaded.model.dropout.training
+        assert bool(_resting_modules(trainer.loaded, trainer.model)) is (method != "full")
+
+
+@pytest.mark.parametrize("name", list_kinds("methods"))
+def test_every_method_explains_itself_and_has_defaults(name):
+    kind = load_kind("methods", name)
+    assert (kind.__doc__ or "").strip()
+    assert [field for field, info in kind.model_fields.items() if not info.description] == []
+    assert kind.training_defaults["learning_rate"] > 0

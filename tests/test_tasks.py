@@ -1,0 +1,53 @@
+"""The contract of a task, once for each file in hf_sft/tasks: sample, encode, collate, finite loss, decode, score."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hf_sft.block import list_kinds, load_kind
+from hf_sft.evaluation import measure
+from hf_sft.models import Checkpoint, load_model, load_processor
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("name", list_kinds("tasks"))
+def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
+    task, rows = load_kind("tasks", name).sample()
+    assert task.type == name
+    task = task.resolve(rows)
+    labels = task.labels(rows)
+    assert task.invalid_rows(rows, labels) == {}
+    checkpoint = Checkpoint(checkpoint=str(checkpoints[family]))
+    processor = load_processor(checkpoint)
+    model = load_model(checkpoint, task, labels, processor).model
+
+    encoded = task.encode(rows[:], processor, labels)
+    assert {len(column) for column in encoded.values()} == {len(rows)}
+    examples = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+    batch = task.collator(processor)(examples)
+    loss = task.loss(model, batch)
+    assert torch.isfinite(loss) and loss.shape == () and loss.dtype == torch.float32
+    assert task.num_items(batch) > 0
+
+    halves = [task.collator(processor)(half) for half in (examples[: len(rows) // 2], examples[len(rows) // 2 :])]
+    assert sum(task.num_items(half) for half in halves) == task.num_items(batch)
+    torch.testing.assert_close(sum(task.loss(model, half) for half in halves), loss, rtol=1e-5, atol=1e-5)
+
+    with torch.no_grad():
+        output = task.output(model, batch).numpy()
+    predictions = task.decode(output, labels)
+    assert len(predictions) == len(task.references(rows)) == len(rows)
+    json.dumps(predictions)
+    values = measure(output, np.asarray(encoded["labels"]), task, task.default_metrics)
+    assert all(np.isfinite(value) for value in values.values())
+    for guess in task.baselines(rows, rows, labels).values():
+        assert guess.shape == output.shape
+
+
+@pytest.mark.parametrize("name", list_kinds("tasks"))
+def test_every_field_of_a_task_says_what_it_is_for(name):
+    kind = load_kind("tasks", name)
+    assert (kind.__doc__ or "").strip()
+    assert [field for field, info in kind.model_fields.items() if not info.description] == []

@@ -1,0 +1,150 @@
+"""Checkpoints of two layers and recipes of a few rows, built from nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
+
+ELSEWHERE = "elsewhere.invalid"
+WORDS = [
+    "a",
+    "the",
+    "goal",
+    "match",
+    "was",
+    "lost",
+    "in",
+    "last",
+    "minute",
+    "shares",
+    "fell",
+    "again",
+    "bank",
+    "cut",
+    "its",
+    "rates",
+    "court",
+    "ruled",
+    "on",
+    "film",
+    "opened",
+    "to",
+    "good",
+    "bad",
+    "reviews",
+    "players",
+    "coach",
+    "market",
+    "price",
+    "rose",
+    "sharply",
+    "law",
+    "passed",
+    "vote",
+    "actor",
+    "song",
+]
+
+
+def _bert_tokenizer() -> PreTrainedTokenizerFast:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ids = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, model_input_names=inputs, **names)
+
+
+def _gpt2_tokenizer() -> PreTrainedTokenizerFast:
+    """Like GPT-2's: no pad token, no special tokens added, and (worse than GPT-2's) padding on the left."""
+    vocabulary = {word: i for i, word in enumerate(["<|endoftext|>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        bos_token="<|endoftext|>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def _bert() -> Any:
+    drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    return BertModel(BertConfig(vocab_size=64, max_position_embeddings=64, **size, **drop))
+
+
+def _gpt2() -> Any:
+    drop = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    ids = {"bos_token_id": 0, "eos_token_id": 0}
+    return GPT2Model(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, **drop, **ids))
+
+
+FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "bert": (_bert, _bert_tokenizer),
+    "gpt2": (_gpt2, _gpt2_tokenizer),
+}
+
+
+def build(family: str, folder: Path) -> Path:
+    """A checkpoint without a head, saved as the Hub would have it."""
+    make_model, make_tokenizer = FAMILIES[family]
+    torch.manual_seed(0)
+    make_model().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def rows(problem_type: str, count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Texts of 2 to 12 words whose label can be learned from their first word."""
+    made = []
+    for i in range(start, start + count):
+        length = 2 + (7 * i) % 11
+        text = " ".join(WORDS[(i * 5 + 3 * j) % len(WORDS)] for j in range(length))
+        first = WORDS.index(text.split()[0])
+        label: Any = ["sport", "business", "law"][first % 3]
+        if problem_type == "multi_label_classification":
+            label = [name for k, name in enumerate(("short", "odd", "third")) if (first >> k) % 2]
+        if problem_type == "regression":
+            label = first / 10
+        made.append({"text": text, "label": label})
+    return made
+
+
+def write_rows(folder: Path, problem_type: str, train: int = 17) -> dict[str, str]:
+    """jsonl files of train, validation and test, as `data.data_files` takes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for split, count, start in (("train", train, 0), ("validation", 9, 100), ("test", 11, 200)):
+        path = folder / f"{split}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows(problem_type, count, start)))
+        files[split] = str(path)
+    return files
+
+
+def recipe(checkpoint: Path, files: dict[str, str], output: Path, method: str = "full", **changes: Any) -> dict[str, Any]:
+    """A recipe as YAML would have it: SGD without clipping in float32, so that equal gradients give equal weights."""
+    training = {"batch_size": 8, "max_steps": 5, "learning_rate": 0.1, "optim": "sgd", "bf16": False, "warmup_steps": 0}
+    kind, _, variant = method.partition(":")
+    made = {
+        "model": {"checkpoint": str(checkpoint)},
+        "data": {"dataset": "json", "data_files": files},
+        "task": {"type": "sequence_classification"},
+        "method": {"type": kind, **({"merge": False} if variant == "kept" else {})},
+        "training": {**training, "lr_scheduler_type": "constant", "eval_strategy": "no", "disable_tqdm": True},
+        "output": {"folder": str(output)},
+    }
+    for block, fields in changes.items():
+        made[block] = {**made.get(block, {}), **fields} if isinstance(fields, dict) else fields
+    return made

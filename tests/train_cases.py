@@ -1,0 +1,10 @@
+"""Trains every recipe of a JSON list, in order; run under a launcher by the tests that need several processes."""
+
+import json
+import sys
+from pathlib import Path
+
+import hf_sft
+
+for case in json.loads(Path(sys.argv[1]).read_text()):
+    hf_sft.train(hf_sft.Recipe.model_validate(case))
