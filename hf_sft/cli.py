@@ -158,7 +158,8 @@ def schema():
 def _console(file: Any = None):
     from rich.console import Console
 
-    return Console(file=file or sys.stderr, highlight=False, soft_wrap=False)
+    file = file or sys.stderr
+    return Console(file=file, highlight=False, width=None if file.isatty() else 110)
 
 
 def _is_main_process() -> bool:

@@ -17,7 +17,7 @@ class TrainingCurve:
     examples: int = 0
     """Rows seen, with repetition."""
     tokens: int = 0
-    """Tokens that went through the body, without padding."""
+    """Tokens that the steps sent through the body, without padding; none where the head learns on stored features."""
     padded_tokens: int = 0
     """The same with padding."""
     peak_memory_bytes: int = 0

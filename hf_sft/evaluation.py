@@ -16,7 +16,8 @@ from torch import nn
 
 from hf_sft.batching import Examples, cut_step
 from hf_sft.block import Block
-from hf_sft.metrics import METRICS, bootstrap, find_metric, load_metric
+from hf_sft.intervals import bootstrap
+from hf_sft.metrics import METRICS, find_metric, load_metric
 from hf_sft.tasks import Batch, Labels, Task
 from hf_sft.training import Machine
 

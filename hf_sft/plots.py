@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 INK, MODEL, OTHER = "#010101", "#020202", "#030303"
 COLOURS = {INK: "currentColor", MODEL: "var(--accent, #2563c9)", OTHER: "var(--quiet, #737d8c)"}
@@ -34,6 +34,8 @@ WIDTH = 4.6
 """Inches: narrow, so that words stay readable where a phone shrinks the figure."""
 POINTS = 300
 """A longer curve is drawn as the means of this many stretches."""
+ROUND = [1, 2, 5, 10]
+"""Ticks stand at multiples of these."""
 
 
 def draw_run(facts: dict[str, Any], metric: str) -> dict[str, Any]:
@@ -69,8 +71,9 @@ def draw_scores(name: str, metric: str, scores: Mapping[str, Mapping[str, float]
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.08)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel(metric)
+        known = any(np.isfinite(score["value"]) for score in scores.values())
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND) if known else NullLocator())
+        axes.set_xlabel(metric if known else f"{metric}: undefined")
         return _svg(figure, name, f"{metric} of {', '.join(scores)}, with 95% intervals")
 
 
@@ -102,7 +105,7 @@ def draw_evaluations(name: str, metric: str, evaluations: Sequence[Mapping[str, 
         if best_step is not None and best_step in steps:
             kept = values[steps.index(best_step)]
             axes.plot([best_step], [kept], "o", markersize=11, markerfacecolor="none", markeredgecolor=INK)
-        axes.margins(y=0.15)
+        axes.margins(y=0.12)
         _count_steps(axes, f"validation {metric}")
         return _svg(figure, name, f"validation {metric} after each of {len(steps)} evaluations")
 
@@ -113,8 +116,8 @@ def _axes(height: float) -> tuple[Figure, Axes]:
 
 
 def _count_steps(axes: Axes, what: str) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
     axes.set_xlabel("step")
     axes.set_ylabel(_shorten(what))

@@ -47,7 +47,7 @@ def fit(
     seed: int,
 ) -> tuple[Any, TrainingCurve]:
     """Train one phase; gives the finished model, in eval mode, and how it went."""
-    model = phase.prepare(loaded)
+    model, use_cache = phase.prepare(loaded), getattr(loaded.model.config, "use_cache", None)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     curve = TrainingCurve(phase.name, parameters=sum(n for n, _ in sizes), trainable=sum(n for n, moves in sizes if moves))
     started = time.perf_counter()
@@ -59,6 +59,8 @@ def fit(
         trainer.train()
         curve.best_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if use_cache is not None:
+        loaded.model.config.use_cache = use_cache  # Trainer switches it off, and the saved config would say so for good
     curve.seconds = time.perf_counter() - started
     curve.peak_memory_bytes = _peak_memory(machine)
     for counted in ("examples", "tokens", "padded_tokens"):
@@ -166,8 +168,9 @@ class StepTrainer(Trainer):
         if micro_batch.counts:
             lengths = self.examples["train"].lengths[list(micro_batch.rows)]
             self.curve.examples += len(lengths)
-            self.curve.tokens += int(lengths.sum())
-            self.curve.padded_tokens += len(lengths) * int(lengths.max())
+            if not self.curve.stored_features:
+                self.curve.tokens += int(lengths.sum())
+                self.curve.padded_tokens += len(lengths) * int(lengths.max())
 
     @contextlib.contextmanager
     def _attending(self, implementation: str | None) -> Iterator[None]:

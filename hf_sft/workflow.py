@@ -40,7 +40,8 @@ def train(recipe: Recipe | str | Path, overrides: Sequence[str] = (), trust_remo
     if PartialState().is_main_process:
         save_model(model, run.loaded.model.config, run.processor, folder)
         shutil.rmtree(checkpoints, ignore_errors=True)
-        write_report(folder, dump_recipe(run.recipe), collect_facts(run, curves, evaluations), evaluations)
+        texts = {e.split: task.texts(run.splits.rows[e.split]) for e in evaluations}
+        write_report(folder, dump_recipe(run.recipe), collect_facts(run, curves, evaluations), evaluations, texts)
         if recipe.output.hub:
             publish_or_say_how(folder, recipe.output)
     PartialState().wait_for_everyone()

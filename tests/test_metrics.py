@@ -9,19 +9,8 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from hf_sft.errors import RecipeError
-from hf_sft.metrics import (
-    METRICS,
-    MULTI,
-    REGRESSION,
-    SINGLE,
-    _mean_auc,
-    _ranked_columns,
-    bootstrap,
-    load_metric,
-    score,
-    score_counts,
-    score_numbers,
-)
+from hf_sft.intervals import _mean_auc, bootstrap, score_counts, score_numbers
+from hf_sft.metrics import METRICS, MULTI, REGRESSION, SINGLE, load_metric, ranked_columns, score
 
 SKLEARN = {"precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score}
 NUMBERS = {
@@ -231,7 +220,7 @@ def test_vectorised_numbers_and_ranks_give_the_library_values(seed):
         references, _, scores = make_rows(problem_type, seed=seed)
         rows = rng.integers(60, size=60)
         weights = np.bincount(rows, minlength=60)[:, None].astype(float)
-        found = _mean_auc(weights, _ranked_columns(references, scores))[0]
+        found = _mean_auc(weights, ranked_columns(references, scores))[0]
         known = score("roc_auc", None, references[rows], scores[rows], problem_type=problem_type)
         assert found == pytest.approx(known, abs=1e-12)
 

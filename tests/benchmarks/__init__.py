@@ -1,0 +1,1 @@
+"""Heavy measurements, run by hand: python -m tests.benchmarks.NAME"""
