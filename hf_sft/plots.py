@@ -116,10 +116,11 @@ def _axes(height: float) -> tuple[Figure, Axes]:
 
 
 def _count_steps(axes: Axes, what: str) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
+    known = bool(np.isfinite(axes.dataLim.y1))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND) if known else NullLocator())
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND) if known else NullLocator())
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-    axes.set_xlabel("step")
+    axes.set_xlabel("step" if known else "undefined at every step")
     axes.set_ylabel(_shorten(what))
 
 

@@ -273,7 +273,7 @@ def _front_matter(said: dict[str, Any]) -> ModelCardData:
     results = [
         EvalResult(
             task_type=facts["pipeline_tag"],
-            dataset_type=said["dataset"] or data["dataset"],
+            dataset_type=said["dataset"] or _local_name(data),
             dataset_name=said["data_name"],
             dataset_config=data.get("config"),
             dataset_split=split if isinstance(split, str) else "test",

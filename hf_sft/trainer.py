@@ -24,6 +24,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from hf_sft.batching import Examples, StepSampler
 from hf_sft.curves import TrainingCurve
+from hf_sft.dropout import CpuDropout
 from hf_sft.evaluation import EvaluationPlan, measure, run_model
 from hf_sft.features import body_rests, store_features, stored_body
 from hf_sft.methods import Phase
@@ -149,7 +150,7 @@ class StepTrainer(Trainer):
         count = sum(self.task.num_items(batch) for batch, micro_batch in micro_batches if micro_batch.counts)
         items = _over_processes(self.accelerator, torch.tensor(float(count), device=self.args.device), "sum")
         total = torch.zeros((), device=self.args.device)
-        with self._attending(self._attention):
+        with self._attending(self._attention), CpuDropout() if self.machine.device == "cpu" else contextlib.nullcontext():
             for place, (batch, micro_batch) in enumerate(micro_batches):
                 last = place == len(micro_batches) - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):

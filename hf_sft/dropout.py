@@ -1,0 +1,34 @@
+"""Dropout on a CPU, from a few random numbers: PyTorch draws one for each element, on one thread, for a third of a step.
+
+Four elements share the bits of one 64-bit number, so the probability is exact to 2**-17. The numbers come from PyTorch's own
+generator: the same seed drops the same elements, and a resumed run goes on where it was.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+LANES, RANGE = 4, 2**16
+
+
+class CpuDropout(TorchFunctionMode):
+    """While this is active, `torch.nn.functional.dropout` (and so `nn.Dropout`) is `drop`."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is functional.dropout:
+            return drop(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def drop(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Zero each element with probability `p` and scale the others by 1 / (1 - p)."""
+    if not training or p == 0.0:
+        return input
+    bits = torch.empty(-(-input.numel() // LANES), dtype=torch.int64).random_(-(2**63), None)
+    lanes = bits.view(torch.int16)[: input.numel()].view(input.shape)
+    kept = lanes >= round(p * RANGE) - RANGE // 2
+    return input.mul(kept).mul_(1 / (1 - p))
