@@ -122,7 +122,7 @@ def measure(output: np.ndarray, references: np.ndarray, task: Task, names: tuple
         for start in range(0, len(output), FEED):
             rows = slice(start, start + FEED)
             metric.add_batch(predictions=given[rows], references=references[rows])
-        values[name] = metric.compute()[name]
+        values[name] = (metric.compute() or {})[name]
     return values
 
 

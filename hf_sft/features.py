@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from hf_sft.batching import Examples, MicroBatch, cut_step
 from hf_sft.data import cache_folder, hash_rows
@@ -35,9 +35,11 @@ class StoredBody(nn.Module):
         super().__init__()
         self.pooler = getattr(body, "pooler", None)
 
-    def forward(self, input_ids: Any = None, inputs_embeds: Tensor | None = None, **_: Any) -> BaseModelOutputWithPooling:
+    def forward(
+        self, input_ids: Any = None, inputs_embeds: Tensor | None = None, **_: Any
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         pooled = None if self.pooler is None else self.pooler(inputs_embeds)
-        return BaseModelOutputWithPooling(last_hidden_state=inputs_embeds, pooler_output=pooled)  # pyright: ignore
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=inputs_embeds, pooler_output=pooled)  # pyright: ignore
 
 
 class FeatureExamples(Examples):

@@ -29,12 +29,10 @@ MOVES = {
 def test_exactly_the_intended_parameters_change(method, family, checkpoints, tmp_path):
     files = tiny.write_rows(tmp_path / "data", "single_label_classification")
     recipe = hf_sft.Recipe.model_validate(tiny.recipe(checkpoints[family], files, tmp_path / "run", method))
-    trainer = hf_sft.build_trainer(recipe)
-    start = {n: p.detach().clone() for n, p in trainer.loaded.model.named_parameters()}
     hf_sft.train(recipe)
     end = load_file(tmp_path / "run" / "model.safetensors")
     before = load_file(checkpoints[family] / "model.safetensors")
-    prefix = trainer.loaded.prefix
+    prefix = {"bert": "bert.", "gpt2": "transformer."}[family]
     changed = {name for name in end if name.removeprefix(prefix) in before and _differs(end[name], before, name, prefix)}
     embeddings = {name for name in end if "embed" in name or "wte" in name or "wpe" in name}
     for name in end:
@@ -47,7 +45,6 @@ def test_exactly_the_intended_parameters_change(method, family, checkpoints, tmp
         assert may_move <= (name in changed or "key.bias" in name or "c_attn.bias" in name), f"{name} stood still"
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert set(report["parameters"]["new"]) == {name for name in end if name.removeprefix(prefix) not in before}
-    assert start.keys() >= set(report["parameters"]["new"]) or method == "lora"
 
 
 def _differs(end: torch.Tensor, before: dict[str, torch.Tensor], name: str, prefix: str) -> bool:
