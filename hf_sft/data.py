@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -335,13 +335,19 @@ def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes
 def _units(rows: Dataset, source: DataSource, task: Task) -> np.ndarray:
     """For each row the number of its unit: rows linked by equal text or equal group share one."""
     links = [task.texts(rows), *([list(rows[source.group])] if source.group else [])]
-    numbers = [np.unique(np.array([str(v) for v in link]), return_inverse=True)[1] for link in links]
+    numbers = [_number(link) for link in links]
     count = len(rows)
     ends = np.concatenate([number + count * (i + 1) for i, number in enumerate(numbers)])
     starts = np.tile(np.arange(count), len(numbers))
     size = count * (len(numbers) + 1)
     graph = coo_array((np.ones(len(starts)), (starts, ends)), shape=(size, size))
     return connected_components(graph, directed=False)[1][:count]
+
+
+def _number(values: Sequence[Any]) -> np.ndarray:
+    """Equal values, equal numbers."""
+    seen: dict[Any, int] = {}
+    return np.array([seen.setdefault(value, len(seen)) for value in values])
 
 
 def _strata(rows: Dataset, task: Task) -> list[str]:

@@ -89,7 +89,8 @@ def store_features(loaded: LoadedModel, examples: Examples, task: Task, machine:
         return None
     path = cache_folder("features") / f"{_key(loaded, examples, machine)}.npy"
     state = PartialState()
-    if not path.is_file():
+    # Asked of all, so that every process takes the same branch: what follows needs them all.
+    if not all(gather_object([path.is_file()])):
         stored = _run_body(loaded, examples, task, machine)
         if state.is_local_main_process:
             _write(path, stored)

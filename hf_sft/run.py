@@ -69,7 +69,8 @@ def prepare(recipe: Recipe) -> Run:
     machine = resolve_machine(recipe.training)
     splits = load_splits(recipe.data, recipe.task)
     recipe.evaluation.names(splits.task)  # refuses metrics that don't fit before the long part begins
-    for note in splits.notes:
+    asked, found = recipe.task.model_dump(), splits.task.model_dump()
+    for note in (*(f"{name}: {found[name]}, from the data" for name in found if found[name] != asked[name]), *splits.notes):
         say(note)
     processor = load_processor(recipe.model)
     encoded = encode_splits(splits, processor)
