@@ -13,6 +13,7 @@ from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
+from tqdm.auto import tqdm
 
 from hf_sft.batching import Examples, cut_step
 from hf_sft.block import Block
@@ -85,7 +86,7 @@ def run_model(model: nn.Module, examples: Examples, task: Task, machine: Machine
     rows: list[int] = []
     outputs: list[np.ndarray] = []
     with evaluating(model, machine):
-        for micro_batch in shares[state.process_index]:
+        for micro_batch in tqdm(shares[state.process_index], desc="scoring", disable=machine.quiet, leave=False):
             batch: Batch = send_to_device(examples.collate(micro_batch.rows), state.device)  # pyright: ignore[reportAssignmentType]
             output = task.output(model, batch).float().cpu().numpy()
             if micro_batch.counts:

@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from hf_sft.batching import Examples, MicroBatch, cut_step
@@ -141,7 +142,7 @@ def _run_body(loaded: LoadedModel, examples: Examples, task: Task, machine: Mach
     state = PartialState()
     shares = cut_step(np.arange(len(examples)), examples.lengths, machine.micro_batch_tokens, state.num_processes)
     parts: list[tuple[MicroBatch, np.ndarray]] = []
-    for micro_batch in shares[state.process_index]:
+    for micro_batch in tqdm(shares[state.process_index], desc="the body, once", disable=machine.quiet, leave=False):
         vectors = _read_vectors(loaded, _inputs(examples.collate(micro_batch.rows)), task, machine)
         assert vectors is not None, "the head reads several positions of some rows, and one of those it was asked about"
         if micro_batch.counts:

@@ -205,7 +205,7 @@ def resolve_machine(training: Training) -> Machine:
         processes=state.num_processes,
         precision=_precision(training, device),
         micro_batch_tokens=training.micro_batch_tokens or MICRO_BATCH_TOKENS.get(device, MICRO_BATCH_TOKENS["other"]),
-        quiet=not state.is_main_process,
+        quiet=not state.is_main_process or training.disable_tqdm is True,
     )
 
 
