@@ -265,7 +265,7 @@ def test_intervals_hold_their_value_and_depend_on_the_seed_alone(problem_type, m
     assert intervals != bootstrap(names, predictions, references, scores, problem_type, resamples=300, seed=1)
     narrow = bootstrap(names, predictions, references, scores, problem_type, resamples=300, level=0.5)
     assert all(low <= narrow[name][0] <= narrow[name][1] <= high for name, (low, high) in intervals.items())
-    monkeypatch.setattr("hf_sft.metrics.CHUNK", 1000)
+    monkeypatch.setattr("hf_sft.intervals.CHUNK", 1000)
     chunked = bootstrap(names, predictions, references, scores, problem_type, resamples=300)
     assert all(chunked[name] == pytest.approx(intervals[name], abs=1e-12) for name in names)
 
