@@ -20,7 +20,7 @@ def main() -> None:
     asked.add_argument("--seeds", type=int, default=3)
     asked.add_argument("--splits", action="store_true", help="draw the made splits by the seed too")
     asked.add_argument("--name", help="of the runs, when overrides make them another thing")
-    given = asked.parse_args()
+    given = asked.parse_intermixed_args()
     reports = []
     for seed in range(given.seeds):
         folder = Path("runs") / f"{given.name or given.recipe.stem}_seed{seed}"
