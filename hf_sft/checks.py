@@ -10,11 +10,12 @@ import torch
 from accelerate.utils import send_to_device, set_seed
 
 from hf_sft.batching import Examples
-from hf_sft.data import encode_rows, load_splits
+from hf_sft.encoding import encode_rows
 from hf_sft.errors import CheckpointError
 from hf_sft.models import load_model, load_processor
 from hf_sft.recipe import Recipe
 from hf_sft.run import apply_aids, as_recipe, claim_folder
+from hf_sft.splitting import load_splits
 from hf_sft.tasks import Batch
 from hf_sft.training import resolve_machine
 

@@ -60,8 +60,9 @@ def train(recipe: RecipePath, overrides: Overrides = None, trust_remote_code: Tr
 @app.command()
 def evaluate(
     run: RunFolder,
-    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    split: Annotated[str | None, typer.Option(help="train, validation or test; of other data, its split's name.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Other data: a key=value of the data block; may be repeated.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ):
     """Score a finished run on one of its splits, or on other data. Prints one JSON object after its table.
 
@@ -70,13 +71,16 @@ def evaluate(
     from dataclasses import asdict
 
     from hf_sft.report import score_table
+    from hf_sft.strict_json import dump_json, finite
     from hf_sft.workflow import evaluate as evaluate_run
 
-    evaluation = evaluate_run(run, split, data or ())
-    scores = {evaluation.split: {name: asdict(score) for name, score in evaluation.scores.items()}}
+    evaluation = evaluate_run(run, split, data or (), trust_remote_code)
+    scores = finite({evaluation.split: {name: asdict(score) for name, score in evaluation.scores.items()}})
     if _is_main_process():
-        _console().print(score_table(scores, {}))
-        print(json.dumps(scores))
+        _console().print(score_table(scores, {}, {}))
+        for note in evaluation.notes:
+            _console().print(f"· {note}", markup=False)
+        print(dump_json(scores))
 
 
 @app.command()
@@ -85,19 +89,28 @@ def predict(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to answer.")] = None,
     input: Annotated[str | None, typer.Option(help="A csv, json, jsonl, parquet or txt file; - for standard input.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the answers; standard output otherwise.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse rows without text, instead of answering null.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ):
-    """Answer rows with a finished run: one JSON object per row, in order.
+    """Answer rows with a finished run: one JSON object per row, in order. A row without text is answered by null.
 
     Example:  hf-sft predict runs/bbc "The bank raised its rates again."
     """
     from hf_sft.errors import RecipeError
     from hf_sft.prediction import predict as predict_rows
+    from hf_sft.strict_json import dump_json
 
     if bool(texts) == bool(input):
         raise RecipeError("give texts to answer, or --input with a file (or -), and not both.")
-    answers = predict_rows(run, texts or input or "-")
+    files = [text for text in texts or () if Path(text).suffix and Path(text).is_file()]
+    if files:
+        raise RecipeError(f"`{files[0]}` is a file here, not a text to answer.  For its rows: --input {files[0]}")
+    if output and (output.is_dir() or not output.absolute().parent.is_dir()):
+        what = "is a folder" if output.is_dir() else "lies in a folder that is not there"
+        raise RecipeError(f"`--output {output}` {what}.  Give the name of a file in a folder that is there.")
+    answers = predict_rows(run, texts or input or "-", strict, trust_remote_code)
     if _is_main_process():
-        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        lines = "".join(dump_json(answer) + "\n" for answer in answers)
         output.write_text(lines, encoding="utf-8") if output else sys.stdout.write(lines)
 
 

@@ -15,6 +15,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
 from tqdm.auto import tqdm
 
+from hf_sft.baselines import answer_simply
 from hf_sft.batching import Examples, cut_step
 from hf_sft.block import Block
 from hf_sft.intervals import bootstrap
@@ -74,6 +75,10 @@ class Evaluation:
     """For single labels: `label`, `precision`, `recall`, `f1`, `rows`."""
     confusions: list[dict[str, Any]] = field(default_factory=list)
     """For single labels: `reference`, `prediction`, `rows`, most frequent first, without the diagonal."""
+    unseen: dict[str, Score] = field(default_factory=dict)
+    """The scores on the rows whose text train does not have, where it has some of them and not all."""
+    notes: tuple[str, ...] = ()
+    """What is to be said beside the scores: which rows they are of, baselines that could not be fitted."""
 
 
 def run_model(model: nn.Module, examples: Examples, task: Task, machine: Machine) -> np.ndarray:
@@ -136,12 +141,14 @@ def evaluate_outputs(
     labels: Labels | None,
     plan: EvaluationPlan,
     train: Dataset | None = None,
+    seen: np.ndarray | None = None,
 ) -> Evaluation:
-    """Everything that is said about one split; baselines when `train` is given."""
+    """Everything that is said about one split; baselines when `train` is given, and apart from the rows `seen` there."""
     known = np.asarray(encoded.with_format("numpy")["labels"][:])
     names = plan.names(task)
     references = task.references(rows)
-    baselines = task.baselines(train, rows, labels) if train is not None else {}
+    baselines, failed = answer_simply(task, train, rows, labels) if train is not None else ({}, [])
+    unseen = np.setdiff1d(np.arange(len(rows)), np.array([]) if seen is None else seen)
     predictions = [
         {"row": row, **prediction, "reference": reference}
         for row, (prediction, reference) in enumerate(zip(task.decode(output, labels), references, strict=True))
@@ -154,6 +161,8 @@ def evaluate_outputs(
         predictions,
         per_class,
         confusions,
+        _scores(output[unseen], known[unseen], task, names) if 0 < len(unseen) < len(rows) else {},
+        tuple(failed),
     )
 
 

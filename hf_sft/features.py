@@ -6,9 +6,7 @@ The body is then replaced by a stub that hands out the stored vectors, and put b
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,10 @@ from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from hf_sft.batching import Examples, MicroBatch, cut_step
-from hf_sft.data import cache_folder, hash_rows
+from hf_sft.cache import cache_folder, touch, written_aside
+from hf_sft.encoding import hash_code
 from hf_sft.models import LoadedModel
+from hf_sft.splitting import hash_rows
 from hf_sft.tasks import Batch, Task
 from hf_sft.training import Machine
 
@@ -88,14 +88,17 @@ def store_features(loaded: LoadedModel, examples: Examples, task: Task, machine:
     """
     if not _stub_is_exact(loaded, examples, task):
         return None
-    path = cache_folder("features") / f"{_key(loaded, examples, machine)}.npy"
+    folder = cache_folder("features") / _key(loaded, examples, machine)
+    path = folder / "rows.npy"
     state = PartialState()
     # Asked of all, so that every process takes the same branch: what follows needs them all.
     if not all(gather_object([path.is_file()])):
         stored = _run_body(loaded, examples, task, machine)
         if state.is_local_main_process:
-            _write(path, stored)
+            with written_aside(folder) as aside:
+                np.save(aside / path.name, stored)
         state.wait_for_everyone()
+    touch(folder)
     return FeatureExamples(examples, np.load(path, mmap_mode="r", allow_pickle=False))
 
 
@@ -155,17 +158,9 @@ def _run_body(loaded: LoadedModel, examples: Examples, task: Task, machine: Mach
 
 
 def _key(loaded: LoadedModel, examples: Examples, machine: Machine) -> str:
-    digest = hashlib.sha256(f"{hash_rows(examples.encoded)} {machine.precision} {type(loaded.body).__name__}".encode())
+    digest = hashlib.sha256(f"{hash_rows(examples.encoded)} {machine.precision} {hash_code(type(loaded.body))}".encode())
     for name, parameter in loaded.model.named_parameters():
         if name not in loaded.head:
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
-
-
-def _write(path: Path, stored: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}-{os.getpid()}")
-    with aside.open("wb") as file:
-        np.save(file, stored)
-    aside.replace(path)

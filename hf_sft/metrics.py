@@ -21,8 +21,8 @@ from sklearn import metrics as sk
 from sklearn.exceptions import UndefinedMetricWarning
 
 from hf_sft.errors import RecipeError
+from hf_sft.label_columns import MULTI, REGRESSION, SINGLE
 
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 CLASSES, NUMBERS = (SINGLE, MULTI), (REGRESSION,)
 
 

@@ -6,56 +6,130 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+import numpy as np
+from datasets import Dataset
 
 from hf_sft.batching import Examples
-from hf_sft.data import encode_rows
+from hf_sft.encoding import encode_rows
 from hf_sft.errors import DataError
 from hf_sft.evaluation import run_model
-from hf_sft.run import load_run
+from hf_sft.run import FinishedRun, load_run
+from hf_sft.sources import KINDS, DataSource, load_source
 from hf_sft.tasks import Task
 
-KINDS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+STDIN = "-"
 
 
-def predict(run: str | Path, inputs: str | Path | Sequence[str] | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Answers as design'd for `predictions/`: `row`, the answer, and `reference` where the input knows it.
+def predict(
+    run: str | Path,
+    inputs: str | Path | Sequence[str] | Sequence[dict[str, Any]],
+    strict: bool = False,
+    trust_remote_code: bool = False,
+) -> list[dict[str, Any]]:
+    """Answers as in `predictions/`: `row`, the answer, and `reference` where the input knows it.
 
-    `inputs` is a file (csv, json, jsonl, parquet, txt), `-` for JSON or text lines on standard input, a list of texts, or
-    a list of rows. Raises `RecipeError` and `DataError`.
+    `inputs` is a file (csv, tsv, json, jsonl, parquet, arrow, txt), `-` for standard input (lines of text, lines of JSON,
+    or one JSON array), a list of texts, or a list of rows. A row without text keeps its place and its answer is None;
+    `strict` refuses it. Raises `RecipeError` and `DataError`.
     """
-    finished = load_run(run)
-    task = finished.task
+    finished = load_run(run, trust_remote_code)
+    task, columns = finished.task, list(finished.task.input_columns())
     rows = _read(inputs, task)
-    missing = [column for column in task.input_columns() if column not in rows.column_names]
+    if not len(rows):
+        raise DataError("there is nothing to answer: no rows came in.")
+    missing = [column for column in columns if column not in rows.column_names]
     if missing:
         raise DataError(f"the input lacks column(s) {', '.join(missing)}.  It has: {', '.join(rows.column_names)}.")
-    asked = rows.select_columns(list(task.input_columns()))
-    invalid = [f"{problem} in row(s) {places[:5]}" for problem, places in task.invalid_rows(asked, finished.labels).items()]
+    asked = rows.select_columns(columns)
+    empty = {i for column in columns for i, text in enumerate(asked[column]) if text is None or not str(text).strip()}
+    filled = [] if strict else [i for i in range(len(rows)) if i not in empty]
+    invalid = task.invalid_rows(asked if strict else asked.select(filled), finished.labels)
     if invalid:
-        raise DataError("the input can't be answered: " + "; ".join(invalid))
-    examples = Examples(encode_rows(asked, task, finished.labels, finished.processor), task.collator(finished.processor))
-    answers = task.decode(run_model(finished.model, examples, task, finished.machine), finished.labels)
-    known = {column for field, columns in task.columns().items() if field == "label" for column in columns}
-    if not known <= set(rows.column_names):
-        return [{"row": row, **answer} for row, answer in enumerate(answers)]
-    references = task.references(rows)
-    return [{"row": row, **answer, "reference": references[row]} for row, answer in enumerate(answers)]
+        found = "; ".join(f"{problem} in row(s) {places[:5]}" for problem, places in invalid.items())
+        raise DataError(f"the input can't be answered: {found}")
+    filled = list(range(len(rows))) if strict else filled
+    nothing = dict.fromkeys(task.decode(np.zeros((1, len(finished.labels or "1"))), finished.labels)[0])
+    answers = [dict(nothing) for _ in range(len(rows))]
+    for row, answer in zip(filled, _answer(finished, asked.select(filled)) if filled else (), strict=True):
+        answers[row] = answer
+    known = _references(task, rows)
+    return [{"row": i, **answer, **({"reference": known[i]} if known else {})} for i, answer in enumerate(answers)]
+
+
+def _answer(finished: FinishedRun, asked: Dataset) -> list[dict[str, Any]]:
+    encoded = encode_rows(asked, finished.task, finished.labels, finished.processor)
+    examples = Examples(encoded, finished.task.collator(finished.processor))
+    return finished.task.decode(run_model(finished.model, examples, finished.task, finished.machine), finished.labels)
+
+
+def _references(task: Task, rows: Dataset) -> list[Any]:
+    """The true answers, None where a row has none; an empty list when the input brings no such column."""
+    columns = [column for field, names in task.columns().items() if field == "label" for column in names]
+    if not set(columns) <= set(rows.column_names):
+        return []
+    known = [i for i, values in enumerate(zip(*(rows[column] for column in columns), strict=True)) if None not in values]
+    try:
+        found = dict(zip(known, task.references(rows.select(known)), strict=True))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"column(s) {', '.join(columns)} of the input hold no labels of this task: {error}") from None
+    return [found.get(i) for i in range(len(rows))]
 
 
 def _read(inputs: Any, task: Task) -> Dataset:
-    if isinstance(inputs, str | Path) and str(inputs) == "-":
-        lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
-        inputs = [json.loads(line) for line in lines] if lines and lines[0].lstrip().startswith("{") else lines
     if isinstance(inputs, str | Path):
-        path = Path(inputs)
-        if path.suffix not in KINDS or not path.is_file():
-            raise DataError(f"`{path}`: expected a file ending in {', '.join(KINDS)}, or - for standard input.")
-        return load_dataset(KINDS[path.suffix], data_files=str(path), split="train")  # pyright: ignore
-    if not inputs:
-        raise DataError("there is nothing to answer: no rows came in.")
-    if isinstance(inputs[0], str):
-        if len(task.input_columns()) > 1:
-            raise DataError(f"this run answers pairs: give rows with the columns {', '.join(task.input_columns())}.")
-        return Dataset.from_dict({task.input_columns()[0]: list(inputs)})
-    return Dataset.from_list(list(inputs))
+        return (
+            _read_text(sys.stdin.buffer.read(), "standard input", task) if str(inputs) == STDIN else _read_file(inputs, task)
+        )
+    rows = list(inputs)
+    if all(isinstance(row, dict) for row in rows):
+        return Dataset.from_list(rows)
+    odd = next((i for i, row in enumerate(rows) if not (row is None or isinstance(row, str))), None)
+    if odd is not None:
+        raise DataError(f"row {odd} is {rows[odd]!r}: expected only texts, or only rows (a dict by column).")
+    return _from_texts(rows, task)
+
+
+def _read_file(path: str | Path, task: Task) -> Dataset:
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in KINDS or not path.is_file():
+        there = "there is no such file" if path.suffix.lower() in KINDS else "its name says not what it holds"
+        raise DataError(f"`{path}`: {there}.  Expected a file ending in {', '.join(KINDS)}, or - for standard input.")
+    if KINDS[path.suffix.lower()] == "text":
+        return _read_text(path.read_bytes(), f"`{path}`", task)
+    brought, _ = load_source(DataSource(dataset=str(path)), task.input_columns(), [])
+    return next(iter(brought.values()))
+
+
+def _read_text(content: bytes, where: str, task: Task) -> Dataset:
+    """Lines of text, lines of JSON objects, or one JSON array of either. An empty line keeps its place."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{where} is not UTF-8 text (line {line}).  Save it as UTF-8.") from None
+    lines = text.removesuffix("\n").split("\n") if text else []
+    lines = [line.removesuffix("\r") for line in lines]
+    first = text.lstrip()[:1]
+    if first == "[":
+        try:
+            return _read(json.loads(text), task)
+        except json.JSONDecodeError:
+            pass  # a text may begin with a bracket
+    if first != "{":
+        return _from_texts(lines, task)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line) if line.strip() else dict.fromkeys(task.input_columns())
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}, line {number}: {error.msg}; expected a JSON object on each line.") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}, line {number}: expected a JSON object, as on the lines before.")
+        rows.append(row)
+    return Dataset.from_list(rows)
+
+
+def _from_texts(texts: Sequence[str | None], task: Task) -> Dataset:
+    if len(task.input_columns()) > 1 and any(texts):
+        raise DataError(f"this run answers pairs: give rows with the columns {', '.join(task.input_columns())}.")
+    return Dataset.from_dict(dict.fromkeys(task.input_columns(), texts))

@@ -15,13 +15,13 @@ from ruamel.yaml import YAML
 
 from hf_sft.aids import Aid
 from hf_sft.block import Block, choose, list_kinds, load_kind
-from hf_sft.data import DataSource
 from hf_sft.errors import RecipeError
 from hf_sft.evaluation import EvaluationPlan
 from hf_sft.methods import Method
 from hf_sft.metrics import METRICS
 from hf_sft.models import Checkpoint
 from hf_sft.problems import FOLDERS, explain, refuse_owned, show_place, show_value, suggest
+from hf_sft.sources import DataSource
 from hf_sft.tasks import Task
 from hf_sft.training import OWNED, Training
 from hf_sft.yaml_reader import WORD, Document, NotYaml, Place, Problem, read_yaml
@@ -29,7 +29,7 @@ from hf_sft.yaml_reader import WORD, Document, NotYaml, Place, Problem, read_yam
 OVERRIDE = sys.maxsize
 """Stands for a line: what an override says comes after the whole file."""
 CLEARED: dict[Place, tuple[str, ...]] = {
-    ("data", "dataset"): ("config", "revision", "data_files", "data_dir", "splits"),
+    ("data", "dataset"): ("config", "revision", "data_files", "data_dir", "delimiter", "splits"),
     ("model", "checkpoint"): ("revision",),
 }
 """What a file says of one data set or checkpoint, and of no other: gone when an override names another."""
@@ -82,7 +82,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     found = [*draft.refused, *(Problem(_line(draft, place), place, problems[place]) for place in told)]
     if found or recipe is None:
         raise RecipeError(_list_problems(Path(path), found))
-    return recipe
+    return recipe.model_copy(update={"data": recipe.data.seen_from(Path(path).parent)})
 
 
 def _read(path: Path) -> Document:

@@ -3,7 +3,6 @@ the person waiting."""
 
 import html
 import json
-import math
 import platform
 import re
 import shlex
@@ -25,11 +24,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_sft.curves import TrainingCurve
-from hf_sft.data import FILES, Splits
 from hf_sft.evaluation import Evaluation, Score
 from hf_sft.metrics import METRICS
 from hf_sft.models import LoadedModel
 from hf_sft.plots import draw_run
+from hf_sft.sources import FILES
+from hf_sft.splitting import Splits
+from hf_sft.strict_json import dump_json, finite
 from hf_sft.training import Machine
 
 PACKAGES = ("hf_sft", "torch", "transformers", "datasets", "evaluate", "accelerate", "peft", "tokenizers", "numpy")
@@ -65,13 +66,13 @@ class Report:
         notes = [Text(f"· {note}", style="dim") for note in facts["data"]["warnings"]]
         return [
             Text(f"\n{facts['method']} on {name}: {rows}; {cost}", style="bold"),
-            score_table(facts["metrics"], facts["baselines"]),
+            score_table(facts["metrics"], facts["baselines"], facts["unseen"]),
             *notes,
             Text(f"Everything is in {self.folder}/"),
         ]
 
 
-def score_table(metrics: dict[str, Any], baselines: dict[str, Any]) -> Table:
+def score_table(metrics: dict[str, Any], baselines: dict[str, Any], unseen: dict[str, Any]) -> Table:
     """One row per answerer and split, one column per metric, each value with its 95% interval."""
     table = Table(caption="value (95% interval)", caption_justify="left")
     names = list(next(iter(metrics.values())))
@@ -79,15 +80,19 @@ def score_table(metrics: dict[str, Any], baselines: dict[str, Any]) -> Table:
         table.add_column(heading, justify="left" if heading in ("", "split") else "right", no_wrap=True)
     for split, scores in metrics.items():
         table.add_row("this model", split, *(_cell(scores[name]) for name in names), style="bold")
+    for split, scores in unseen.items():
+        table.add_row("rows not in train", split, *(_cell(scores[name]) for name in names))
     for baseline, splits in baselines.items():
         for split, scores in splits.items():
             table.add_row(f"baseline {baseline}", split, *(_cell(scores[name]) for name in names))
     return table
 
 
-def _cell(score: dict[str, float]) -> str:
-    if math.isnan(score["value"]):
+def _cell(score: dict[str, Any]) -> str:
+    if score["value"] is None:
         return "undefined"
+    if None in (score["low"], score["high"]):
+        return f"{score['value']:.3f}"
     return f"{score['value']:.3f} ({score['low']:.3f}–{score['high']:.3f})"
 
 
@@ -110,6 +115,7 @@ def gather_facts(
         "method": recipe["method"]["type"],
         "checkpoint": {"name": recipe["model"]["checkpoint"], "revision": recipe["model"].get("revision")},
         "metrics": {e.split: _plain(e.scores) for e in evaluations},
+        "unseen": {e.split: _plain(e.unseen) for e in evaluations if e.unseen},
         "baselines": _by_baseline(evaluations),
         "per_class": {e.split: e.per_class for e in evaluations if e.per_class},
         "confusions": {e.split: e.confusions[:50] for e in evaluations if e.per_class},
@@ -129,7 +135,8 @@ def gather_facts(
             "truncated_share": sum(truncated.values()) / total,
             "truncated": truncated,
             "fingerprint": splits.fingerprint,
-            "warnings": [*splits.notes, *_say_truncated(truncated, encoded)],
+            "fingerprints": {name: splits.fingerprint_of(name) for name in splits.rows},
+            "warnings": [*splits.notes, *_say_truncated(truncated, encoded), *(note for e in evaluations for note in e.notes)],
         },
         "environment": {
             "packages": {name: _version(name) for name in PACKAGES},
@@ -186,18 +193,18 @@ def write_report(
     (folder / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
     (folder / "predictions").mkdir(exist_ok=True)
     for evaluation in evaluations:
-        lines = (json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in evaluation.predictions)
+        lines = (dump_json(prediction) + "\n" for prediction in evaluation.predictions)
         (folder / "predictions" / f"{evaluation.split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    facts = {**facts, "saved": "adapter" if (folder / "adapter_config.json").is_file() else "model"}
+    measured, facts = facts, {**finite(facts), "saved": "adapter" if (folder / "adapter_config.json").is_file() else "model"}
     said = _say(folder, recipe_text, facts)
     predictions = {evaluation.split: evaluation.predictions for evaluation in evaluations}
     mistakes = _worst_mistakes(predictions["test"], texts["test"] if texts else ())
     templates = _templates()
     card = templates.get_template("card.md").render(said, front_matter=_front_matter(said).to_yaml())
     (folder / "README.md").write_text(card, encoding="utf-8")
-    page = templates.get_template("report.html").render(said, plots=draw_run(facts, said["best"]), mistakes=mistakes)
+    page = templates.get_template("report.html").render(said, plots=draw_run(measured, said["best"]), mistakes=mistakes)
     (folder / "report.html").write_text(page, encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "report.json").write_text(dump_json(facts, indent=1) + "\n", encoding="utf-8")
     return Report(folder, facts)
 
 
@@ -207,7 +214,8 @@ def _say(folder: Path, recipe_text: str, facts: dict[str, Any]) -> dict[str, Any
     data, training = recipe["data"], recipe["training"]
     best = recipe["evaluation"].get("best") or next(iter(metrics["test"]))
     baselines = [(f"baseline {name}", "test", splits["test"]) for name, splits in facts["baselines"].items()]
-    others = [("this model", split, scores) for split, scores in metrics.items() if split != "test"]
+    others = [("rows not in train", split, scores) for split, scores in facts["unseen"].items()]
+    others += [("this model", split, scores) for split, scores in metrics.items() if split != "test"]
     processes = facts["environment"]["processes"]
     launch = f"accelerate launch --num_processes {processes} -m hf_sft" if processes > 1 else "hf-sft"
     again = f"train {shlex.quote(f'{folder}/recipe.yaml')} {shlex.quote(f'output.folder={folder}_again')}"
@@ -257,8 +265,8 @@ def _rival(facts: dict[str, Any], metric: str) -> dict[str, Any] | None:
     """The best baseline on test, and how far this model is from it."""
     sign = 1 if metric not in METRICS or METRICS[metric].greater_is_better else -1
     value = facts["metrics"]["test"][metric]["value"]
-    gaps = {name: sign * (value - splits["test"][metric]["value"]) for name, splits in facts["baselines"].items()}
-    gaps = {name: gap for name, gap in gaps.items() if not math.isnan(gap)}
+    others = {name: splits["test"][metric]["value"] for name, splits in facts["baselines"].items()}
+    gaps = {name: sign * (value - other) for name, other in others.items() if None not in (value, other)}
     if not gaps:
         return None
     name = min(gaps, key=gaps.__getitem__)
@@ -282,7 +290,7 @@ def _front_matter(said: dict[str, Any]) -> ModelCardData:
             metric_value=round(value, 4),
         )
         for name, value in scores.items()
-        if math.isfinite(value)
+        if value is not None
     ]
     return ModelCardData(
         library_name="peft" if facts["saved"] == "adapter" else "transformers",

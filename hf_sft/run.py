@@ -14,11 +14,12 @@ from datasets import Dataset
 from peft import PeftModel
 
 from hf_sft.aids import Aid
-from hf_sft.data import Splits, encode_splits, load_splits
+from hf_sft.encoding import encode_splits
 from hf_sft.errors import RecipeError
 from hf_sft.methods import Phase
 from hf_sft.models import Checkpoint, LoadedModel, load_model, load_processor
 from hf_sft.recipe import Recipe, load_recipe
+from hf_sft.splitting import Splits, load_splits
 from hf_sft.tasks import Labels, Task
 from hf_sft.training import Machine, resolve_machine
 
@@ -43,6 +44,8 @@ class FinishedRun:
 
     folder: Path
     recipe: Recipe
+    facts: dict[str, Any]
+    """Its report.json."""
     task: Task
     labels: Labels | None
     processor: Any
@@ -91,23 +94,26 @@ def apply_aids(phases: tuple[Phase, ...], aids: tuple[Aid, ...]) -> tuple[Phase,
     return phases
 
 
-def load_run(folder: str | Path) -> FinishedRun:
-    """Read a finished run back; an adapter is put on its base checkpoint. Raises `RecipeError` when it is none."""
+def load_run(folder: str | Path, trust_remote_code: bool = False) -> FinishedRun:
+    """Read a finished run back; an adapter is put on its base checkpoint.
+
+    Raises `RecipeError` when it is none, or when it would run a checkpoint's own code without being asked for twice.
+    """
     folder = Path(folder)
     if not (folder / "report.json").is_file() or not (folder / "recipe.yaml").is_file():
         unfinished = " It holds an unfinished one." if (folder / "checkpoints").is_dir() else ""
         raise RecipeError(f"`{folder}` holds no finished run: a run folder has recipe.yaml and report.json.{unfinished}")
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = as_recipe(folder / "recipe.yaml", trust_remote_code=trust_remote_code)
     facts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     names = facts["data"]["labels"]
     labels = Labels(tuple(names)) if names else None
     adapter = (folder / "adapter_config.json").is_file()
-    here = Checkpoint(checkpoint=str(folder))
+    here = Checkpoint(checkpoint=str(folder), trust_remote_code=recipe.model.trust_remote_code)
     processor = load_processor(here)
     loaded = load_model(recipe.model if adapter else here, recipe.task, labels, processor)
     model = PeftModel.from_pretrained(loaded.model, str(folder)) if adapter else loaded.model
     machine = resolve_machine(recipe.training)
-    return FinishedRun(folder, recipe, recipe.task, labels, processor, model.eval().to(machine.device), machine)  # pyright: ignore[reportArgumentType]
+    return FinishedRun(folder, recipe, facts, recipe.task, labels, processor, model.eval().to(machine.device), machine)  # pyright: ignore[reportArgumentType]
 
 
 def claim_folder(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ from transformers import Trainer
 from hf_sft import hub
 from hf_sft.batching import Examples
 from hf_sft.curves import TrainingCurve
-from hf_sft.data import encode_rows, load_rows, load_splits
+from hf_sft.encoding import encode_rows
 from hf_sft.errors import RecipeError
 from hf_sft.evaluation import Evaluation, evaluate_outputs, run_model
 from hf_sft.models import save_model
 from hf_sft.recipe import Output, Recipe, dump_recipe, load_recipe
 from hf_sft.report import Report, gather_facts, read_report, write_report
 from hf_sft.run import Run, as_recipe, claim_folder, load_run, prepare, say
+from hf_sft.sources import SPLITS, DataSource
+from hf_sft.splitting import load_rows, load_splits
 from hf_sft.trainer import StepTrainer, fit
+
+ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "seed")
+"""Fields of the data block that other data is not given."""
 
 
 def train(recipe: Recipe | str | Path, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Report:
@@ -35,13 +41,14 @@ def train(recipe: Recipe | str | Path, overrides: Sequence[str] = (), trust_remo
     for phase in run.phases:
         model, curve = fit(phase, run.loaded, run.processor, run.encoded, task, plan, run.machine, checkpoints, recipe.seed)
         curves.append(curve)
+    if PartialState().is_main_process:  # before anything else that can fail
+        save_model(model, run.loaded.model.config, run.processor, folder)
     evaluations = [evaluate_split(run, model, split) for split in ("validation", "test")]
 
     if PartialState().is_main_process:
-        save_model(model, run.loaded.model.config, run.processor, folder)
-        shutil.rmtree(checkpoints, ignore_errors=True)
         texts = {e.split: task.texts(run.splits.rows[e.split]) for e in evaluations}
         write_report(folder, dump_recipe(run.recipe), collect_facts(run, curves, evaluations), evaluations, texts)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         if recipe.output.hub:
             publish_or_say_how(folder, recipe.output)
     PartialState().wait_for_everyone()
@@ -73,8 +80,8 @@ def evaluate_split(run: Run, model: Any, split: str) -> Evaluation:
     """Score one split; the test split beside its baselines."""
     task, rows, encoded = run.splits.task, run.splits.rows[split], run.encoded[split]
     output = run_model(model, Examples(encoded, task.collator(run.processor)), task, run.machine)
-    train = run.splits.rows["train"] if split == "test" else None
-    return evaluate_outputs(split, output, encoded, rows, task, run.splits.labels, run.recipe.evaluation, train)
+    train, plan = run.splits.rows["train"] if split == "test" else None, run.recipe.evaluation
+    return evaluate_outputs(split, output, encoded, rows, task, run.splits.labels, plan, train, run.splits.seen[split])
 
 
 def collect_facts(run: Run, curves: list[TrainingCurve], evaluations: list[Evaluation]) -> dict[str, Any]:
@@ -94,20 +101,44 @@ def publish_or_say_how(folder: Path, output: Output) -> None:
         say(f"The run is whole in {folder}/.  To publish it later:  hf-sft publish {folder} {output.hub}{private}")
 
 
-def evaluate(run: str | Path, split: str = "test", data: Sequence[str] = ()) -> Evaluation:
-    """Score a finished run on one of its own splits, or on other data given as `key=value` over its data block.
+def evaluate(
+    run: str | Path, split: str | None = None, data: Sequence[str] = (), trust_remote_code: bool = False
+) -> Evaluation:
+    """Score a finished run on one of its own splits (test when not given), or on other data.
 
-    Raises `RecipeError` and `DataError`.
+    Other data is given as `key=value` words over the run's data block; of several splits `split` names one. Raises
+    `RecipeError` and `DataError`.
     """
-    finished = load_run(run)
+    notes: list[str] = []
+    finished = load_run(run, trust_remote_code)
     task, labels, plan = finished.task, finished.labels, finished.recipe.evaluation
     if data:
-        other = load_recipe(finished.folder / "recipe.yaml", [f"data.{word}" for word in data])
-        rows = load_rows(other.data, task, labels)
+        name, rows = load_rows(_read_other_data(finished.folder, data, notes), task, labels, split, notes)
     else:
-        if split not in ("train", "validation", "test"):
-            raise RecipeError(f"split `{split}` is none of train, validation, test.")
-        rows = load_splits(finished.recipe.data, task).rows[split]
+        name = split or "test"
+        if name not in SPLITS:
+            raise RecipeError(f"split `{name}` is none of train, validation, test.")
+        splits = load_splits(finished.recipe.data, task)
+        rows, before = splits.rows[name], finished.facts["data"].get("fingerprints", {}).get(name)
+        if before is not None and before != splits.fingerprint_of(name):
+            notes.append(f"the rows of split `{name}` are not those that the run was made with: the data has changed since.")
     encoded = encode_rows(rows, task, labels, finished.processor)
     output = run_model(finished.model, Examples(encoded, task.collator(finished.processor)), task, finished.machine)
-    return evaluate_outputs("data" if data else split, output, encoded, rows, task, labels, plan)
+    evaluation = evaluate_outputs("data" if data else name, output, encoded, rows, task, labels, plan)
+    return replace(evaluation, notes=(f"split `{name}`, {len(rows):,} rows.", *notes, *evaluation.notes))
+
+
+def _read_other_data(run: Path, words: Sequence[str], notes: list[str]) -> DataSource:
+    """The run's data block with some fields changed; what only training asks for is refused."""
+    for word in words:
+        if (field := word.partition("=")[0].partition(".")[0]) in ONLY_FOR_TRAINING:
+            raise RecipeError(
+                f"`--data {word}`: `{field}` has no meaning for rows that are only scored.\n"
+                "  Name the split to score with --split, and the rows with `keep` or a file of their own."
+            )
+    source = load_recipe(run / "recipe.yaml", [f"data.{word}" for word in words]).data
+    named = {word.partition("=")[0] for word in words}
+    if source.keep and "keep" not in named:
+        notes.append(f"`data.keep: {source.keep}` of the recipe is for its own rows; for these say `--data keep=COLUMN`.")
+        source = source.model_copy(update={"keep": None})
+    return source

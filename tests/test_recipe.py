@@ -191,7 +191,7 @@ def test_a_required_field_points_to_its_block_and_says_what_it_is(write):
     path = write(edited("dataset: nyu-mll/glue", "data_dir: x"))
     [(line, place, message)] = problems(path)
     assert (line, place) == ("line 4", "data.dataset")
-    assert message.startswith("is required: A Hub id; csv,")
+    assert message.startswith("is required: A Hub id; a file; csv,")
     rows = problems(write("# only a remark\nseed: 1\n"))
     assert [row[:2] for row in rows] == [("line 1", name) for name in ("model", "data", "task", "method", "output")]
     assert rows[0][2].startswith("is required: Where training starts")

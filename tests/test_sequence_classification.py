@@ -80,3 +80,62 @@ def test_one_class_is_too_few():
 def test_the_config_carries_the_names_of_the_classes():
     fields = task(problem_type=SINGLE).config_fields(Labels(("no", "yes")))
     assert fields["id2label"] == {0: "no", 1: "yes"} and fields["label2id"] == {"no": 0, "yes": 1}
+
+
+def resolved(column, asked=None, **fields):
+    rows = Dataset.from_dict({"text": [f"t{i}" for i in range(len(column))], "label": column})
+    asked = asked or task(**fields)
+    found = asked.resolve(rows)
+    return found, found.labels(rows), rows, asked.remarks(found, rows)
+
+
+@pytest.mark.parametrize("kind", [int, float, bool])
+def test_lists_of_zero_and_one_are_a_place_for_each_class(kind):
+    column = [[kind(v) for v in row] for row in ([0, 1, 0], [1, 1, 0], [0, 0, 1])]
+    found, labels, rows, said = resolved(column)
+    assert found.problem_type == MULTI and labels == Labels(("0", "1", "2"))
+    assert found.targets(rows[:], labels) == [[0, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert found.references(rows) == [["1"], ["0", "1"], ["2"]]
+    assert "a place for each of 3 classes" in said[0] and "task.label_names" in said[0]
+    named, labels, rows, said = resolved(column, label_names=("x", "y", "z"))
+    assert labels == Labels(("x", "y", "z")) and named.references(rows) == [["y"], ["x", "y"], ["z"]] and said == []
+    bad = Dataset.from_dict({"text": ["t"], "label": [[1, 0]]})
+    assert named.invalid_rows(bad, labels) == {"column `label` has the value [1, 0], not 3 times 0 or 1,": [0]}
+
+
+def test_lists_of_ids_of_several_lengths_stay_lists_of_ids():
+    found, labels, rows, said = resolved([[0, 1], [2], [], [1]])
+    assert labels == Labels(("0", "1", "2")) and found.targets(rows[:], labels)[0] == [1, 1, 0] and said == []
+
+
+@pytest.mark.parametrize(
+    ("column", "fields", "message"),
+    [
+        ([[0], [1], [0]], {}, r"can be read in two ways(.|\n)*task.label_names(.|\n)*without lists"),
+        ([[0.2, 0.8], [0.5, 0.5]], {}, r"lists of float64(.|\n)*Expected lists of names"),
+        ([[0, 1], [1, 0]], {"label_names": ("a",)}, r"has 1 names, but the lists of column `label` 2 places"),
+        (["a", "b"], {"label_names": ("a", "b")}, r"goes with a column of lists of 0 and 1"),
+        ([[0, 1], [1, 1]], {"problem_type": SINGLE}, r"needs one value per row, but .* which holds lists"),
+        ([[0, 1], [1, 1]], {"problem_type": NUMBER}, r"needs one value per row"),
+        (["a", "b"], {"problem_type": NUMBER}, r"needs numbers, but column `label` holds a, b"),
+        (["2,5", "1,0"], {"problem_type": NUMBER}, r"Write decimal points instead of commas"),
+    ],
+)
+def test_columns_that_cannot_be_read_as_they_are_asked_for(column, fields, message):
+    with pytest.raises(DataError, match=message):
+        resolved(column, **fields)
+
+
+@pytest.mark.parametrize(("column", "names"), [(["sport", "law"], ("law", "sport")), ([3, 1], ("1", "3"))])
+def test_single_values_asked_for_as_multi_label_are_sets_of_one(column, names):
+    found, labels, rows, _ = resolved(column, problem_type=MULTI)
+    assert labels == Labels(names)
+    assert found.references(rows) == [[str(value)] for value in column] and found.invalid_rows(rows, labels) == {}
+    assert found.targets(rows[:], labels) == [[0, 1], [1, 0]]
+
+
+def test_class_labels_asked_for_as_multi_label_are_sets_of_one():
+    features = Features(text=Value("string"), label=ClassLabel(names=["no", "yes"]))
+    rows = Dataset.from_dict({"text": ["t", "u"], "label": [1, 0]}, features=features)
+    found = task(problem_type=MULTI).resolve(rows)
+    assert found.labels(rows) == Labels(("no", "yes"))

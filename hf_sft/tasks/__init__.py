@@ -63,6 +63,10 @@ class Task(Block, ABC):
         """This task with what it infers from the data filled in (`problem_type`). Raises `DataError`."""
 
     @abstractmethod
+    def remarks(self, resolved: Self, train: Dataset) -> list[str]:
+        """What `resolve` read into the data and could have read otherwise, each with what to do then."""
+
+    @abstractmethod
     def labels(self, train: Dataset) -> Labels | None:
         """The classes, by name, that `train` shows; None where the task has none. Raises `DataError`."""
 
@@ -77,6 +81,10 @@ class Task(Block, ABC):
     @abstractmethod
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
         """Rows to examples; pure, for `Dataset.map(batched=True)`. Rows without labels give examples without them."""
+
+    @abstractmethod
+    def targets(self, rows: dict[str, list], labels: Labels | None) -> list[Any]:
+        """The `labels` of examples: what the loss compares the model's output with."""
 
     @abstractmethod
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
@@ -113,10 +121,6 @@ class Task(Block, ABC):
     @abstractmethod
     def texts(self, rows: Dataset) -> list[str]:
         """What a person would read of each row; equal texts never stand on two sides of a made split."""
-
-    @abstractmethod
-    def baselines(self, train: Dataset, rows: Dataset, labels: Labels | None) -> dict[str, np.ndarray]:
-        """What simple methods answer on `rows` after seeing `train`, by name, as `output` would have it."""
 
     @classmethod
     @abstractmethod

@@ -4,6 +4,7 @@ The data: one text column, or two (`text_pair`), and a label:
 
 - a column of class names, integers, booleans or a `ClassLabel`: one class per row;
 - a column of lists of those, or several columns of 0 and 1 named in `label`: any number of classes per row;
+- a column of lists of 0 and 1, all equally long: the same, written as a place for each class (`label_names` names them);
 - a column of fractions: a number to regress on.
 
 Which of the three it is (`problem_type`) is inferred from the column's type. Classes are always mapped by name, never by
@@ -12,26 +13,31 @@ position: splits whose `ClassLabel` orders differ are read rightly.
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, LargeList, List, Value
 from pydantic import Field
-from scipy.special import expit, log_softmax, logit, softmax
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import make_pipeline
+from scipy.special import expit, softmax
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from hf_sft.errors import DataError
+from hf_sft.label_columns import (
+    MULTI,
+    NUMBERS,
+    REGRESSION,
+    SINGLE,
+    ProblemType,
+    as_list,
+    find_label_names,
+    find_problem_type,
+    require_kind,
+)
 from hf_sft.tasks import Batch, Labels, Task
-
-ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 class SequenceClassification(Task):
@@ -47,6 +53,8 @@ class SequenceClassification(Task):
     """The column of a second text, for tasks on pairs."""
     label: str | tuple[str, ...] = "label"
     """The column of the label; several columns of 0 and 1 for multi-label."""
+    label_names: tuple[str, ...] | None = None
+    """The classes of a column of lists of 0 and 1, in their order; their numbers when not given."""
     problem_type: ProblemType | None = None
     """Hugging Face's word for the kind of label; inferred from the column when not given."""
     max_length: int | None = Field(default=None, ge=4)
@@ -54,7 +62,7 @@ class SequenceClassification(Task):
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
-        return ("pearson", "spearman", "mse") if self.problem_type == "regression" else ("accuracy", "f1_macro")
+        return ("pearson", "spearman", "mse") if self.problem_type == REGRESSION else ("accuracy", "f1_macro")
 
     def columns(self) -> dict[str, tuple[str, ...]]:
         named = {"text": (self.text,), "text_pair": (self.text_pair,) if self.text_pair else ()}
@@ -68,38 +76,46 @@ class SequenceClassification(Task):
         return [self.label] if isinstance(self.label, str) else list(self.label)
 
     def resolve(self, train: Dataset) -> Self:
-        if self.problem_type is not None:
-            return self
-        return self.model_copy(update={"problem_type": self._infer_problem_type(train)})
-
-    def _infer_problem_type(self, train: Dataset) -> ProblemType:
-        if len(self._label_columns) > 1:
-            return "multi_label_classification"
-        feature = train.features[self._label_columns[0]]
-        if isinstance(feature, List | LargeList):
-            return "multi_label_classification"
-        if isinstance(feature, Value) and feature.dtype.startswith(("float", "decimal")):
-            return "regression"
-        if isinstance(feature, ClassLabel | Value):
-            return "single_label_classification"
-        raise DataError(
-            f"column `{self._label_columns[0]}` holds {feature}, which is not a label.\n"
-            "  Expected names, integers, a ClassLabel, lists of those, or fractions.  Point `task.label` at such a column."
+        kind = self.problem_type or find_problem_type(train, self._label_columns)
+        require_kind(train, self._label_columns, kind)
+        return self.model_copy(
+            update={"problem_type": kind, "label_names": find_label_names(train, self._label_columns, self.label_names)}
         )
 
+    def remarks(self, resolved: Self, train: Dataset) -> list[str]:
+        column = self._label_columns[0]
+        feature = train.features[column]
+        if resolved.label_names is not None and self.label_names is None:
+            return [
+                f"column `{column}` holds lists of 0 and 1: a place for each of {len(resolved.label_names)} classes, "
+                "called by their numbers.  Name them: `task.label_names`."
+            ]
+        if self.problem_type is not None or not (isinstance(feature, Value) and feature.dtype.startswith(NUMBERS)):
+            return []
+        if resolved.problem_type == REGRESSION:
+            return [
+                f"column `{column}` holds fractions: a number to regress on.  "
+                f"If its values are classes: `task.problem_type={SINGLE}`."
+            ]
+        return [
+            f"column `{column}` holds whole numbers: each of the {len(set(train[column][:]) - {None})} is a class.  "
+            f"If they are amounts: `task.problem_type={REGRESSION}`."
+        ]
+
     def labels(self, train: Dataset) -> Labels | None:
-        if self.problem_type == "regression":
+        if self.problem_type == REGRESSION:
             return None
         if len(self._label_columns) > 1:
             return Labels(tuple(self._label_columns))
+        if self.label_names is not None:
+            return Labels(self.label_names)
         feature = train.features[self._label_columns[0]]
         feature = feature.feature if isinstance(feature, List | LargeList) else feature
         if isinstance(feature, ClassLabel):
             return Labels(tuple(feature.names))
-        column = train[self._label_columns[0]]
-        values = {value for row in column for value in (row if isinstance(row, list) else [row])} - {None, ""}
+        values = {value for row in train[self._label_columns[0]] for value in as_list(row)} - {None, ""}
         names = tuple(str(value) for value in sorted(values))
-        if len(names) < (1 if self.problem_type == "multi_label_classification" else 2):
+        if len(names) < (1 if self.problem_type == MULTI else 2):
             raise DataError(
                 f"column `{self._label_columns[0]}` of split `train` shows {len(names)} class(es): "
                 f"{', '.join(names) or 'none'}.\n  Classification needs at least two.  Check `task.label` and the split."
@@ -130,13 +146,15 @@ class SequenceClassification(Task):
     def _label_problem(self, value: Any, labels: Labels | None) -> str | None:
         if value is None or value == "":
             return "is null or empty"
-        if self.problem_type == "regression":
+        if self.problem_type == REGRESSION:
             number = isinstance(value, int | float)
             return None if number and math.isfinite(value) else f"has the value {value!r}, which is no finite number,"
         if len(self._label_columns) > 1:
             return None if value in (0, 1) else f"has the value {value!r}, which is neither 0 nor 1,"
-        values = value if isinstance(value, list) else [value]
-        unknown = next((name for name in values if labels is not None and str(name) not in labels.ids), None)
+        if self.label_names is not None:
+            good = isinstance(value, list) and len(value) == len(self.label_names) and set(value) <= {0, 1}
+            return None if good else f"has the value {value!r}, not {len(self.label_names)} times 0 or 1,"
+        unknown = next((name for name in as_list(value) if labels is not None and str(name) not in labels.ids), None)
         return None if unknown is None else f"has the value {str(unknown)!r}, which `train` never shows,"
 
     def config_fields(self, labels: Labels | None) -> dict[str, Any]:
@@ -151,20 +169,27 @@ class SequenceClassification(Task):
         examples = dict(encoded)
         examples["truncated"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
         if set(self._label_columns) <= set(rows):
-            examples["labels"] = self._encode_labels([rows[column] for column in self._label_columns], labels)
+            examples["labels"] = self.targets(rows, labels)
         return examples
 
-    def _encode_labels(self, columns: list[list], labels: Labels | None) -> list:
+    def targets(self, rows: dict[str, list], labels: Labels | None) -> list:
+        columns = [rows[column] for column in self._label_columns]
         if labels is None:
             return [float(value) for value in columns[0]]
-        if self.problem_type == "single_label_classification":
+        if self.problem_type == SINGLE:
             return [labels.ids[str(value)] for value in columns[0]]
-        if len(columns) > 1:
-            return [[float(value) for value in row] for row in zip(*columns, strict=True)]
-        return [[float(name in {str(v) for v in row}) for name in labels.names] for row in columns[0]]
+        return [[float(name in named) for name in labels.names] for named in self._named(columns)]
+
+    def _named(self, columns: list[list]) -> list[list[str]]:
+        """Of each row the classes that it has."""
+        if len(columns) > 1 or self.label_names is not None:
+            names = self.label_names or self._label_columns
+            places = zip(*columns, strict=True) if len(columns) > 1 else columns[0]
+            return [[name for name, value in zip(names, row, strict=True) if value] for row in places]
+        return [[str(name) for name in as_list(value)] for value in columns[0]]
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
-        single = self.problem_type == "single_label_classification"
+        single = self.problem_type == SINGLE
 
         def collate(examples: list[dict[str, Any]]) -> Batch:
             inputs = [{k: v for k, v in example.items() if k in processor.model_input_names} for example in examples]
@@ -178,9 +203,9 @@ class SequenceClassification(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         logits, labels = self.output(model, batch), batch["labels"]
-        if self.problem_type == "regression":
+        if self.problem_type == REGRESSION:
             return functional.mse_loss(logits.squeeze(-1), labels, reduction="sum")
-        if self.problem_type == "single_label_classification":
+        if self.problem_type == SINGLE:
             return functional.cross_entropy(logits, labels, reduction="sum")
         # An item is a row, so a row's loss is the mean over its labels: transformers' own BCE, made independent of the cut.
         return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / labels.shape[-1]
@@ -193,17 +218,17 @@ class SequenceClassification(Task):
         return model(**{key: value for key, value in batch.items() if key != "labels"}).logits.float()
 
     def answers(self, output: np.ndarray) -> np.ndarray:
-        if self.problem_type == "regression":
+        if self.problem_type == REGRESSION:
             return output[:, 0]
-        if self.problem_type == "single_label_classification":
+        if self.problem_type == SINGLE:
             return output.argmax(-1)
         return (output > 0).astype(np.int64)
 
     def scores(self, output: np.ndarray) -> np.ndarray:
-        if self.problem_type == "regression":
+        if self.problem_type == REGRESSION:
             return output[:, 0]
         output = output.astype(np.float64)
-        return softmax(output, axis=-1) if self.problem_type == "single_label_classification" else expit(output)
+        return softmax(output, axis=-1) if self.problem_type == SINGLE else expit(output)
 
     def decode(self, output: np.ndarray, labels: Labels | None) -> list[dict[str, Any]]:
         if labels is None:
@@ -212,48 +237,22 @@ class SequenceClassification(Task):
             {name: round(float(score), 6) for name, score in zip(labels.names, row, strict=True)}
             for row in self.scores(output)
         ]
-        if self.problem_type == "multi_label_classification":
+        if self.problem_type == MULTI:
             return [{"labels": [n for n, s in row.items() if s > 0.5], "scores": row} for row in named]
         best = [labels.names[i] for i in output.argmax(-1)]
         return [{"label": b, "score": row[b], "scores": row} for b, row in zip(best, named, strict=True)]
 
     def references(self, rows: Dataset) -> list[Any]:
-        columns = [rows[column] for column in self._label_columns]
-        if self.problem_type == "regression":
+        columns = [list(rows[column]) for column in self._label_columns]
+        if self.problem_type == REGRESSION:
             return [float(value) for value in columns[0]]
-        if self.problem_type == "single_label_classification":
+        if self.problem_type == SINGLE:
             return [str(value) for value in columns[0]]
-        if len(columns) == 1:
-            return [[str(name) for name in row] for row in columns[0]]
-        return [
-            [name for name, value in zip(self._label_columns, row, strict=True) if value] for row in zip(*columns, strict=True)
-        ]
+        return self._named(columns)
 
     def texts(self, rows: Dataset) -> list[str]:
         columns = [rows[column] for column in self.input_columns()]
         return ["\n".join(str(text) for text in row) for row in zip(*columns, strict=True)]
-
-    def baselines(self, train: Dataset, rows: Dataset, labels: Labels | None) -> dict[str, np.ndarray]:
-        """The majority class (or the mean), and TF-IDF with logistic (or ridge) regression, all at sklearn's defaults
-        but for sublinear counts of words and pairs of words."""
-        known = np.array(self._encode_labels([list(train[column]) for column in self._label_columns], labels))
-        words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2 if len(train) > 500 else 1)
-        texts, asked = self.texts(train), self.texts(rows)
-        if labels is None:
-            ridge = make_pipeline(words, Ridge()).fit(texts, known)
-            mean = np.full((len(rows), 1), known.mean())
-            return {"mean": mean, "tfidf_ridge": ridge.predict(asked).reshape(-1, 1)}
-        if self.problem_type == "single_label_classification":
-            shares = np.bincount(known, minlength=len(labels)) / len(known)
-            model = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000)).fit(texts, known)
-            logits = np.full((len(rows), len(labels)), -np.inf)
-            logits[:, model.classes_] = model.predict_log_proba(asked)
-            majority = np.tile(np.log(np.maximum(shares, 1e-9)), (len(rows), 1))
-            return {"majority": majority, "tfidf_logreg": log_softmax(np.maximum(logits, -30.0), axis=-1)}
-        shares = np.clip(known.mean(0), 1e-9, 1 - 1e-9)
-        each = make_pipeline(words, OneVsRestClassifier(LogisticRegression(C=10.0, max_iter=1000))).fit(texts, known)
-        chances = np.clip(each.predict_proba(asked), 1e-9, 1 - 1e-9)
-        return {"majority": np.tile(logit(shares), (len(rows), 1)), "tfidf_logreg": logit(chances)}
 
     @classmethod
     def sample(cls) -> tuple[Self, Dataset]:

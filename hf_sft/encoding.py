@@ -1,0 +1,74 @@
+"""Rows to examples, encoded once by one process and read from the cache by all, now and later."""
+
+import inspect
+import json
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset, load_from_disk
+
+from hf_sft.cache import cache_folder, digest, touch, written_aside
+from hf_sft.splitting import Splits, hash_rows
+from hf_sft.tasks import Labels, Task
+
+CODE = ("hf_sft", "tokenizers", "transformers")
+
+
+def encode_rows(rows: Dataset, task: Task, labels: Labels | None, processor: Any) -> Dataset:
+    """Examples for the model: the task's columns, and `length` in tokens. Not cached."""
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        examples = task.encode(batch, processor, labels)
+        examples["length"] = [len(ids) for ids in examples["input_ids"]] if "input_ids" in examples else [1] * len(rows)
+        return examples
+
+    asked = _select(rows, task)
+    encoded = asked.map(
+        encode, batched=True, remove_columns=asked.column_names, load_from_cache_file=False, keep_in_memory=True
+    )
+    if backend := getattr(processor, "backend_tokenizer", None):
+        # A fast tokenizer remembers how it truncated, and would be hashed and saved with that.
+        backend.no_truncation()
+    return encoded
+
+
+def _select(rows: Dataset, task: Task) -> Dataset:
+    return rows.select_columns([c for columns in task.columns().values() for c in columns if c in rows.column_names])
+
+
+def encode_splits(splits: Splits, processor: Any) -> dict[str, Dataset]:
+    """Each split's examples, memory-mapped from the cache. Its key holds the rows, the task with its code, the processor
+    and the versions of what encodes."""
+    state = PartialState()
+    names = json.dumps(splits.labels.names if splits.labels else None)
+    how = digest(_hash_processor(processor), splits.task.model_dump_json(), names, hash_code(type(splits.task)))
+    encoded = {}
+    for name, rows in splits.rows.items():
+        folder = cache_folder("encoded") / digest(hash_rows(_select(rows, splits.task)), how)
+        with state.local_main_process_first():
+            if not (folder / "state.json").is_file():
+                with written_aside(folder) as aside:
+                    encode_rows(rows, splits.task, splits.labels, processor).save_to_disk(str(aside))
+        encoded[name] = load_from_disk(str(touch(folder)))
+    return encoded
+
+
+def hash_code(kind: type) -> str:
+    """Equal for equal source of the class's module, and equal versions of what it calls."""
+    module = sys.modules[kind.__module__]
+    try:
+        source = inspect.getsource(module)
+    except (OSError, TypeError):  # typed at a prompt
+        source = repr(module)
+    return digest(source, *(f"{package} {version(package.replace('_', '-'))}" for package in CODE))
+
+
+def _hash_processor(processor: Any) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return digest(*(part for path in files for part in (path.name, path.read_bytes())))

@@ -1,0 +1,282 @@
+"""Rows to splits: named, sliced or made; checked; and cut down to a subset."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, LargeList, List, ReadInstruction, Value, concatenate_datasets
+
+from hf_sft.cache import digest
+from hf_sft.draws import assign, strata_of, subsample, units_of
+from hf_sft.errors import DataError
+from hf_sft.sources import SPLITS, DataSource, load_source
+from hf_sft.tasks import Labels, Task
+
+HELD_OUT = 0.1
+ALIASES = ("dev", "valid", "val", "eval")
+"""What others call the validation split."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows by split, with the task as the data resolved it, its classes, and what is to be said aloud."""
+
+    rows: dict[str, Dataset]
+    source: DataSource
+    """With the splits as they were found or made, and the commit of a Hub data set."""
+    task: Task
+    labels: Labels | None
+    notes: tuple[str, ...]
+    seen: dict[str, np.ndarray] = field(default_factory=dict)
+    """For validation and test the rows whose text train has too."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal rows of equal splits."""
+        return digest(*(f"{name}:{hash_rows(rows)}" for name, rows in self.rows.items()))
+
+    def fingerprint_of(self, split: str) -> str:
+        """Equal for equal rows of one split."""
+        return hash_rows(self.rows[split])
+
+
+def hash_rows(rows: Dataset) -> str:
+    """Equal for equal columns with equal values, whatever file they came from and however it was cut."""
+    parts: list[str | bytes] = []
+    for table in rows.select_columns(sorted(rows.column_names)).with_format("arrow").iter(1000):
+        table: Any = table
+        kinds = [(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in table.schema]
+        # Taken row by row, so that equal values lie in equal buffers.
+        whole = table.cast(pa.schema(kinds)).take(pa.array(range(len(table)))).combine_chunks()
+        parts += [str(kinds), *(batch.serialize().to_pybytes() for batch in whole.to_batches())]
+        parts = [digest(*parts)]
+    return digest(*parts)
+
+
+def load_splits(source: DataSource, task: Task) -> Splits:
+    """Load, check and split the rows; classes become their names. Raises `DataError`, every problem of a kind at once."""
+    notes: list[str] = []
+    brought, found = load_source(source, task.input_columns(), notes)
+    loaded, named = _name_splits(source, brought, notes)
+    for name, rows in loaded.items():
+        _require_columns(rows, name, task, source, ("keep", "group") if name == "train" else ("keep",))
+    loaded = {name: _keep(rows, source, name, notes) for name, rows in loaded.items()}
+    resolved = task.resolve(loaded["train"])
+    notes += task.remarks(resolved, loaded["train"])
+    labels = resolved.labels(loaded["train"])
+    rows = {name: _name_classes(rows, resolved) for name, rows in loaded.items()}
+    rows = _without_invalid(rows, resolved, labels, source.drop_invalid, notes)
+    rows = _make_splits(rows, source, resolved, labels, notes)
+    rows["train"] = subsample(rows["train"], source, resolved, labels, notes)
+    splits = {name: named[name] if name in loaded or name in source.splits else HELD_OUT for name in SPLITS}
+    found = found.model_copy(update={"splits": splits})
+    seen = _find_seen(rows, resolved, notes)
+    return Splits(rows, found, resolved, labels, tuple(notes), seen)
+
+
+def load_rows(
+    source: DataSource, task: Task, labels: Labels | None, split: str | None, notes: list[str]
+) -> tuple[str, Dataset]:
+    """One split of other data, for a task whose classes are known: the one that is named, `test`, or the only one.
+
+    Gives its name too. Raises `DataError`.
+    """
+    brought, _ = load_source(source, task.input_columns(), notes)
+    name = split or ("test" if "test" in brought else next(iter(brought)))
+    if name not in brought or (split is None and name != "test" and len(brought) > 1):
+        asked = f"has no split `{split}`" if split else "has several splits, none of them called `test`"
+        raise DataError(f"data set `{source.dataset}` {asked}.\n  It has: {', '.join(brought)}.  Say which: --split NAME.")
+    _require_columns(brought[name], name, task, source, ("keep",))
+    rows = _name_classes(_keep(brought[name], source, name, notes), task)
+    return name, _without_invalid({name: rows}, task, labels, source.drop_invalid, notes)[name]
+
+
+def _name_splits(
+    source: DataSource, brought: dict[str, Dataset], notes: list[str]
+) -> tuple[dict[str, Dataset], dict[str, Any]]:
+    """The splits that the recipe names, and those that go by their own names, with the names; fractions come later."""
+    wanted: dict[str, Any] = {name: source.splits.get(name, name) for name in SPLITS}
+    alias = next((name for name in ALIASES if name in brought), None)
+    if alias and "validation" not in brought and "validation" not in source.splits:
+        wanted["validation"] = alias
+        notes.append(f"split `{alias}` is taken for validation.  Another one: `data.splits.validation`.")
+    wanted["train"] = "train" if share_of(wanted["train"]) is not None else wanted["train"]
+    found = {}
+    for name, expression in wanted.items():
+        if share_of(expression) is not None:
+            continue
+        bases = [part.partition("[")[0].strip() for part in expression.split("+")]
+        missing = [base for base in bases if base not in brought]
+        if not missing:
+            found[name] = _slice(brought, expression)
+        elif name in source.splits or name == "train":
+            near = get_close_matches(missing[0], list(brought), n=1)
+            hint = f"  Did you mean `{near[0]}`?" if near else ""
+            raise DataError(
+                f"`data.splits.{name}`: data set `{source.dataset}` has no split `{missing[0]}`.\n"
+                f"  It has: {', '.join(brought)}.{hint}"
+            )
+    return found, {**wanted, **source.splits}
+
+
+def share_of(share: Any) -> float | None:
+    """A fraction of train, written as 0.1 or as 10%; None for names and slices."""
+    if isinstance(share, str):
+        percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", share)
+        return float(percent[1]) / 100 if percent else None
+    return float(share)
+
+
+def _slice(brought: dict[str, Dataset], expression: str) -> Dataset:
+    if expression in brought:
+        return brought[expression]
+    try:
+        parts = ReadInstruction.from_spec(expression).to_absolute({name: len(rows) for name, rows in brought.items()})
+        if any(part.from_ >= part.to for part in parts):
+            raise ValueError
+    except (ValueError, AssertionError):
+        raise DataError(
+            f"`{expression}` is not a slice, or one without rows.  Expected one like train[:80%] or train[100:200]."
+        ) from None
+    cut = [brought[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    return cut[0] if len(cut) == 1 else concatenate_datasets(cut)
+
+
+def _require_columns(rows: Dataset, split: str, task: Task, source: DataSource, extra: tuple[str, ...]) -> None:
+    named = [(f"task.{field}", column) for field, columns in task.columns().items() for column in columns]
+    named += [(f"data.{field}", column) for field in extra if (column := getattr(source, field))]
+    problems = []
+    for where, column in named:
+        if column not in rows.column_names:
+            near = get_close_matches(column, rows.column_names, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            problems.append(f"`{where}` names column `{column}`, which split `{split}` doesn't have.{hint}")
+    if problems:
+        raise DataError("\n".join([*problems, f"  It has: {', '.join(rows.column_names)}."]))
+
+
+def _keep(rows: Dataset, source: DataSource, split: str, notes: list[str]) -> Dataset:
+    if source.keep is None:
+        return rows
+    values = rows[source.keep][:]
+    odd = {repr(value) for value in values if not (isinstance(value, bool | int) and value in (0, 1))}
+    if odd:
+        raise DataError(
+            f"`data.keep` names column `{source.keep}`, which holds {', '.join(sorted(odd)[:5])} in split `{split}`.\n"
+            "  Expected true and false, or 1 and 0, in every row."
+        )
+    kept = rows.select(np.flatnonzero(np.array(values, dtype=bool)))
+    if not len(kept):
+        raise DataError(f"split `{split}` has no rows left: `data.keep` (column `{source.keep}`) is false in all {len(rows)}.")
+    notes.append(f"`data.keep` left {len(kept)} of {len(rows)} rows of split `{split}`.")
+    return kept
+
+
+def _name_classes(rows: Dataset, task: Task) -> Dataset:
+    """ClassLabel columns as names: ids mean nothing across files whose class lists are ordered otherwise."""
+    for column in (column for columns in task.columns().values() for column in columns):
+        feature = rows.features[column]
+        inner = feature.feature if isinstance(feature, List | LargeList) else feature
+        if isinstance(inner, ClassLabel):
+            names = _namer(inner)
+            values = [[names(v) for v in row] if isinstance(row, list) else names(row) for row in rows[column]]
+            kind = Value("string") if inner is feature else List(Value("string"))
+            rows = rows.remove_columns(column).add_column(column, values, feature=kind)  # pyright: ignore
+    return rows
+
+
+def _namer(feature: ClassLabel) -> Callable[[int | None], str | None]:
+    return lambda value: None if value is None or value < 0 else str(feature.int2str(value))
+
+
+def _find_seen(rows: dict[str, Dataset], task: Task, notes: list[str]) -> dict[str, np.ndarray]:
+    """The rows of validation and test whose texts train has too: what is known by heart is no proof of learning."""
+    known: dict[str, set] = {}
+    for text, reference in zip(task.texts(rows["train"]), task.references(rows["train"]), strict=True):
+        known.setdefault(text, set()).add(str(reference))
+    seen = {}
+    for name in SPLITS[1:]:
+        texts, references = task.texts(rows[name]), task.references(rows[name])
+        places = [i for i, text in enumerate(texts) if text in known]
+        seen[name] = np.array(places, dtype=np.int64)
+        if places:
+            equal = sum(str(references[i]) in known[texts[i]] for i in places)
+            notes.append(
+                f"{len(places)} of {len(texts)} rows of split `{name}` have a text that train has too ({equal} with the same "
+                "label): the score on the other rows is given beside."
+            )
+    return seen
+
+
+def _without_invalid(
+    rows: dict[str, Dataset], task: Task, labels: Labels | None, drop: bool, notes: list[str]
+) -> dict[str, Dataset]:
+    problems, kept = [], {}
+    for name, split in rows.items():
+        invalid = task.invalid_rows(split, labels)
+        found = []
+        for problem, places in invalid.items():
+            few = ", ".join(str(place) for place in places[:5]) + (", …" if len(places) > 5 else "")
+            found.append(f"{problem} in {len(places)} row(s) of split `{name}`: {few}")
+        problems += found
+        bad = {place for places in invalid.values() for place in places}
+        if bad and drop:
+            if len(bad) == len(split):
+                raise DataError("\n  ".join([f"split `{name}` has no rows left: none can be learned from.", *found[:5]]))
+            notes.append(f"{len(bad)} of {len(split)} rows of split `{name}` can't be learned from and were dropped.")
+        kept[name] = split.select([i for i in range(len(split)) if i not in bad]) if bad else split
+    if problems and not drop:
+        shown = [*problems[:20], *([f"… and {len(problems) - 20} more"] if len(problems) > 20 else [])]
+        shown[0] = shown[0][0].upper() + shown[0][1:]
+        raise DataError("\n  ".join([*shown, "Mend the rows, or leave them out with `data.drop_invalid=true`."]))
+    return kept
+
+
+def _make_splits(
+    rows: dict[str, Dataset], source: DataSource, task: Task, labels: Labels | None, notes: list[str]
+) -> dict[str, Dataset]:
+    """Hold out what no split of the data set brings. Equal texts, and rows of one group, stay together."""
+    fractions: dict[str, float] = {}
+    for name in SPLITS[1:]:
+        if name in rows:
+            continue
+        share = share_of(source.splits.get(name, HELD_OUT))
+        if share is None or not 0 < share < 1:
+            raise DataError(f"`data.splits.{name}` must be a split's name or a fraction between 0 and 1; got {share!r}.")
+        fractions[name] = share
+        how = "as the recipe says" if name in source.splits else "since the data set has no such split"
+        notes.append(f"split `{name}` is {share:g} of train, {how}: stratified, equal texts on one side.")
+    kept = share_of(source.splits.get("train", "train"))
+    if kept is not None and not 0 < kept <= 1:
+        raise DataError(f"`data.splits.train` must be a split's name or a fraction between 0 and 1; got {kept!r}.")
+    held = sum(fractions.values())
+    if held + (kept or 0) > 1 + 1e-9 or held > 1 - 1e-9:
+        raise DataError(
+            f"the fractions of `data.splits` add up to {held + (kept or 0):g}; expected at most 1, with rows left to train on."
+        )
+    unused = 0.0 if kept is None else max(0.0, round(1 - kept - held, 9))
+    if unused:
+        fractions["unused"] = unused
+        notes.append(f"the fractions of `data.splits` add up to {1 - unused:g}: {unused:g} of train is not used.")
+    if not fractions:
+        return {name: rows[name] for name in SPLITS}
+    train = rows["train"]
+    strata = strata_of(train, task)
+    sides = assign(units_of(train, source, task), strata, fractions, source.seed)
+    made = {name: train.select(np.flatnonzero(sides == name)) for name in ("train", *fractions) if name != "unused"}
+    for name, split in made.items():
+        if not len(split):
+            units = len(np.unique(units_of(train, source, task)))
+            raise DataError(
+                f"split `{name}` has no rows left: train brings {len(train)} rows, in {units} parts that must not be torn\n"
+                "  (equal texts, one group), which are too few for the fractions of `data.splits`."
+            )
+        absent = [name for name in sorted(set(strata)) if name and name not in set(strata_of(split, task))]
+        if absent:
+            shown = ", ".join(f"`{each}`" for each in absent[:5]) + (", …" if len(absent) > 5 else "")
+            notes.append(f"{len(absent)} of {len(set(strata))} classes have no row in split `{name}`: {shown}.")
+    return {**{name: rows[name] for name in SPLITS if name in rows}, **made}

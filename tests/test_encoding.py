@@ -1,0 +1,91 @@
+"""Encoding happens once, again when anything changes that it depends on, and the cache stays within its limit."""
+
+import json
+import os
+
+import pytest
+
+from hf_sft.cache import cache_folder, written_aside
+from hf_sft.encoding import encode_splits, hash_code
+from hf_sft.models import Checkpoint, load_processor
+from hf_sft.sources import DataSource
+from hf_sft.splitting import load_splits
+from hf_sft.tasks.sequence_classification import SequenceClassification
+
+TASK = SequenceClassification(type="sequence_classification")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_encoding_happens_once_and_again_when_anything_changes(tmp_path, checkpoints, monkeypatch):
+    import hf_sft.encoding
+
+    calls = []
+    encode = hf_sft.encoding.encode_rows
+    monkeypatch.setattr("hf_sft.encoding.encode_rows", lambda *a: calls.append(1) or encode(*a))
+    processor = load_processor(Checkpoint(checkpoint=str(checkpoints["bert"])))
+    files = write(tmp_path / "a.jsonl", [{"text": f"once {i}", "label": "ab"[i % 2]} for i in range(40)])
+
+    def encoded(task=TASK):
+        return encode_splits(load_splits(DataSource(dataset="json", data_files=files), task), processor)
+
+    first = encoded()
+    assert len(calls) == 3
+    again = encoded()
+    assert len(calls) == 3
+    assert again["train"][:] == first["train"][:]
+    encoded(SequenceClassification(type="sequence_classification", max_length=4))
+    assert len(calls) == 6
+    processor.model_max_length = 5
+    encoded()
+    assert len(calls) == 9
+
+
+def test_other_code_of_the_task_or_other_versions_are_another_key(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("class Mine:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import mine
+
+    before = hash_code(mine.Mine)
+    assert hash_code(mine.Mine) == before
+    monkeypatch.setattr("inspect.getsource", lambda _: "class Mine:\n    other = 1\n")
+    assert hash_code(mine.Mine) != before
+    monkeypatch.undo()
+    monkeypatch.setattr("hf_sft.encoding.version", lambda name: "0.0.1")
+    assert hash_code(SequenceClassification) != before
+
+
+def test_columns_that_the_task_does_not_read_are_no_reason_to_encode_again(tmp_path, checkpoints, monkeypatch):
+    import hf_sft.encoding
+
+    calls = []
+    encode = hf_sft.encoding.encode_rows
+    monkeypatch.setattr("hf_sft.encoding.encode_rows", lambda *a: calls.append(1) or encode(*a))
+    processor = load_processor(Checkpoint(checkpoint=str(checkpoints["bert"])))
+    for extra in (0, 1):
+        rows = [{"text": f"column {i}", "label": "ab"[i % 2], "extra": extra} for i in range(40)]
+        encode_splits(load_splits(DataSource(dataset="json", data_files=write(tmp_path / "a.jsonl", rows)), TASK), processor)
+    assert len(calls) == 3
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_SFT_CACHE_BYTES", "2500")
+    for age, name in ((300, "old"), (200, "middle"), (100, "young")):
+        with written_aside(cache_folder("encoded") / name) as aside:
+            (aside / "file").write_bytes(b"x" * 1000)
+        os.utime(cache_folder("encoded") / name, (2e9 - age, 2e9 - age))
+    left = sorted(path.name for path in cache_folder("encoded").iterdir())
+    assert left == ["middle", "young"]
+
+
+@pytest.mark.parametrize("limit", ["10"])
+def test_what_came_last_stays_however_large_it_is(limit, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_SFT_CACHE_BYTES", limit)
+    with written_aside(cache_folder("features") / "large") as aside:
+        (aside / "file").write_bytes(b"x" * 1000)
+    assert (cache_folder("features") / "large" / "file").is_file()

@@ -1,0 +1,243 @@
+"""Splits are made fairly, subsets are nested, and what was decided is said."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from hf_sft.errors import DataError
+from hf_sft.sources import DataSource
+from hf_sft.splitting import hash_rows, load_splits
+from hf_sft.tasks.sequence_classification import SequenceClassification
+
+TASK = SequenceClassification(type="sequence_classification")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def many(count=400):
+    """Labels 3:1, each text twice, groups of five neighbours."""
+    return [{"text": f"text {i // 2}", "label": "rare" if i // 2 % 4 == 0 else "often", "g": i // 10} for i in range(count)]
+
+
+def test_made_splits_are_stratified_and_have_the_asked_size(tmp_path):
+    files = write(tmp_path / "a.jsonl", many())
+    splits = load_splits(DataSource(dataset="json", data_files=files, splits={"validation": 0.1, "test": 0.2}), TASK)
+    assert {name: len(rows) for name, rows in splits.rows.items()} == {"train": 280, "validation": 40, "test": 80}
+    for rows in splits.rows.values():
+        assert rows["label"][:].count("rare") / len(rows) == pytest.approx(0.25, abs=0.02)
+
+
+def test_equal_texts_are_never_on_two_sides(tmp_path):
+    files = write(tmp_path / "a.jsonl", many())
+    rows = load_splits(DataSource(dataset="json", data_files=files), TASK).rows
+    texts = [set(split["text"]) for split in rows.values()]
+    assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
+
+
+def test_a_group_is_never_on_two_sides(tmp_path):
+    files = write(tmp_path / "a.jsonl", many())
+    rows = load_splits(DataSource(dataset="json", data_files=files, group="g"), TASK).rows
+    groups = [set(split["g"]) for split in rows.values()]
+    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+    assert len(rows["test"]) > 20
+
+
+def test_splits_depend_on_the_data_seed_alone(tmp_path):
+    files = write(tmp_path / "a.jsonl", many())
+
+    def test_rows(seed):
+        return load_splits(DataSource(dataset="json", data_files=files, seed=seed), TASK).rows["test"]["text"][:]
+
+    assert test_rows(1) == test_rows(1) != test_rows(2)
+
+
+@pytest.mark.parametrize("field", ["rows", "rows_per_label"])
+def test_a_smaller_subset_is_inside_a_larger_one(field, tmp_path):
+    files = write(tmp_path / "a.jsonl", [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(200)])
+
+    def train(count):
+        source = DataSource(dataset="json", data_files=files, **{field: count})
+        return load_splits(source, TASK).rows["train"]
+
+    small, large = train(8), train(20)
+    assert set(small["text"]) < set(large["text"])
+    if field == "rows_per_label":
+        assert sorted(small["label"][:]) == ["a"] * 8 + ["b"] * 8
+
+
+def test_slices_and_names_of_splits(tmp_path):
+    files = write(tmp_path / "a.jsonl", [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(100)])
+    named = {"train": "train[:60%]", "validation": "train[60:80]", "test": "train[-20:]"}
+    rows = load_splits(DataSource(dataset="json", data_files=files, splits=named), TASK).rows
+    assert {name: (split["text"][0], len(split)) for name, split in rows.items()} == {
+        "train": ("t0", 60),
+        "validation": ("t60", 20),
+        "test": ("t80", 20),
+    }
+
+
+def test_class_labels_of_two_files_in_different_orders_agree_by_name(tmp_path):
+    def split(names, ids):
+        return Dataset.from_dict(
+            {"text": [f"{names[i]} {k}" for k, i in enumerate(ids)], "label": ids},
+            features=Features(text=Value("string"), label=ClassLabel(names=names)),
+        )
+
+    a, b = split(["yes", "no"], [0, 1, 0]), split(["no", "yes"], [0, 1, 0])
+    DatasetDict(train=a).save_to_disk(str(tmp_path / "a"))
+    saved = DatasetDict(train=a, validation=b, test=b)
+    for name, rows in saved.items():
+        rows.save_to_disk(str(tmp_path / "both" / name))
+    (tmp_path / "both" / "dataset_dict.json").write_text(json.dumps({"splits": list(saved)}))
+    splits = load_splits(DataSource(dataset=str(tmp_path / "both")), TASK)
+    assert splits.labels.names == ("yes", "no")
+    assert splits.rows["validation"]["label"][:] == ["no", "yes", "no"]
+
+
+def test_invalid_rows_are_left_out_when_asked_and_counted(tmp_path):
+    rows = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(50)] + [{"text": "", "label": "a"}]
+    files = write(tmp_path / "a.jsonl", rows)
+    splits = load_splits(DataSource(dataset="json", data_files=files, drop_invalid=True), TASK)
+    assert sum(len(split) for split in splits.rows.values()) == 50
+    assert any("1 of 51 rows" in note for note in splits.notes)
+
+
+def test_a_step_is_dealt_to_processes_without_losing_or_repeating_a_row():
+    from hf_sft.batching import cut_step
+
+    lengths = np.random.default_rng(0).integers(1, 40, 37)
+    for processes in (1, 2, 3, 5, 40):
+        shares = cut_step(np.arange(37), lengths, 64, processes)
+        assert len({len(share) for share in shares}) == 1
+        rows = sorted(row for share in shares for m in share if m.counts for row in m.rows)
+        assert rows == list(range(37))
+        for m in (m for share in shares for m in share):
+            assert len(m.rows) == 1 or len(m.rows) * lengths[list(m.rows)].max() <= 64
+
+
+def split(path, count_or_rows, **fields):
+    rows = count_or_rows if isinstance(count_or_rows, list) else [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(100)]
+    return load_splits(DataSource(dataset="json", data_files=write(path / "rows.jsonl", rows), **fields), TASK)
+
+
+def sizes(splits):
+    return {name: len(rows) for name, rows in splits.rows.items()}
+
+
+@pytest.mark.parametrize(
+    "splits", [{"train": 0.8, "validation": 0.1, "test": 0.1}, {"train": "80%", "validation": "10%", "test": "10%"}]
+)
+def test_fractions_for_all_three_splits_are_welcome(splits, tmp_path):
+    assert sizes(split(tmp_path, 100, splits=splits)) == {"train": 80, "validation": 10, "test": 10}
+
+
+def test_fractions_that_do_not_add_up_leave_the_rest_unused_and_say_so(tmp_path):
+    made = split(tmp_path, 100, splits={"train": 0.5, "validation": 0.1, "test": 0.1})
+    assert sizes(made) == {"train": 50, "validation": 10, "test": 10}
+    assert any("add up to 0.7: 0.3 of train is not used" in note for note in made.notes)
+
+
+def test_many_small_classes_give_the_totals_that_were_asked_for(tmp_path):
+    rows = [{"text": f"{c} {i}", "label": f"class {c:02}"} for c in range(37) for i in range(5)]
+    made = split(tmp_path, rows)
+    assert all(abs(sizes(made)[name] - wanted) <= 1 for name, wanted in (("train", 148), ("validation", 18.5), ("test", 18.5)))
+    for name, kept in made.rows.items():
+        counts = [kept["label"][:].count(f"class {c:02}") for c in range(37)]
+        assert max(counts) - min(counts) <= (2 if name == "train" else 1)
+    assert any("of 37 classes have no row in split `test`" in note for note in made.notes)
+
+
+def test_classes_of_four_rows_do_reach_the_test_split(tmp_path):
+    rows = [{"text": f"{c} {i}", "label": f"class {c:02}"} for c in range(44) for i in range(4 if c else 14)]
+    made = split(tmp_path, rows)
+    assert all(abs(sizes(made)[name] - 18.6) <= 1 for name in ("validation", "test"))
+
+
+def test_a_slice_that_runs_backwards_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"`train\[80:20\]` is not a slice, or one without rows"):
+        split(tmp_path, 100, splits={"test": "train[80:20]"})
+
+
+def test_slices_can_be_added(tmp_path):
+    made = split(
+        tmp_path, 100, splits={"train": "train[:20]+train[40:]", "validation": "train[20:30]", "test": "train[30:40]"}
+    )
+    assert sizes(made) == {"train": 80, "validation": 10, "test": 10}
+    assert made.rows["train"]["text"][19:21] == ["t19", "t40"]
+
+
+@pytest.mark.parametrize("name", ["dev", "valid", "val", "eval"])
+def test_a_split_of_another_name_is_taken_for_validation_aloud(name, tmp_path):
+    files = {}
+    for each in ("train", name):
+        files[each] = write(tmp_path / f"{each}.jsonl", [{"text": f"{each}{i}", "label": "ab"[i % 2]} for i in range(20)])
+    made = load_splits(DataSource(dataset="json", data_files=files), TASK)
+    assert made.rows["validation"]["text"][0] == f"{name}0" and made.source.splits["validation"] == name
+    assert any(f"split `{name}` is taken for validation" in note for note in made.notes)
+
+
+def test_keep_takes_booleans_and_refuses_words(tmp_path):
+    rows = [{"text": f"t{i}", "label": "ab"[i % 2], "ok": i < 60, "no": "no", "one": int(i < 60)} for i in range(100)]
+    for column in ("ok", "one"):
+        made = split(tmp_path, rows, keep=column)
+        assert sum(sizes(made).values()) == 60 and any("left 60 of 100" in note for note in made.notes)
+    with pytest.raises(DataError, match=r"`data.keep` names column `no`, which holds 'no'"):
+        split(tmp_path, rows, keep="no")
+    with pytest.raises(DataError, match=r"no rows left: `data.keep` \(column `never`\) is false in all 100"):
+        split(tmp_path, [{**row, "never": False} for row in rows], keep="never")
+
+
+def test_rows_without_a_group_are_not_one_group(tmp_path):
+    rows = [{"text": f"t{i}", "label": "ab"[i % 2], "g": None if i % 2 else ""} for i in range(100)]
+    assert sizes(split(tmp_path, rows, group="g")) == {"train": 80, "validation": 10, "test": 10}
+
+
+def test_too_few_parts_for_a_split_are_the_cause_that_is_named(tmp_path):
+    rows = [{"text": "always the same", "label": "ab"[i % 2]} for i in range(50)]
+    with pytest.raises(DataError, match=r"no rows left: train brings 50 rows, in 1 parts"):
+        split(tmp_path, rows)
+
+
+def test_all_rows_invalid_names_the_reason(tmp_path):
+    files = {
+        n: write(
+            tmp_path / f"{n}.jsonl", [{"text": " " if n == "test" else f"{n}{i}", "label": "ab"[i % 2]} for i in range(20)]
+        )
+        for n in ("train", "test")
+    }
+    with pytest.raises(DataError, match=r"split `test` has no rows left(.|\n)*column `text` is empty in 20 row"):
+        load_splits(DataSource(dataset="json", data_files=files, drop_invalid=True), TASK)
+
+
+def test_rows_of_test_that_train_has_too_are_counted(tmp_path):
+    train = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(40)]
+    test = [{"text": f"t{i}", "label": "ab"[(i + (i > 30)) % 2]} for i in range(25, 50)]
+    files = {"train": write(tmp_path / "a.jsonl", train), "test": write(tmp_path / "b.jsonl", test)}
+    made = load_splits(DataSource(dataset="json", data_files=files), TASK)
+    in_train = set(made.rows["train"]["text"])
+    seen = [row["text"] in in_train for row in made.rows["test"]]
+    assert list(made.seen["test"]) == [i for i, known in enumerate(seen) if known] and len(made.seen["validation"]) == 0
+    assert any(f"{sum(seen)} of 25 rows of split `test` have a text that train has too" in note for note in made.notes)
+
+
+def test_rows_per_label_says_where_a_class_has_fewer(tmp_path):
+    made = split(
+        tmp_path, [{"text": f"t{i}", "label": "few" if i % 20 == 0 else "many"} for i in range(100)], rows_per_label=10
+    )
+    assert any("`data.rows_per_label` is 10; train has fewer: 4 of `few`" in note for note in made.notes)
+
+
+def test_a_fingerprint_knows_values_and_nothing_else(tmp_path):
+    rows = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(3000)]
+    made = Dataset.from_list(rows)
+    read = load_splits(DataSource(dataset="json", data_files=write(tmp_path / "a.jsonl", rows), splits={"test": 0.5}), TASK)
+    there = {text: i for i, text in enumerate(made["text"][:])}
+    again = made.select([there[text] for text in read.rows["test"]["text"]])
+    assert hash_rows(read.rows["test"]) == hash_rows(again) == hash_rows(Dataset.from_list(again.to_list()))
+    assert hash_rows(made) != hash_rows(made.select([1, 0, *range(2, 3000)]))
+    assert hash_rows(made) != hash_rows(Dataset.from_list([*rows[:-1], {**rows[-1], "label": "c"}]))
