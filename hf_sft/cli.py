@@ -118,14 +118,15 @@ def predict(
 def publish(
     run: RunFolder,
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub.")],
-    private: Annotated[bool, typer.Option(help="Make the repository private.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Also report.html and the predictions: they hold texts.")] = False,
 ):
-    """Push a finished run to the Hub in one commit."""
+    """Push a finished run to the Hub in one commit, without what holds texts of the data."""
     from hf_sft.errors import RecipeError
     from hf_sft.hub import publish as publish_run
 
     try:
-        print(publish_run(run, repo_id, private))
+        print(publish_run(run, repo_id, private, report))
     except (OSError, RuntimeError, ValueError) as error:
         raise RecipeError(f"`{run}` was not published to `{repo_id}`: {error}\n  The run is whole on disk.") from error
 
@@ -157,7 +158,7 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
             table.add_row(name, (block.__doc__ or "").strip(), "\n".join(fields))
     else:
         raise RecipeError(f"there is no list of `{kind}`.  Expected tasks, methods, aids or metrics.")
-    _console(sys.stdout).print(table)
+    _console(sys.stdout, width=110).print(table)
 
 
 @app.command()
@@ -168,11 +169,12 @@ def schema():
     print(json.dumps(recipe_schema(), indent=1))
 
 
-def _console(file: Any = None):
+def _console(file: Any = None, width: int = 1000):
+    """Where nobody watches there is no edge to cut a table at; `width` is for prose."""
     from rich.console import Console
 
     file = file or sys.stderr
-    return Console(file=file, highlight=False, width=None if file.isatty() else 110)
+    return Console(file=file, highlight=False, width=None if file.isatty() else width)
 
 
 def _is_main_process() -> bool:

@@ -22,6 +22,8 @@ class TrainingCurve:
     """The same with padding."""
     peak_memory_bytes: int = 0
     """On accelerators, of the device; otherwise the process's largest resident size so far."""
+    dropout: str = "torch"
+    """Whose dropout ran: `torch`, or `hf_sft` (the same, four elements to a random number; hf_sft/dropout.py)."""
     stored_features: bool = False
     """The body ran once, and the head was trained on what it gave."""
     best_step: int | None = None
@@ -41,6 +43,7 @@ class TrainingCurve:
             "tokens_per_second": self.tokens / seconds,
             "padding_share": 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "dropout": self.dropout,
             "stored_features": self.stored_features,
             "best_step": self.best_step,
         }

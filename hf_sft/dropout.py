@@ -28,6 +28,8 @@ def drop(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
     """Zero each element with probability `p` and scale the others by 1 / (1 - p)."""
     if not training or p == 0.0:
         return input
+    if p == 1.0:
+        return input * 0.0
     bits = torch.empty(-(-input.numel() // LANES), dtype=torch.int64).random_(-(2**63), None)
     lanes = bits.view(torch.int16)[: input.numel()].view(input.shape)
     kept = lanes >= round(p * RANGE) - RANGE // 2

@@ -40,14 +40,17 @@ def _select(rows: Dataset, task: Task) -> Dataset:
     return rows.select_columns([c for columns in task.columns().values() for c in columns if c in rows.column_names])
 
 
-def encode_splits(splits: Splits, processor: Any) -> dict[str, Dataset]:
-    """Each split's examples, memory-mapped from the cache. Its key holds the rows, the task with its code, the processor
-    and the versions of what encodes."""
+def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dict[str, Dataset]:
+    """Each split's examples (of its first `few` rows, if given), memory-mapped from the cache.
+
+    The key holds the rows, the task with its code, the processor, and the versions of what encodes.
+    """
     state = PartialState()
     names = json.dumps(splits.labels.names if splits.labels else None)
     how = digest(_hash_processor(processor), splits.task.model_dump_json(), names, hash_code(type(splits.task)))
     encoded = {}
     for name, rows in splits.rows.items():
+        rows = rows if few is None else rows.select(range(min(few, len(rows))))
         folder = cache_folder("encoded") / digest(hash_rows(_select(rows, splits.task)), how)
         with state.local_main_process_first():
             if not (folder / "state.json").is_file():

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +12,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils import logging
 
 from hf_sft.block import Block
 from hf_sft.errors import CheckpointError
+from hf_sft.heads import fit_head
 from hf_sft.packages import locate
 from hf_sft.tasks import Labels, Task
 
@@ -40,6 +43,8 @@ class LoadedModel:
     """Parameters that the checkpoint did not bring: freshly drawn."""
     revision: str | None
     """The commit on the Hub; None for folders."""
+    notes: tuple[str, ...] = ()
+    """What became of a head that the checkpoint brings."""
 
     @property
     def body(self) -> nn.Module:
@@ -72,8 +77,9 @@ class LoadedModel:
         return search(self.model, "")
 
 
-def load_processor(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer, with a pad token, and with `model_max_length` cut to the positions of the model.
+def load_processor(checkpoint: Checkpoint, max_length: int | None = None) -> Any:
+    """The checkpoint's tokenizer, with a pad token; its `model_max_length` is `max_length`, or its own, but never more than
+    the model has positions.
 
     Raises `CheckpointError`.
     """
@@ -93,23 +99,63 @@ def load_processor(checkpoint: Checkpoint) -> Any:
         # GPT-2 was trained without padding. Its end token serves: whatever is padded is masked, and the config names
         # the same id, so that the head pools the last token before it (transformers #35352).
         processor.pad_token = processor.eos_token or processor.unk_token
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions:
-        processor.model_max_length = min(processor.model_max_length, positions)
+    positions = count_positions(config, checkpoint.trust_remote_code)
+    processor.model_max_length = min(max_length or processor.model_max_length, positions or VERY_LARGE_INTEGER)
     # Every architecture with positions of its own counts from the left: padding belongs on the right, also in what is
     # saved, since a plain `pipeline` passes no position_ids.
     processor.padding_side = "right"
     return processor
 
 
+def count_positions(config: PretrainedConfig, trust_remote_code: bool = False) -> int | None:
+    """How many tokens the model takes: the rows of its position table that tokens can have; without a table, what its
+    config says; None where there is no end (XLNet says -1).
+
+    RoBERTa's table begins after its padding index, BART's has two rows to spare.
+    """
+    said = getattr(config, "max_position_embeddings", None)
+    if not isinstance(said, int) or said < 1:
+        return None
+    try:
+        with torch.device("meta"):
+            body = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    except (ValueError, RuntimeError, NotImplementedError, ImportError):  # not every architecture is built without weights
+        return said
+    tables = [each for each in body.modules() if isinstance(each, nn.Embedding) and each is not body.get_input_embeddings()]
+    rows = [
+        table.num_embeddings - (table.padding_idx + 1 if table.padding_idx is not None else table.num_embeddings - said)
+        for table in tables
+        if 0 <= table.num_embeddings - said <= 8
+    ]
+    return min([said, *rows])
+
+
 def load_model(checkpoint: Checkpoint, task: Task, labels: Labels | None, processor: Any) -> LoadedModel:
     """The checkpoint with the task's head, in float32 whatever it was saved in; safetensors only.
 
-    Raises `CheckpointError` when it can't be had, or isn't a model for this task.
+    Of a head that the checkpoint brings, each of our classes gets the row of the class of that name. Raises
+    `CheckpointError` when the checkpoint can't be had, or isn't a model for this task.
     """
+    theirs = _load_config(checkpoint, {})
     config = _load_config(checkpoint, task.config_fields(labels))
     config.pad_token_id = processor.pad_token_id
+    model, report = _load_weights(checkpoint, task, config)
+    new = _find_new(checkpoint, model, report)
+    notes: list[str] = []
+    if labels is not None:
+        missing = {*report["missing_keys"]}
+        new = fit_head(model, theirs, labels, new, missing, lambda: _load_weights(checkpoint, task, theirs)[0], notes)
+    return LoadedModel(model.eval(), tuple(sorted(new)), getattr(config, "_commit_hash", None), tuple(notes))
+
+
+def _load_weights(checkpoint: Checkpoint, task: Task, config: PretrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
     where = _where(checkpoint)
+    if Path(where, "adapter_config.json").is_file() and not any(Path(where).glob("model*.safetensors")):
+        raise CheckpointError(
+            f"checkpoint `{checkpoint.checkpoint}` holds a PEFT adapter, not a whole model.  Merge it first:\n"
+            f"  {merge_command(where)}\n"
+            f"  and start from `{where}_merged`; or train that run with `method.merge=true`."
+        )
     if Path(where).is_dir() and not any(Path(where).glob("*.safetensors")):
         pickled = ", ".join(path.name for path in Path(where).glob("*.bin"))
         found = f"only pickled ones ({pickled}), which can run code when loaded" if pickled else "none"
@@ -119,7 +165,7 @@ def load_model(checkpoint: Checkpoint, task: Task, labels: Labels | None, proces
         )
     try:
         with _no_progress_bar():
-            model, report = task.auto_model.from_pretrained(
+            return task.auto_model.from_pretrained(
                 where,
                 config=config,
                 dtype=torch.float32,
@@ -130,10 +176,36 @@ def load_model(checkpoint: Checkpoint, task: Task, labels: Labels | None, proces
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(_explain(checkpoint, "model", error)) from error
-    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
-    names = {name for name, _ in model.named_parameters()}
-    new = tuple(sorted(names & {*report["missing_keys"], *mismatched}))
-    return LoadedModel(model.eval(), new, getattr(config, "_commit_hash", None))
+
+
+def merge_command(run: str) -> str:
+    """The line of shell that makes an ordinary checkpoint of a run that was saved as an adapter."""
+    python = (
+        f"from hf_sft.run import load_run; run = load_run({run!r}); "
+        f"[part.save_pretrained({f'{run}_merged'!r}) for part in (run.model.merge_and_unload(), run.processor)]"
+    )
+    return f"python -c {shlex.quote(python)}"
+
+
+def _find_new(checkpoint: Checkpoint, model: PreTrainedModel, report: dict[str, Any]) -> set[str]:
+    """The parameters that the checkpoint did not bring. Raises `CheckpointError` when parts of the body are among them."""
+    found = {key[0]: tuple(key[1]) for key in report["mismatched_keys"] if not isinstance(key, str)}
+    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    new = set(shapes) & {*report["missing_keys"], *mismatched}
+    prefix = f"{model.base_model_prefix}."
+    body = {name for name in shapes if name.startswith(prefix) and not name.startswith(f"{prefix}pooler.")}
+    if lacking := sorted(body & new):
+        first = lacking[0]
+        what = f"`{first}` of shape {found[first]}" if first in found else f"no `{first}`"
+        beside = [f"`{key}`" for key in sorted(report["unexpected_keys"])[:3]]
+        other = f"  It holds {', '.join(beside)} …, which this model has not." if beside else ""
+        raise CheckpointError(
+            f"checkpoint `{checkpoint.checkpoint}` does not fit {type(model).__name__}: {len(lacking)} of the {len(body)} "
+            f"parameters of its body are missing.\n  Found {what}; expected shape {shapes[first]}.{other}\n"
+            "  Check that the weights belong to the config.json beside them."
+        )
+    return new
 
 
 @contextlib.contextmanager
@@ -154,6 +226,10 @@ def save_model(model: Any, config: PretrainedConfig, processor: Any, folder: Pat
         model.save_pretrained(folder)
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
+    os.umask(mask := os.umask(0))
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(0o666 & ~mask)  # safetensors makes files that only their owner can read
 
 
 def _load_config(checkpoint: Checkpoint, fields: dict[str, Any]) -> PretrainedConfig:

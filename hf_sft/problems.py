@@ -21,6 +21,16 @@ from hf_sft.yaml_reader import Place
 
 FOLDERS: dict[type, str] = {Task: "tasks", Method: "methods", Aid: "aids"}
 """The blocks whose `type` names a file, and the folder it is in."""
+OTHER_NAMES = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "scheduler": "lr_scheduler_type",
+    "optimizer": "optim",
+    "rank": "r",
+    "lora_alpha": "alpha",
+    "max_seq_length": "max_length",
+}
+"""What others call a field, and what it is called here."""
 OWN_WORDS = ("value_error", "assertion_error")
 SHAPES = {*get_args(ErrorType)} - {"missing", "extra_forbidden", *OWN_WORDS}
 """pydantic's errors about a value's type or size; those of our validators bring their own words."""
@@ -139,8 +149,8 @@ def _explain_unknown(place: Place, top: type[Block], given: Any) -> tuple[str, l
     homes = _find_homes(name, place[:-1], top, given)
     if homes:
         return f"{what}; it belongs to {' or '.join(homes)}.", []
-    near = suggest(name, block.model_fields)
-    if block is Training and name in {field.name for field in fields(TrainingArguments)}:
+    near = [OTHER_NAMES[name]] if OTHER_NAMES.get(name) in block.model_fields else suggest(name, block.model_fields)
+    if block is Training and name not in OTHER_NAMES and name in {field.name for field in fields(TrainingArguments)}:
         close = suggest(name, block.model_fields, cutoff=0.65)
         return f"is a field of transformers.TrainingArguments that is not offered here.{_did_you_mean(close)}", []
     few = f" It has: {', '.join(block.model_fields)}." if len(block.model_fields) <= 16 and not near else ""

@@ -1,5 +1,6 @@
 """The blocks put together: a YAML file and overrides in; a `Recipe`, or one error that lists every problem, out."""
 
+import copy
 import io
 import json
 import re
@@ -26,8 +27,8 @@ from hf_sft.tasks import Task
 from hf_sft.training import OWNED, Training
 from hf_sft.yaml_reader import WORD, Document, NotYaml, Place, Problem, read_yaml
 
-OVERRIDE = sys.maxsize
-"""Stands for a line: what an override says comes after the whole file."""
+NOWHERE, OVERRIDE = 0, sys.maxsize
+"""Stand for a line: a dict has none, and what an override says comes after the whole file."""
 CLEARED: dict[Place, tuple[str, ...]] = {
     ("data", "dataset"): ("config", "revision", "data_files", "data_dir", "delimiter", "splits"),
     ("model", "checkpoint"): ("revision",),
@@ -44,6 +45,8 @@ class Output(Block):
     """The Hub repository that the finished run is published to; none when not given."""
     private: bool = False
     """Make that repository private."""
+    publish_report: bool = False
+    """Publish report.html and the predictions too, which hold texts of the data."""
 
 
 class Recipe(Block):
@@ -71,7 +74,16 @@ class Recipe(Block):
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, with `block.field=value` words laid over it. Raises `RecipeError`, every problem at once."""
-    draft = _read(Path(path))
+    recipe = _build(_read(Path(path)), str(path), overrides)
+    return recipe.model_copy(update={"data": recipe.data.seen_from(Path(path).parent)})
+
+
+def read_recipe(given: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The same from a dict as YAML would give it. Raises `RecipeError`, every problem at once."""
+    return _build(Document(copy.deepcopy(given)), "the dict", overrides)
+
+
+def _build(draft: Document, name: str, overrides: Sequence[str]) -> Recipe:
     _override(draft, overrides)
     problems = _take_owned(draft.value) | _check_metrics(draft.value)
     try:
@@ -81,8 +93,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     told = [place for place in problems if not _is_moot(draft, place)]
     found = [*draft.refused, *(Problem(_line(draft, place), place, problems[place]) for place in told)]
     if found or recipe is None:
-        raise RecipeError(_list_problems(Path(path), found))
-    return recipe.model_copy(update={"data": recipe.data.seen_from(Path(path).parent)})
+        raise RecipeError(_list_problems(name, found))
+    return recipe
 
 
 def _read(path: Path) -> Document:
@@ -203,7 +215,8 @@ def _explain_metric(name: str) -> str:
 
 def _line(draft: Document, place: Place) -> int:
     """The line of a place, or of the block that should hold it; the file's top otherwise."""
-    return next((draft.lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in draft.lines), 1)
+    top = 1 if draft.lines else NOWHERE
+    return next((draft.lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in draft.lines), top)
 
 
 def _is_moot(draft: Document, place: Place) -> bool:
@@ -212,11 +225,10 @@ def _is_moot(draft: Document, place: Place) -> bool:
     return place in refused or (place not in draft.lines and (*place[:-1], "<<") in refused)
 
 
-def _list_problems(path: Path, problems: list[Problem]) -> str:
-    problems = sorted(problems, key=lambda problem: problem.line)
+def _list_problems(path: str, problems: list[Problem]) -> str:
+    problems, called = sorted(problems, key=lambda problem: problem.line), {OVERRIDE: "override", NOWHERE: "in it"}
     rows = [
-        ("override" if problem.line == OVERRIDE else f"line {problem.line}", show_place(problem.place), problem.message)
-        for problem in problems
+        (called.get(problem.line, f"line {problem.line}"), show_place(problem.place), problem.message) for problem in problems
     ]
     lines, places = (max(len(row[column]) for row in rows) for column in (0, 1))
     listed = "\n".join(f"  {line:{lines}}  {place:{places}}  {message}" for line, place, message in rows)

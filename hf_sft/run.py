@@ -1,12 +1,13 @@
 """A run before its first step, and a run that is finished."""
 
+import contextlib
 import json
-import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from accelerate import PartialState
 from accelerate.utils import set_seed
@@ -18,10 +19,13 @@ from hf_sft.encoding import encode_splits
 from hf_sft.errors import RecipeError
 from hf_sft.methods import Phase
 from hf_sft.models import Checkpoint, LoadedModel, load_model, load_processor
-from hf_sft.recipe import Recipe, load_recipe
+from hf_sft.recipe import Recipe, load_recipe, read_recipe
 from hf_sft.splitting import Splits, load_splits
 from hf_sft.tasks import Labels, Task
 from hf_sft.training import Machine, resolve_machine
+
+RecipeLike: TypeAlias = Recipe | dict[str, Any] | str | Path
+"""A recipe, a dict as YAML would give it, or a file."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,14 @@ class FinishedRun:
     machine: Machine
 
 
-def as_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Recipe:
-    """A recipe from a file with overrides, or as it is; code of a checkpoint's own is run only when asked for twice."""
-    if not isinstance(recipe, Recipe):
+def as_recipe(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Recipe:
+    """A recipe from a file or a dict with overrides, or as it is.
+
+    The one gate for a checkpoint's own code: it is run only when the recipe and the caller both ask for it.
+    """
+    if isinstance(recipe, dict):
+        recipe = read_recipe(recipe, overrides)
+    elif not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     elif overrides:
         raise RecipeError("overrides go with a recipe file; a Recipe is changed with `model_copy(update=…)`.")
@@ -67,18 +76,23 @@ def as_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = (), trust_
     return recipe
 
 
-def prepare(recipe: Recipe) -> Run:
-    """Data, processor, examples, model and phases. Writes nothing but caches."""
+def prepare(recipe: Recipe, rows: int | None = None) -> Run:
+    """Data, processor, examples (of all rows, or of the first `rows` of each split), model, phases. Writes only caches."""
     machine = resolve_machine(recipe.training)
     splits = load_splits(recipe.data, recipe.task)
     recipe.evaluation.names(splits.task)  # refuses metrics that don't fit before the long part begins
     asked, found = recipe.task.model_dump(), splits.task.model_dump()
     for note in (*(f"{name}: {found[name]}, from the data" for name in found if found[name] != asked[name]), *splits.notes):
         say(note)
-    processor = load_processor(recipe.model)
-    encoded = encode_splits(splits, processor)
+    most = getattr(splits.task, "max_length", None)
+    processor = load_processor(recipe.model, most)
+    if most and processor.model_max_length < most:
+        say(f"`task.max_length` is {most}, but the model has {processor.model_max_length} positions: rows are cut there.")
+    encoded = encode_splits(splits, processor, rows)
     set_seed(recipe.seed)
     loaded = load_model(recipe.model, splits.task, splits.labels, processor)
+    for note in loaded.notes:
+        say(note)
     if loaded.new:
         say(f"new, since the checkpoint does not bring it: {', '.join(loaded.new)}")
     phases = apply_aids(recipe.method.phases(splits.task, recipe.training), recipe.aids)
@@ -117,21 +131,32 @@ def load_run(folder: str | Path, trust_remote_code: bool = False) -> FinishedRun
 
 
 def claim_folder(name: str) -> Path:
-    """The output folder, which must be empty or not there yet, and writable. Nothing is created. Raises `RecipeError`."""
+    """The output folder, which must be empty or not there yet, and writable. Nothing is left there. Raises `RecipeError`."""
     folder = Path(name).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        holds = "already holds a finished run" if (folder / "report.json").is_file() else "is not empty"
-        raise RecipeError(
-            f"output folder `{name}` {holds if folder.is_dir() else 'is a file'}.\n"
-            "  Give another one (output.folder=…), or move or delete this one."
-        )
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(parent, os.W_OK):
-        raise RecipeError(f"output folder `{name}` can't be written: no permission for `{parent}`.  Give another one.")
+    another = "  Give another one (output.folder=…), or move or delete this one."
+    try:
+        if is_taken(folder) or (folder.exists() and not folder.is_dir()):
+            holds = "already holds a finished run" if (folder / "report.json").is_file() else "is not empty"
+            raise RecipeError(f"output folder `{name}` {holds if folder.is_dir() else 'is a file'}.\n{another}")
+        parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not parent.is_dir():
+            raise RecipeError(f"output folder `{name}` can't be made: `{parent}` is a file.\n{another}")
+        with tempfile.TemporaryDirectory(dir=parent) as tried:
+            Path(tried, folder.name or "run").mkdir()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RecipeError(f"output folder `{name}` can't be made: {reason}.\n{another}") from None
     return folder
 
 
-def say(line: str) -> None:
-    """One line for the person waiting, from the main process."""
+def is_taken(folder: Path) -> bool:
+    """Whether a folder is there and holds something."""
+    with contextlib.suppress(OSError):  # a name that no folder can have
+        return folder.is_dir() and any(folder.iterdir())
+    return False
+
+
+def say(*lines: str) -> None:
+    """Lines for the person waiting, from the main process."""
     if PartialState().is_main_process:
-        print(line, file=sys.stderr, flush=True)
+        print(*lines, sep="", file=sys.stderr, flush=True)

@@ -20,15 +20,8 @@ from hf_sft.errors import DataError
 from hf_sft.packages import locate
 
 FILES = ("csv", "json", "parquet", "arrow", "text")
-KINDS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-}
+KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
+KINDS |= {".parquet": "parquet", ".arrow": "arrow"}
 """What a file holds, by the end of its name."""
 SPLITS = ("train", "validation", "test")
 

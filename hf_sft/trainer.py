@@ -5,6 +5,7 @@ The loss of a step is a sum over items divided by the step's items over all proc
 """
 
 import contextlib
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -21,15 +22,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer_utils import PredictionOutput
 
 from hf_sft.batching import Examples, StepSampler
 from hf_sft.curves import TrainingCurve
 from hf_sft.dropout import CpuDropout
+from hf_sft.encoding import encode_rows
+from hf_sft.errors import RecipeError, built_by
 from hf_sft.evaluation import EvaluationPlan, measure, run_model
 from hf_sft.features import body_rests, store_features, stored_body
+from hf_sft.heads import class_names
+from hf_sft.label_columns import REGRESSION
 from hf_sft.methods import Phase
-from hf_sft.models import LoadedModel
-from hf_sft.tasks import Batch, Task
+from hf_sft.models import LoadedModel, save_model
+from hf_sft.modes import attending, attention_for_training, resting_modules
+from hf_sft.tasks import Batch, Labels, Task
 from hf_sft.training import Machine
 
 MOVING = "model.safetensors"
@@ -46,13 +53,14 @@ def fit(
     machine: Machine,
     folder: Path,
     seed: int,
+    store: bool = True,
 ) -> tuple[Any, TrainingCurve]:
-    """Train one phase; gives the finished model, in eval mode, and how it went."""
+    """Train one phase; gives the finished model, in eval mode, and how it went. `store` is whether the body may run once."""
     model, use_cache = phase.prepare(loaded), getattr(loaded.model.config, "use_cache", None)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     curve = TrainingCurve(phase.name, parameters=sum(n for n, _ in sizes), trainable=sum(n for n, moves in sizes if moves))
     started = time.perf_counter()
-    with examples_for(loaded, processor, encoded, task, machine) as examples:
+    with examples_for(loaded, processor, encoded, task, machine, store) as examples:
         curve.stored_features = body_rests(loaded) and type(examples["train"]) is not Examples
         trainer = StepTrainer(phase, loaded, model, processor, examples, task, plan, machine, folder, seed, curve)
         # Trainer gives every process the same dropout; each should draw its own.
@@ -60,6 +68,8 @@ def fit(
         trainer.train()
         curve.best_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad):
+        raise RecipeError(explain_divergence("weights after the last step are not finite"))
     if use_cache is not None:
         loaded.model.config.use_cache = use_cache  # Trainer switches it off, and the saved config would say so for good
     curve.seconds = time.perf_counter() - started
@@ -72,12 +82,12 @@ def fit(
 
 @contextlib.contextmanager
 def examples_for(
-    loaded: LoadedModel, processor: Any, encoded: dict[str, Dataset], task: Task, machine: Machine
+    loaded: LoadedModel, processor: Any, encoded: dict[str, Dataset], task: Task, machine: Machine, store: bool
 ) -> Iterator[dict[str, Examples]]:
     """Examples of train and validation; stored vectors with a stub for the body where nothing below the head moves."""
     collate = task.collator(processor)
     examples = {name: Examples(encoded[name], collate) for name in ("train", "validation")}
-    if body_rests(loaded):
+    if store and body_rests(loaded):
         loaded.model.to(machine.device)  # pyright: ignore
         stored = {name: store_features(loaded, each, task, machine) for name, each in examples.items()}
         if all(each is not None for each in stored.values()):
@@ -119,8 +129,20 @@ class StepTrainer(Trainer):
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(Progress)
-        self._resting = _resting_modules(loaded, model)
-        self._attention = _attention_for_training(loaded, machine)
+        self._resting = resting_modules(loaded, model)
+        self._attention = attention_for_training(loaded, machine)
+        # Recomputed activations would meet other random numbers, and a compiled graph would break at each dropout.
+        training = phase.training
+        self._own_dropout = machine.device == "cpu" and not training.activation_checkpointing and not training.torch_compile
+        curve.dropout = "hf_sft" if self._own_dropout else "torch"
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        with built_by("`training.optim`", self.phase.training.optim, "`training.optim_args`"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        with built_by("`training.lr_scheduler_type`", self.phase.training.lr_scheduler_type, "`training.lr_scheduler_kwargs`"):
+            return super().create_scheduler(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         sampler = StepSampler(
@@ -150,7 +172,7 @@ class StepTrainer(Trainer):
         count = sum(self.task.num_items(batch) for batch, micro_batch in micro_batches if micro_batch.counts)
         items = _over_processes(self.accelerator, torch.tensor(float(count), device=self.args.device), "sum")
         total = torch.zeros((), device=self.args.device)
-        with self._attending(self._attention), CpuDropout() if self.machine.device == "cpu" else contextlib.nullcontext():
+        with attending(self.loaded, self._attention), CpuDropout() if self._own_dropout else contextlib.nullcontext():
             for place, (batch, micro_batch) in enumerate(micro_batches):
                 last = place == len(micro_batches) - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
@@ -163,6 +185,8 @@ class StepTrainer(Trainer):
                     total += loss.detach()
                 self._count(batch, micro_batch)
         self.curve.losses.append(_over_processes(self.accelerator, total, "mean"))
+        if not math.isfinite(self.curve.losses[-1]):
+            raise RecipeError(explain_divergence(f"the loss of step {len(self.curve.losses)} is {self.curve.losses[-1]}"))
         return total
 
     def _count(self, batch: dict[str, Any], micro_batch: Any) -> None:
@@ -172,18 +196,6 @@ class StepTrainer(Trainer):
             if not self.curve.stored_features:
                 self.curve.tokens += int(lengths.sum())
                 self.curve.padded_tokens += len(lengths) * int(lengths.max())
-
-    @contextlib.contextmanager
-    def _attending(self, implementation: str | None) -> Iterator[None]:
-        before = self.loaded.model.config._attn_implementation
-        if implementation is None or before is None or implementation == before:
-            yield
-            return
-        self.loaded.model.set_attn_implementation(implementation)
-        try:
-            yield
-        finally:
-            self.loaded.model.set_attn_implementation(before)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         """Scores the validation split; on every process the same numbers."""
@@ -197,11 +209,40 @@ class StepTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
+        """The outputs for examples, or for rows as the recipe's data has them, with or without labels."""
+        if isinstance(test_dataset, Dataset):
+            rows = test_dataset
+            if "input_ids" not in rows.column_names:
+                rows = encode_rows(rows, self.task, self._labels(), self.processing_class)
+            test_dataset = Examples(rows, self.task.collator(self.processing_class))
+        output = run_model(self.accelerator.unwrap_model(self.model), test_dataset, self.task, self.machine)
+        if "labels" not in test_dataset.encoded.column_names:
+            return PredictionOutput(output, None, {})
+        known = np.asarray(test_dataset.encoded.with_format("numpy")["labels"][:])
+        values = measure(output, known, self.task, self.plan.names(self.task))
+        return PredictionOutput(output, known, {f"{metric_key_prefix}_{name}": value for name, value in values.items()})
+
+    def _labels(self) -> Labels | None:
+        regression = self.loaded.model.config.problem_type == REGRESSION
+        return None if regression else Labels(tuple(class_names(self.loaded.model.config)))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The model as any Trainer saves it, with config and tokenizer; in checkpoints, only what moves."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            folder = Path(str(output_dir or self.args.output_dir))
+            model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            save_model(model, self.loaded.model.config, self.processing_class, folder)
+
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """What moves, as safetensors. No pickled arguments: upstream's hold the Hub token in clear."""
+        """What moves, as safetensors, from one process. No pickled arguments: upstream's hold the Hub token in clear."""
+        if not self.args.should_save:
+            return
         folder = Path(str(output_dir or self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
@@ -218,6 +259,15 @@ class StepTrainer(Trainer):
             raise RuntimeError(f"the checkpoint {resume_from_checkpoint} holds parameters of another model: {unknown[:3]}")
 
 
+def explain_divergence(found: str) -> str:
+    """What to say of a training whose numbers are no numbers any more."""
+    return (
+        f"{found}: the training has diverged, and no model was saved or published.\n"
+        "  Lower `training.learning_rate`, raise `training.warmup_steps`, or use fp32 (`training.bf16=false`); look at the\n"
+        "  rows too: `hf-sft check` shows the first."
+    )
+
+
 def _over_processes(accelerator: Accelerator, value: Tensor, how: str) -> float:
     return float(accelerator.reduce(value, how))  # pyright: ignore[reportArgumentType]
 
@@ -230,29 +280,6 @@ def _as_mapping(micro_batches: list) -> dict[str, Any]:
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
     persistent = model.state_dict().keys()
     return {name: buffer.contiguous() for name, buffer in model.named_buffers() if name in persistent}
-
-
-def _resting_modules(loaded: LoadedModel, model: nn.Module) -> list[nn.Module]:
-    """The largest parts of the body in which nothing moves; their dropout is off, since there is nothing to regularise."""
-
-    def search(module: nn.Module) -> list[nn.Module]:
-        parameters = list(module.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            return [module]
-        holds_layers = any(isinstance(part, nn.ModuleList) for part in module.modules())
-        return [found for child in module.children() for found in search(child)] if holds_layers else []
-
-    return search(loaded.body)
-
-
-def _attention_for_training(loaded: LoadedModel, machine: Machine) -> str | None:
-    """On a CPU, sdpa leaves its fast path when attention has dropout: eager takes 1.06 s where sdpa takes 1.65 s
-    (MiniLM, 16 rows of 256 tokens, bfloat16). None leaves what the model came with."""
-    if machine.device != "cpu" or body_rests(loaded):
-        return None
-    config = loaded.model.config.to_dict()
-    drops = any(v for k, v in config.items() if "att" in k and ("drop" in k) and isinstance(v, float))
-    return "eager" if drops else None
 
 
 def _peak_memory(machine: Machine) -> int:

@@ -1,15 +1,21 @@
 """The `training` block: our two fields and `transformers.TrainingArguments` by its own names; and what the machine decides."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import PartialState
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
-from transformers import TrainingArguments
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+from transformers import SchedulerType, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.training_args import OptimizerNames
 
 from hf_sft.block import Block
 from hf_sft.errors import RecipeError
@@ -45,10 +51,37 @@ OWNED = {
     "deepspeed": "the Accelerate configuration",
     "use_cpu": "the Accelerate configuration",
     "remove_unused_columns": "nothing: the task says what the model is shown",
-    "resume_from_checkpoint": "`--resume`",
+    "resume_from_checkpoint": "nothing: a run that was interrupted starts anew, in another folder",
     "save_strategy": "`training.eval_strategy`: a checkpoint is written after each evaluation",
     "save_steps": "`training.eval_steps`: a checkpoint is written after each evaluation",
 }
+
+
+def _one_of(names: type[Enum], what: str) -> Callable[[str], str]:
+    """A validator that takes the values of an enumeration of transformers', and suggests the nearest to what is none."""
+    known = [str(name.value) for name in names]
+
+    def check(value: str) -> str:
+        if value not in known:
+            plain = value.lower().replace("_", "")
+            near = [name for name in known if name.replace("_", "").startswith(plain)]
+            near = near or get_close_matches(value, known, n=1, cutoff=0.5)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise ValueError(f"must be one of {', '.join(known[:6])} …; got the {what} '{value}'.{hint}")
+        return value
+
+    return check
+
+
+def _require_trackers(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    for name in (value,) if isinstance(value, str) else value:
+        if name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
+            near = get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise ValueError(f"must be none, all, or trackers ({', '.join(INTEGRATION_TO_CALLBACK)}); got '{name}'.{hint}")
+        if name not in ("none", "all", *get_available_reporting_integrations()):
+            raise ValueError(f"names the tracker `{name}`, which is not installed. Install it: pip install {name}")
+    return value
 
 
 class Training(Block):
@@ -64,14 +97,14 @@ class Training(Block):
     """Optimizer steps; overrides `num_train_epochs` when positive."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """The highest learning rate."""
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: Annotated[str, AfterValidator(_one_of(SchedulerType, "schedule"))] = "linear"
     """How the learning rate falls: a name of `transformers.SchedulerType`."""
     lr_scheduler_kwargs: dict[str, Any] | None = None
     """Arguments of the schedule."""
     warmup_steps: float = Field(default=0.1, ge=0)
     """Steps over which the learning rate rises; below 1, a share of all steps."""
-    optim: str = "adamw_torch"
-    """The optimizer: a name of `transformers.training_args.OptimizerNames`."""
+    optim: Annotated[str, AfterValidator(_one_of(OptimizerNames, "optimizer"))] = "adamw_torch_fused"
+    """The optimizer: a name of `transformers.training_args.OptimizerNames`; not fused where the device has no such kernel."""
     optim_args: str | None = None
     """Arguments of the optimizer, as `transformers` writes them: "momentum=0.9"."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -92,7 +125,7 @@ class Training(Block):
     """Checkpoints kept while training; the best is always among them."""
     logging_steps: float = Field(default=10.0, gt=0)
     """Steps between two log lines; below 1, a share of all steps."""
-    report_to: str | tuple[str, ...] = "none"
+    report_to: Annotated[str | tuple[str, ...], AfterValidator(_require_trackers)] = "none"
     """Trackers, as `transformers` names them."""
     run_name: str | None = None
     """The run's name for trackers."""
@@ -138,8 +171,10 @@ class Training(Block):
         ours = {"batch_size", "micro_batch_tokens", "bf16", "fp16", "report_to", "disable_tqdm", "dataloader_pin_memory"}
         passed = {name: value for name, value in self.model_dump().items() if name not in ours}
         evaluated = best is not None and self.eval_strategy != "no"
+        fused = machine.device in _get_fused_kernels_supported_devices()
+        optim = "adamw_torch" if self.optim == "adamw_torch_fused" and not fused else self.optim
         return TrainingArguments(
-            **{**passed, "eval_strategy": self.eval_strategy if evaluated else "no"},
+            **{**passed, "eval_strategy": self.eval_strategy if evaluated else "no", "optim": optim},
             output_dir=str(folder),
             seed=seed,
             per_device_train_batch_size=self.batch_size,
@@ -192,6 +227,12 @@ def resolve_machine(training: Training) -> Machine:
     Raises `RecipeError` when the launcher started other processes than those that found each other.
     """
     accelerated = torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+    for engine in ("DeepSpeed", "FSDP", "Megatron_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "").lower() in ("1", "true"):
+            raise RecipeError(
+                f"the Accelerate configuration asks for {engine}, which our training step does not serve yet.\n"
+                "  Use a configuration with whole models on each device, like accelerate_configs/multi_gpu.yaml."
+            )
     state = PartialState(cpu=not accelerated)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != state.num_processes:

@@ -1,7 +1,8 @@
 """The story of a run, top to bottom."""
 
+import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from hf_sft import hub
 from hf_sft.batching import Examples
 from hf_sft.curves import TrainingCurve
 from hf_sft.encoding import encode_rows
-from hf_sft.errors import RecipeError
+from hf_sft.errors import HfSftError, RecipeError
 from hf_sft.evaluation import Evaluation, evaluate_outputs, run_model
 from hf_sft.models import save_model
-from hf_sft.recipe import Output, Recipe, dump_recipe, load_recipe
+from hf_sft.recipe import Output, dump_recipe, load_recipe
 from hf_sft.report import Report, gather_facts, read_report, write_report
-from hf_sft.run import Run, as_recipe, claim_folder, load_run, prepare, say
+from hf_sft.run import RecipeLike, Run, as_recipe, claim_folder, load_run, prepare, say
 from hf_sft.sources import SPLITS, DataSource
 from hf_sft.splitting import load_rows, load_splits
 from hf_sft.trainer import StepTrainer, fit
@@ -27,7 +28,7 @@ ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "seed")
 """Fields of the data block that other data is not given."""
 
 
-def train(recipe: Recipe | str | Path, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Report:
+def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Report:
     """Run a recipe from beginning to end; its folder then holds the model, the report and the resolved recipe.
 
     Raises `RecipeError`, `DataError` or `CheckpointError`, before anything is written.
@@ -38,9 +39,12 @@ def train(recipe: Recipe | str | Path, overrides: Sequence[str] = (), trust_remo
     task, plan, checkpoints = run.splits.task, recipe.evaluation, folder / "checkpoints"
 
     model, curves = run.loaded.model, []
-    for phase in run.phases:
-        model, curve = fit(phase, run.loaded, run.processor, run.encoded, task, plan, run.machine, checkpoints, recipe.seed)
-        curves.append(curve)
+    with told_when_it_ends_early(folder):
+        for phase in run.phases:
+            model, curve = fit(
+                phase, run.loaded, run.processor, run.encoded, task, plan, run.machine, checkpoints, recipe.seed
+            )
+            curves.append(curve)
     if PartialState().is_main_process:  # before anything else that can fail
         save_model(model, run.loaded.model.config, run.processor, folder)
     evaluations = [evaluate_split(run, model, split) for split in ("validation", "test")]
@@ -55,7 +59,30 @@ def train(recipe: Recipe | str | Path, overrides: Sequence[str] = (), trust_remo
     return read_report(folder)
 
 
-def build_trainer(recipe: Recipe | str | Path, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Trainer:
+@contextlib.contextmanager
+def told_when_it_ends_early(folder: Path) -> Iterator[None]:
+    """What an interrupted training leaves is said; one that failed leaves nothing, so that it can be mended and run again."""
+    there = folder.exists()
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = folder / "checkpoints"
+        say(
+            f"Interrupted.  {kept}/ holds the weights that were moved so far, as of the last evaluation.\n"
+            if any(kept.glob("checkpoint-*"))
+            else "Interrupted, before the first evaluation: nothing was saved.\n",
+            f"The run is not finished and can't be resumed: delete {folder}/, or give another folder (output.folder=…).",
+        )
+        raise
+    except HfSftError:
+        if PartialState().is_main_process:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            if not there and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+def build_trainer(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Trainer:
     """The recipe's first phase as a `transformers.Trainer`, before `.train()`, to do with as you like."""
     run = prepare(as_recipe(recipe, overrides, trust_remote_code))
     phase, checkpoints = run.phases[0], Path(run.recipe.output.folder) / "checkpoints"
@@ -94,9 +121,9 @@ def publish_or_say_how(folder: Path, output: Output) -> None:
     """The run is whole on disk: whatever the Hub says, it is not lost."""
     assert output.hub is not None
     try:
-        say(f"published: {hub.publish(folder, output.hub, output.private)}")
+        say(f"published: {hub.publish(folder, output.hub, output.private, output.publish_report)}")
     except Exception as error:  # whatever goes wrong on the network; the run is finished and must say so
-        private = " --private" if output.private else ""
+        private = (" --private" if output.private else "") + (" --report" if output.publish_report else "")
         say(f"NOT published: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}")
         say(f"The run is whole in {folder}/.  To publish it later:  hf-sft publish {folder} {output.hub}{private}")
 

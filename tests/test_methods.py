@@ -1,5 +1,6 @@
 """Once for each file in hf_sft/methods: after training exactly the parameters that should have moved have changed."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,7 +9,8 @@ from safetensors.torch import load_file
 
 import hf_sft
 from hf_sft.block import list_kinds, load_kind
-from hf_sft.trainer import _resting_modules
+from hf_sft.modes import resting_modules
+from hf_sft.training import Training
 from tests import tiny
 
 
@@ -74,7 +76,7 @@ def test_a_resting_body_has_no_dropout_and_a_moving_one_has(checkpoints, tmp_pat
         layer = trainer.loaded.body.encoder.layer[0]
         assert layer.training is not rests
         assert trainer.loaded.model.dropout.training
-        assert bool(_resting_modules(trainer.loaded, trainer.model)) is (method != "full")
+        assert bool(resting_modules(trainer.loaded, trainer.model)) is (method != "full")
 
 
 @pytest.mark.parametrize("name", list_kinds("methods"))
@@ -83,3 +85,36 @@ def test_every_method_explains_itself_and_has_defaults(name):
     assert (kind.__doc__ or "").strip()
     assert [field for field, info in kind.model_fields.items() if not info.description] == []
     assert kind.training_defaults["learning_rate"] > 0
+
+
+def test_a_merged_weight_is_the_checkpoint_s_plus_alpha_over_r_times_b_a(checkpoints, tmp_path):
+    """By PEFT's own factors, as they are saved when the adapter is kept; the scale by the recipe's alpha and r."""
+    files = tiny.write_rows(tmp_path / "data", "single_label_classification")
+    for name, merge in (("kept", False), ("merged", True)):
+        fast = {"optim": "adamw_torch", "learning_rate": 1e-2}
+        recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / name, "lora", training=fast)
+        recipe["method"] |= {"r": 4, "alpha": 12.0, "merge": merge}
+        hf_sft.train(recipe)
+    base, merged = (load_file(path / "model.safetensors") for path in (checkpoints["bert"], tmp_path / "merged"))
+    factors = load_file(tmp_path / "kept" / "adapter_model.safetensors")
+    moved = [name.removesuffix(".lora_A.weight") for name in factors if name.endswith(".lora_A.weight")]
+    assert len(moved) == 12
+    for name in moved:
+        update = 12.0 / 4 * factors[f"{name}.lora_B.weight"] @ factors[f"{name}.lora_A.weight"]
+        inside = name.removeprefix("base_model.model.") + ".weight"
+        torch.testing.assert_close(merged[inside], base[inside.removeprefix("bert.")] + update, rtol=1e-5, atol=1e-6)
+        assert update.abs().max() > 1e-4
+
+
+def test_whatever_is_new_is_of_the_head_wherever_it_is(checkpoints, tmp_path):
+    """Parameters that the checkpoint did not bring are trained, also deep inside the body."""
+    files = tiny.write_rows(tmp_path / "data", "single_label_classification")
+    loaded = hf_sft.build_trainer(tiny.recipe(checkpoints["bert"], files, tmp_path / "run")).loaded
+    inside = tuple(f"bert.encoder.layer.1.output.dense.{part}" for part in ("weight", "bias"))
+    odd = dataclasses.replace(loaded, new=(*loaded.new, *inside))
+    task, training = hf_sft.build_trainer(tiny.recipe(checkpoints["bert"], files, tmp_path / "r2")).task, Training()
+    for name in ("head_only", "lora"):
+        (phase,) = load_kind("methods", name).model_validate({"type": name}).phases(task, training)
+        model = phase.prepare(odd)
+        moving = [n for n, p in model.named_parameters() if p.requires_grad]
+        assert [n for n in moving if "layer.1.output.dense" in n and n.endswith("weight") and "lora" not in n], name

@@ -107,7 +107,7 @@ def finished_run(
         "seed": 0,
     }
     machine = Machine("cpu", 1, "fp32", 512)
-    loaded: Any = SimpleNamespace(new=("classifier.weight", "classifier.bias"))
+    loaded: Any = SimpleNamespace(new=("classifier.weight", "classifier.bias"), notes=())
     facts = gather_facts(recipe, loaded, splits, encoded, [curve], evaluations, machine)
     asked = [f"{HOSTILE[row % 4] if names == HOSTILE else 'A story.'} {row}\n\n and more {'word ' * 80}" for row in range(80)]
     # JSON is YAML: good enough for a recipe that is only shown.

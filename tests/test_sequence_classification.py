@@ -63,6 +63,9 @@ def test_pair_tasks_keep_the_second_text_when_truncating(checkpoints):
     words = processor.convert_ids_to_tokens(encoded["input_ids"][0])
     assert words == ["[CLS]", "goal", "goal", "goal", "[SEP]", "bank", "rates", "[SEP]"]
     assert encoded["truncated"] == [True]
+    encoded = pair.encode({"first": ["bank rates"], "second": ["goal " * 20]}, processor, None)
+    words = processor.convert_ids_to_tokens(encoded["input_ids"][0])
+    assert words == ["[CLS]", "bank", "rates", "[SEP]", "goal", "goal", "goal", "[SEP]"]
 
 
 def test_classes_are_mapped_by_name_whatever_their_order(checkpoints):

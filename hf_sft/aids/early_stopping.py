@@ -6,6 +6,7 @@ from pydantic import Field
 from transformers import EarlyStoppingCallback
 
 from hf_sft.aids import Aid
+from hf_sft.errors import RecipeError
 from hf_sft.methods import Phase
 
 
@@ -18,5 +19,10 @@ class EarlyStopping(Aid):
     """What counts as an improvement."""
 
     def apply(self, phase: Phase) -> Phase:
+        if phase.training.eval_strategy == "no":
+            raise RecipeError(
+                "the aid `early_stopping` looks at evaluations, but `training.eval_strategy` is `no`.\n"
+                "  Use `epoch` or `steps`, or leave the aid out."
+            )
         stop = EarlyStoppingCallback(early_stopping_patience=self.patience, early_stopping_threshold=self.threshold)
         return replace(phase, callbacks=(*phase.callbacks, stop))

@@ -17,6 +17,15 @@ from hf_sft.block import Block
 
 Batch: TypeAlias = dict[str, Tensor]
 
+OTHER_NAMES = {
+    "regression": "sequence_classification, with `problem_type: regression` beside it",
+    "text_classification": "sequence_classification",
+    "classification": "sequence_classification",
+    "multi_label_classification": "sequence_classification, with `problem_type: multi_label_classification` beside it",
+    "single_label_classification": "sequence_classification",
+}
+"""What others call a task, and what it is called here."""
+
 
 @dataclass(frozen=True)
 class Labels:

@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, LargeList, List, Value
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from scipy.special import expit, softmax
 from torch import Tensor, nn
 from torch.nn import functional
@@ -59,6 +60,12 @@ class SequenceClassification(Task):
     """Hugging Face's word for the kind of label; inferred from the column when not given."""
     max_length: int | None = Field(default=None, ge=4)
     """Tokens kept of a row (pairs lose from the longer side); as many as the checkpoint allows when not given."""
+
+    @model_validator(mode="after")
+    def _pair_is_two(self) -> Self:
+        if self.text_pair == self.text:
+            raise PydanticCustomError("text_pair", "must be another column than `text`; leave it out for single texts")
+        return self
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
@@ -165,7 +172,8 @@ class SequenceClassification(Task):
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
         """Adds `input_ids` (with `token_type_ids` where the processor has them), `truncated` and `labels`."""
         texts = [rows[column] for column in self.input_columns()]
-        encoded = processor(*texts, truncation="longest_first", max_length=self.max_length, return_attention_mask=False)
+        most = min(self.max_length or processor.model_max_length, processor.model_max_length)
+        encoded = processor(*texts, truncation="longest_first", max_length=most, return_attention_mask=False)
         examples = dict(encoded)
         examples["truncated"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
         if set(self._label_columns) <= set(rows):

@@ -1,0 +1,270 @@
+"""A training that goes wrong says so; what is kept is the best; orders and dropout are drawn as they should be."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
+
+import hf_sft
+from hf_sft.batching import StepSampler
+from hf_sft.dropout import drop
+from tests import tiny
+
+SINGLE = "single_label_classification"
+
+
+def bert_with_dropout(folder: Path, checkpoints) -> Path:
+    from transformers import BertModel
+
+    model = BertModel.from_pretrained(checkpoints["bert"])
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.3
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(checkpoints["bert"]).save_pretrained(folder)
+    return folder
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_leaves_nothing(checkpoints, tmp_path, monkeypatch):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    monkeypatch.setattr("hf_sft.hub.publish", lambda *_: pytest.fail("published"))
+    wild = {"learning_rate": 1e30, "max_grad_norm": 0, "max_steps": 9}
+    recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", training=wild)
+    recipe["output"]["hub"] = "me/mine"
+    with pytest.raises(
+        hf_sft.RecipeError, match=r"the loss of step \d is (nan|inf): the training has diverged(.|\n)*learning_rate"
+    ):
+        hf_sft.train(recipe)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("hf_sft.trainer.explain_divergence", lambda found: found)
+    from hf_sft.trainer import StepTrainer
+
+    def ruin(self) -> None:
+        next(self.model.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(StepTrainer, "train", ruin)
+    with pytest.raises(hf_sft.RecipeError, match="weights after the last step are not finite"):
+        hf_sft.train(recipe)
+
+
+def test_the_best_weights_are_the_ones_that_are_saved(checkpoints, tmp_path):
+    """At such a rate validation goes up and down: the best evaluation is not the last."""
+    files = tiny.write_rows(tmp_path / "data", SINGLE, train=40)
+    wild = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 17, "learning_rate": 1e-2, "optim": "adamw_torch"}
+    report = hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", training=wild))
+    curve = report.facts["training"]["curves"][0]
+    scores = [evaluation["accuracy"] for evaluation in curve["evaluations"]]
+    assert max(scores) > scores[-1], "pick another rate: this one ends at its best"
+    assert report.metrics["validation"]["accuracy"]["value"] == pytest.approx(max(scores))
+    assert curve["best_step"] == scores.index(max(scores)) + 1
+    again = hf_sft.evaluate(tmp_path / "run", "validation")
+    assert again.scores["accuracy"].value == pytest.approx(max(scores))
+
+
+def test_every_epoch_has_an_order_of_its_own_and_every_run_the_same_ones():
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = StepSampler(np.full(40, 5), 8, 64, seed, 0, 1)
+        sampler.set_epoch(epoch)
+        return [row for step in sampler for micro_batch in step for row in micro_batch.rows]
+
+    assert order(0, 0) != order(0, 1) and order(0, 0) != order(1, 0)
+    assert order(0, 1) == order(0, 1) and sorted(order(0, 1)) == list(range(40))
+
+
+def test_the_trainer_shows_each_epoch_its_own_order(checkpoints, tmp_path, monkeypatch):
+    from hf_sft.trainer import StepTrainer
+
+    seen: list[list[int]] = []
+    step = StepTrainer.training_step
+
+    def watch(self, model, inputs, *rest):
+        seen.append([row for _, micro_batch in inputs["micro_batches"] for row in micro_batch.rows])
+        return step(self, model, inputs, *rest)
+
+    monkeypatch.setattr(StepTrainer, "training_step", watch)
+    files = tiny.write_rows(tmp_path / "data", SINGLE, train=24)
+    for run in ("one", "two"):
+        training = {"max_steps": -1, "num_train_epochs": 2}
+        hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / run, training=training))
+    epochs = [[row for step in seen[start : start + 3] for row in step] for start in (0, 3, 6, 9)]
+    assert epochs[0] != epochs[1] and epochs[:2] == epochs[2:]
+    assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
+
+
+DROPS = """
+import json, sys, torch
+from accelerate import PartialState
+import hf_sft
+from hf_sft import trainer
+seen = []
+plain = trainer.StepTrainer.training_step
+def watch(self, *args):
+    seen.append(torch.get_rng_state().sum().item())
+    return plain(self, *args)
+trainer.StepTrainer.training_step = watch
+hf_sft.train(json.load(open(sys.argv[1])))
+open(f"rank{PartialState().process_index}", "w").write(json.dumps(seen))
+"""
+
+
+def test_two_processes_draw_different_dropout(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    recipe = tiny.recipe(bert_with_dropout(tmp_path / "c", checkpoints), files, tmp_path / "run", training={"max_steps": 2})
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    (tmp_path / "drops.py").write_text(DROPS)
+    config = Path(hf_sft.__file__).parent.parent / "accelerate_configs" / "cpu_multi.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "drops.py", "recipe.json"]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1))
+    assert len(first) == 2 and first[0] != second[0] and first[1] != second[1]
+
+
+def test_torch_s_own_dropout_runs_where_ours_would_not_fit(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    checkpoint = bert_with_dropout(tmp_path / "c", checkpoints)
+    for training, ran in (({}, "hf_sft"), ({"torch_compile": True}, "torch"), ({"activation_checkpointing": True}, "torch")):
+        trainer = hf_sft.build_trainer(tiny.recipe(checkpoint, files, tmp_path / "built", training=training))
+        assert trainer.curve.dropout == ran
+        shutil.rmtree(tmp_path / "built")
+    recipe = tiny.recipe(checkpoint, files, tmp_path / "run", training={"activation_checkpointing": True})
+    assert hf_sft.train(recipe).facts["training"]["phases"][0]["dropout"] == "torch"
+
+
+def test_dropout_of_everything_is_zero_and_has_a_gradient():
+    x = torch.ones(5, 3, requires_grad=True)
+    dropped = drop(x, p=1.0)
+    dropped.sum().backward()
+    assert dropped.abs().sum() == 0 and x.grad is not None and x.grad.abs().sum() == 0
+
+
+def test_baselines_are_fitted_on_train_and_not_on_the_rows_they_are_scored_on(checkpoints, tmp_path):
+    files = {}
+    for split, labels in (("train", "aaaaaaaabbbb"), ("validation", "ab"), ("test", "abbbbbbbbb")):
+        rows = [{"text": f"{split} {i}", "label": label} for i, label in enumerate(labels)]
+        files[split] = str(tmp_path / f"{split}.jsonl")
+        Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / "run"))
+    assert report.facts["baselines"]["majority"]["test"]["accuracy"]["value"] == pytest.approx(0.1)
+
+
+def test_a_baseline_that_fails_does_not_lose_the_run(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    rows = read(Path(files["train"]))
+    Path(files["train"]).write_text("".join(json.dumps({**row, "text": "😀 🎉"}) + "\n" for row in rows))
+    report = hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / "run"))
+    assert set(report.facts["baselines"]) == {"majority"}
+    assert any("tfidf_logreg could not be fitted: empty vocabulary" in note for note in report.facts["data"]["warnings"])
+
+
+def test_the_model_is_on_disk_before_anything_else_can_fail(checkpoints, tmp_path, monkeypatch):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("hf_sft.workflow.evaluate_split", fail)
+    with pytest.raises(ZeroDivisionError):
+        hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / "run"))
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").config.num_labels == 3
+
+
+def test_check_rehearses_with_the_trainer_that_train_would_use(checkpoints, tmp_path, monkeypatch):
+    from hf_sft.trainer import StepTrainer
+
+    steps = []
+    step = StepTrainer.training_step
+    monkeypatch.setattr(StepTrainer, "training_step", lambda self, *rest: steps.append(self) or step(self, *rest))
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    found = hf_sft.check(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", training={"eval_strategy": "epoch"}))
+    assert len(steps) == 1 and steps[0].curve.evaluations and not (tmp_path / "run").exists()
+    assert found.facts["full: loss of the first rows"] == f"{steps[0].curve.losses[0]:.4f}"
+
+
+def test_build_trainer_predicts_and_saves_like_any_trainer(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    trainer = hf_sft.build_trainer(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", training={"max_steps": 3}))
+    assert isinstance(trainer, Trainer)
+    trainer.train()
+    from datasets import Dataset
+
+    test = Dataset.from_list(read(Path(files["test"])))
+    found = trainer.predict(test)
+    assert (
+        found.predictions.shape == (11, 3)
+        and found.label_ids is not None
+        and set(found.metrics) == {"test_accuracy", "test_f1_macro"}
+    )
+    assert trainer.predict(test.remove_columns("label")).label_ids is None
+    np.testing.assert_allclose(trainer.predict(trainer.examples["validation"].encoded).predictions.shape, (9, 3))
+    trainer.save_model(str(tmp_path / "saved"))
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        logits = model(**tokenizer(test["text"][:], padding=True, return_tensors="pt")).logits
+    np.testing.assert_allclose(logits, found.predictions, atol=1e-5)
+    assert list(model.config.label2id) == ["business", "law", "sport"]
+
+
+def test_only_the_process_that_should_writes_a_checkpoint(checkpoints, tmp_path, monkeypatch):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    trainer = hf_sft.build_trainer(tiny.recipe(checkpoints["bert"], files, tmp_path / "run"))
+    monkeypatch.setattr(type(trainer.args), "should_save", property(lambda _: False))
+    trainer._save(str(tmp_path / "c"))
+    trainer.save_model(str(tmp_path / "c"))
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
+def test_engines_that_the_step_does_not_serve_are_refused(engine, checkpoints, tmp_path, monkeypatch):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(hf_sft.RecipeError, match="which our training step does not serve yet"):
+        hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / "run"))
+
+
+def test_the_default_optimizer_is_the_fused_one(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", training={"learning_rate": 1e-3})
+    del recipe["training"]["optim"]
+    trainer = hf_sft.build_trainer(recipe)
+    trainer.create_optimizer()
+    assert type(trainer.optimizer) is torch.optim.AdamW and trainer.optimizer.defaults["fused"]
+    weights = []
+    for optim in ("adamw_torch", "adamw_torch_fused"):
+        recipe["training"]["optim"] = optim
+        hf_sft.train({**recipe, "output": {"folder": str(tmp_path / optim)}})
+        weights.append(load_file(tmp_path / optim / "model.safetensors"))
+    apart = sum(float((weights[0][name] - weights[1][name]).square().sum()) for name in weights[0])
+    assert apart / sum(float(tensor.square().sum()) for tensor in weights[0].values()) < 1e-10
+
+
+def test_interrupting_says_what_there_is_and_what_to_do(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    endless = {"max_steps": 1_000_000, "eval_strategy": "steps", "eval_steps": 5}
+    (tmp_path / "r.yaml").write_text(
+        yaml.safe_dump(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", training=endless))
+    )
+    command = [sys.executable, "-m", "hf_sft", "train", str(tmp_path / "r.yaml")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    for _ in range(600):
+        if list((tmp_path / "run").glob("checkpoints/checkpoint-*/model.safetensors")) or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said[-2000:]
+    assert "Interrupted.  " in said and "can't be resumed" in said and "Traceback" not in said
