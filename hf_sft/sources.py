@@ -25,8 +25,8 @@ KINDS |= {".parquet": "parquet", ".arrow": "arrow"}
 """What a file holds, by the end of its name."""
 SPLITS = ("train", "validation", "test")
 
-INTEGER, NUMBER = r"-?(0|[1-9]\d*)", r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?"
-"""Cells that are numbers and nothing else: `01` is written otherwise than the number 1, so it is a name."""
+INTEGER, NUMBER = r"-?(0|[1-9]\d{0,17})", r"-?(0|[1-9]\d{0,14})(\.\d+)?([eE][-+]?\d+)?"
+"""Cells that are numbers and nothing else: `01` is written otherwise than 1, and a number holds no more digits than these."""
 
 
 class DataSource(Block):

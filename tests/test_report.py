@@ -360,3 +360,25 @@ def test_the_run_ends_with_scores_beside_the_baselines(tmp_path):
     assert re.search(r"this model +.? *test +.? *0\.800 \(0\.713–0\.887\)", shown)
     assert re.search(r"baseline tfidf_logreg +.? *test +.? *0\.200 \(0\.100–0\.300\)", shown)
     assert "[red]a note[/red]" in shown and "12 s of training" in shown and "0.7% of 22,713,216" in shown
+
+
+def test_the_table_cuts_no_number_where_nobody_watches(monkeypatch):
+    """Ten metrics are wider than any terminal; a log file has no edge."""
+    from hf_sft.cli import _console
+    from hf_sft.report import score_table
+
+    out = io.StringIO()
+    names = [f"a_metric_of_a_long_name_{i}" for i in range(10)]
+    score = {"value": 0.123, "low": 0.1, "high": 0.2}
+    _console(out).print(score_table({"test": dict.fromkeys(names, score)}, {}, {}))
+    assert out.getvalue().count("0.123 (0.100–0.200)") == 10 and "…" not in out.getvalue()
+    narrow = io.StringIO()
+    Console(file=narrow, width=60).print(score_table({"test": dict.fromkeys(names[:3], score)}, {}, {}))
+    assert "…" not in narrow.getvalue() and narrow.getvalue().replace(" ", "").count("0.123") == 3
+
+
+def test_notes_on_the_card_keep_their_words_of_code(tmp_path):
+    notes = ("split `test` has `x|y` and <b>", "an odd ` in a name")
+    card = (finished_run(tmp_path / "run", notes=notes).folder / "README.md").read_text()
+    assert "- split `test` has `x|y` and &lt;b&gt;\n" in card
+    assert "- an odd ' in a name\n" in card and "\\`" not in card.partition("## Data")[2].partition("## Intended")[0]
