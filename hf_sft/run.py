@@ -4,8 +4,8 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -76,25 +76,32 @@ def as_recipe(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_co
     return recipe
 
 
-def prepare(recipe: Recipe, rows: int | None = None) -> Run:
-    """Data, processor, examples (of all rows, or of the first `rows` of each split), model, phases. Writes only caches."""
+def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None] | None = None) -> Run:
+    """Data, processor, examples (of all rows, or of the first `rows` of each split), model, phases. Writes only caches.
+
+    What the person waiting should know goes to `tell`, as it is found; to standard error when not given.
+    """
+    tell = tell or say
     machine = resolve_machine(recipe.training)
     splits = load_splits(recipe.data, recipe.task)
     recipe.evaluation.names(splits.task)  # refuses metrics that don't fit before the long part begins
     asked, found = recipe.task.model_dump(), splits.task.model_dump()
     for note in (*(f"{name}: {found[name]}, from the data" for name in found if found[name] != asked[name]), *splits.notes):
-        say(note)
-    most = getattr(splits.task, "max_length", None)
+        tell(note)
+    most, notes = getattr(splits.task, "max_length", None), []
     processor = load_processor(recipe.model, most)
     if most and processor.model_max_length < most:
-        say(f"`task.max_length` is {most}, but the model has {processor.model_max_length} positions: rows are cut there.")
+        notes.append(
+            f"`task.max_length` is {most}, but the model has {processor.model_max_length} positions: it is cut there."
+        )
     encoded = encode_splits(splits, processor, rows)
     set_seed(recipe.seed)
     loaded = load_model(recipe.model, splits.task, splits.labels, processor)
+    loaded = replace(loaded, notes=(*notes, *loaded.notes))
     for note in loaded.notes:
-        say(note)
+        tell(note)
     if loaded.new:
-        say(f"new, since the checkpoint does not bring it: {', '.join(loaded.new)}")
+        tell(f"new, since the checkpoint does not bring it: {', '.join(loaded.new)}")
     phases = apply_aids(recipe.method.phases(splits.task, recipe.training), recipe.aids)
     model = recipe.model.model_copy(update={"revision": loaded.revision or recipe.model.revision})
     resolved = {"model": model, "data": splits.source, "task": splits.task, "training": phases[-1].training}

@@ -65,7 +65,7 @@ def _one_of(names: type[Enum], what: str) -> Callable[[str], str]:
         if value not in known:
             plain = value.lower().replace("_", "")
             near = [name for name in known if name.replace("_", "").startswith(plain)]
-            near = near or get_close_matches(value, known, n=1, cutoff=0.5)
+            near = near or get_close_matches(value, known, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise ValueError(f"must be one of {', '.join(known[:6])} …; got the {what} '{value}'.{hint}")
         return value

@@ -42,6 +42,9 @@ def test_encoding_happens_once_and_again_when_anything_changes(tmp_path, checkpo
     processor.model_max_length = 5
     encoded()
     assert len(calls) == 9
+    monkeypatch.setattr("hf_sft.encoding.hash_code", lambda kind: f"{kind.__name__}, edited")
+    encoded()
+    assert len(calls) == 12
 
 
 def test_other_code_of_the_task_or_other_versions_are_another_key(tmp_path, monkeypatch):
