@@ -14,6 +14,9 @@ from torch.utils.data import Sampler
 
 from hf_sft.tasks import Batch
 
+BOOKKEEPING = ("cost", "items", "truncated")
+"""Columns of examples that the model is not shown."""
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -21,31 +24,36 @@ class MicroBatch:
 
     rows: tuple[int, ...]
     counts: bool = True
+    step_items: int = 0
+    """How many items carry loss in the whole optimizer step, over all processes; 0 where nothing is trained."""
 
 
-def cut_step(rows: np.ndarray, lengths: np.ndarray, budget: int, processes: int = 1) -> list[list[MicroBatch]]:
+def cut_step(
+    rows: np.ndarray, costs: np.ndarray, budget: int, processes: int = 1, step_items: int = 0
+) -> list[list[MicroBatch]]:
     """One list of micro-batches per process, all equally long (sharded models hang otherwise).
 
-    Rows are sorted by length and dealt in turn, so that processes hold rows of like length and one cut serves them all.
-    A micro-batch's rows times its longest row stay within `budget` tokens; it holds at least one row.
+    Rows are sorted by cost and dealt in turn, so that processes hold rows of like cost and one cut serves them all.
+    A micro-batch's rows times its dearest row stay within `budget`; it holds at least one row.
     """
-    ordered = rows[np.argsort(-lengths[rows], kind="stable")]
-    longest = lengths[ordered[::processes]]
+    ordered = rows[np.argsort(-costs[rows], kind="stable")]
+    dearest = costs[ordered[::processes]]
     starts = [0]
-    for place, length in enumerate(longest):
-        widest = longest[starts[-1]]
-        if place > starts[-1] and (place - starts[-1] + 1) * max(widest, length) > budget:
+    for place, cost in enumerate(dearest):
+        widest = dearest[starts[-1]]
+        if place > starts[-1] and (place - starts[-1] + 1) * max(widest, cost) > budget:
             starts.append(place)
-    ends = [*starts[1:], len(longest)]
+    ends = [*starts[1:], len(dearest)]
     shares = [ordered[process::processes] for process in range(processes)]
     return [
-        [_micro_batch(share[start:end], stand_in=ordered[-1]) for start, end in zip(starts, ends, strict=True)]
+        [_micro_batch(share[start:end], ordered[-1], step_items) for start, end in zip(starts, ends, strict=True)]
         for share in shares
     ]
 
 
-def _micro_batch(rows: np.ndarray, stand_in: int) -> MicroBatch:
-    return MicroBatch(tuple(int(row) for row in rows)) if len(rows) else MicroBatch((int(stand_in),), counts=False)
+def _micro_batch(rows: np.ndarray, stand_in: int, step_items: int) -> MicroBatch:
+    counts = len(rows) > 0
+    return MicroBatch(tuple(int(row) for row in (rows if counts else [stand_in])), counts, step_items)
 
 
 class Examples(TorchDataset):
@@ -53,11 +61,13 @@ class Examples(TorchDataset):
 
     def __init__(self, encoded: Dataset, collate: Callable[[list[dict[str, Any]]], Batch]):
         self.encoded, self._collate = encoded, collate
-        self._columns = encoded.select_columns([n for n in encoded.column_names if n not in ("length", "truncated")])
-        self.lengths = np.asarray(encoded.with_format("numpy")["length"][:], dtype=np.int64)
+        self._columns = encoded.select_columns([n for n in encoded.column_names if n not in BOOKKEEPING])
+        numbers = encoded.with_format("numpy")
+        self.costs = np.asarray(numbers["cost"][:], dtype=np.int64)
+        self.items = np.asarray(numbers["items"][:], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.costs)
 
     def __getitem__(self, micro_batch: MicroBatch) -> tuple[Batch, MicroBatch]:
         return self.collate(micro_batch.rows), micro_batch
@@ -76,8 +86,11 @@ class StepSampler(Sampler[list[MicroBatch]]):
     The order of rows depends on the seed and the epoch alone. The last step of an epoch holds the rows that are left.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, budget: int, seed: int, process: int, processes: int):
-        self.lengths, self.batch_size, self.budget, self.seed = lengths, batch_size, budget, seed
+    def __init__(
+        self, costs: np.ndarray, items: np.ndarray, batch_size: int, budget: int, seed: int, process: int, processes: int
+    ):
+        self.costs, self.items = costs, items
+        self.batch_size, self.budget, self.seed = batch_size, budget, seed
         self.process, self.processes = process, processes
         self.epoch = 0
 
@@ -85,10 +98,11 @@ class StepSampler(Sampler[list[MicroBatch]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        return -(-len(self.costs) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.lengths))
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.costs))
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            yield cut_step(rows, self.lengths, self.budget, self.processes)[self.process]
+            step_items = int(self.items[rows].sum())
+            yield cut_step(rows, self.costs, self.budget, self.processes, step_items)[self.process]

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_sft.curves import TrainingCurve
-from hf_sft.methods import Phase
+from hf_sft.fitting import fit
 from hf_sft.run import RecipeLike, Run, as_recipe, claim_folder, is_taken, prepare
-from hf_sft.trainer import fit
 
 TRIED = 32
 
@@ -49,8 +48,7 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     found.facts["first row"] = splits.task.texts(rows["train"].select([0]))[0][:200]
     found.facts["as the model sees it"] = show_example(run.processor, run.encoded["train"][0])
     found.facts["new parameters"] = ", ".join(run.loaded.new) or "none: the checkpoint brings them all"
-    for phase in run.phases:
-        curve = _rehearse(run, phase)
+    for phase, curve in zip(run.phases, _rehearse(run), strict=True):
         share = curve.trainable / curve.parameters
         found.facts[f"{phase.name}: parameters that move"] = f"{curve.trainable:,} of {curve.parameters:,} ({share:.1%})"
         epochs, steps = phase.training.num_train_epochs, phase.training.max_steps
@@ -64,24 +62,16 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     return found
 
 
-def _rehearse(run: Run, phase: Phase) -> TrainingCurve:
-    """One step of the phase as training would take it, but that no tracker hears of it."""
-    once = replace(phase, training=phase.training.model_copy(update={"max_steps": 1, "report_to": "none"}))
-    task, recipe = run.splits.task, run.recipe
+def _rehearse(run: Run) -> list[TrainingCurve]:
+    """One step of each phase as training would take it, but that no tracker hears of it."""
+    loaded, curves = run.loaded, []
     with tempfile.TemporaryDirectory() as folder:
-        _, curve = fit(
-            once,
-            run.loaded,
-            run.processor,
-            run.encoded,
-            task,
-            recipe.evaluation,
-            run.machine,
-            Path(folder),
-            recipe.seed,
-            False,
-        )
-    return curve
+        for place, phase in enumerate(run.phases):
+            once = replace(phase, training=phase.training.model_copy(update={"max_steps": 1, "report_to": "none"}))
+            model, curve = fit(once, loaded, run.examples, run.asked, run.setting(Path(folder), place, store=False))
+            loaded = replace(loaded, model=model)
+            curves.append(curve)
+    return curves
 
 
 def show_example(processor: Any, example: dict[str, Any]) -> str:

@@ -19,12 +19,13 @@ CODE = ("hf_sft", "tokenizers", "transformers")
 
 
 def encode_rows(rows: Dataset, task: Task, labels: Labels | None, processor: Any) -> Dataset:
-    """Examples for the model: the task's columns, and `length` in tokens. Not cached."""
+    """Examples for the model: the task's columns, with the `cost` of each and how many `items` carry loss. Not cached."""
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         examples = task.encode(batch, processor, labels)
-        examples["length"] = [len(ids) for ids in examples["input_ids"]] if "input_ids" in examples else [1] * len(rows)
-        return examples
+        count = len(examples["truncated"])
+        tokens = [len(ids) for ids in examples["input_ids"]] if "input_ids" in examples else [1] * count
+        return {"cost": tokens, "items": [1] * count, **examples}
 
     asked = _select(rows, task)
     encoded = asked.map(
@@ -61,13 +62,17 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
 
 
 def hash_code(kind: type) -> str:
-    """Equal for equal source of the class's module, and equal versions of what it calls."""
+    """Equal for equal source of the class's module and of this one, and equal versions of what they call."""
     module = sys.modules[kind.__module__]
     try:
         source = inspect.getsource(module)
     except (OSError, TypeError):  # typed at a prompt
         source = repr(module)
-    return digest(source, *(f"{package} {version(package.replace('_', '-'))}" for package in CODE))
+    return digest(
+        source,
+        inspect.getsource(sys.modules[__name__]),
+        *(f"{package} {version(package.replace('_', '-'))}" for package in CODE),
+    )
 
 
 def _hash_processor(processor: Any) -> str:

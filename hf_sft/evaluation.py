@@ -1,6 +1,7 @@
 """Predictions, metrics with intervals, per-class results, and baselines on the same rows."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from datasets import Dataset
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_sft.baselines import answer_simply
@@ -81,19 +82,21 @@ class Evaluation:
     """What is to be said beside the scores: which rows they are of, baselines that could not be fitted."""
 
 
-def run_model(model: nn.Module, examples: Examples, task: Task, machine: Machine) -> np.ndarray:
-    """The task's output for every row, shape (rows, …), in the rows' order, on every process.
+def run_model(
+    model: nn.Module, examples: Examples, output_of: Callable[[nn.Module, Batch], Tensor], machine: Machine
+) -> np.ndarray:
+    """The output (the task's `output`) for every row, shape (rows, …), in the rows' order, on every process.
 
     Rows are sorted by length and shared out between the processes; each is run once.
     """
     state = PartialState()
-    shares = cut_step(np.arange(len(examples)), examples.lengths, machine.micro_batch_tokens, state.num_processes)
+    shares = cut_step(np.arange(len(examples)), examples.costs, machine.micro_batch_tokens, state.num_processes)
     rows: list[int] = []
     outputs: list[np.ndarray] = []
     with evaluating(model, machine):
         for micro_batch in tqdm(shares[state.process_index], desc="scoring", disable=machine.quiet, leave=False):
             batch: Batch = send_to_device(examples.collate(micro_batch.rows), state.device)  # pyright: ignore[reportAssignmentType]
-            output = task.output(model, batch).float().cpu().numpy()
+            output = output_of(model, batch).float().cpu().numpy()
             if micro_batch.counts:
                 rows.extend(micro_batch.rows)
                 outputs.append(output)

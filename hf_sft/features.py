@@ -6,8 +6,8 @@ The body is then replaced by a stub that hands out the stored vectors, and put b
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
+from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples, MicroBatch, cut_step
 from hf_sft.cache import cache_folder, touch, written_aside
 from hf_sft.encoding import hash_code
-from hf_sft.models import LoadedModel
 from hf_sft.splitting import hash_rows
-from hf_sft.tasks import Batch, Task
+from hf_sft.tasks import Batch
 from hf_sft.training import Machine
 
+Output: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+"""The task's `output`: the logits of a forward pass."""
 TOLERANCE = 1e-4
 """The largest difference between the model's logits and the head's on stored vectors that still is rounding (float32)."""
 
@@ -49,7 +51,7 @@ class FeatureExamples(Examples):
     def __init__(self, examples: Examples, features: np.ndarray):
         super().__init__(examples.encoded, examples._collate)
         self.features = features
-        self.lengths = np.ones(len(features), dtype=np.int64)
+        self.costs = np.ones(len(features), dtype=np.int64)
         inputs = {"input_ids", "token_type_ids"} & set(examples.encoded.column_names)
         kept = self._columns.remove_columns([n for n in self._columns.column_names if n in inputs - {"input_ids"}])
         self._rows = [_with_one_token(row, inputs) for row in kept.to_list()]
@@ -81,19 +83,19 @@ def stored_body(loaded: LoadedModel) -> Iterator[None]:
         setattr(loaded.model, name, body)
 
 
-def store_features(loaded: LoadedModel, examples: Examples, task: Task, machine: Machine) -> FeatureExamples | None:
+def store_features(loaded: LoadedModel, examples: Examples, output: Output, machine: Machine) -> FeatureExamples | None:
     """What the body gives the head for every row, float32, shape (rows, width): from the cache, or by one pass.
 
     None when the head reads more than one position per row, or when the stub's answers are not the model's.
     """
-    if not _stub_is_exact(loaded, examples, task):
+    if not _stub_is_exact(loaded, examples, output):
         return None
     folder = cache_folder("features") / _key(loaded, examples, machine)
     path = folder / "rows.npy"
     state = PartialState()
     # Asked of all, so that every process takes the same branch: what follows needs them all.
     if not all(gather_object([path.is_file()])):
-        stored = _run_body(loaded, examples, task, machine)
+        stored = _run_body(loaded, examples, output, machine)
         if state.is_local_main_process:
             with written_aside(folder) as aside:
                 np.save(aside / path.name, stored)
@@ -102,21 +104,21 @@ def store_features(loaded: LoadedModel, examples: Examples, task: Task, machine:
     return FeatureExamples(examples, np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def _stub_is_exact(loaded: LoadedModel, examples: Examples, task: Task) -> bool:
+def _stub_is_exact(loaded: LoadedModel, examples: Examples, output: Output) -> bool:
     """Tried on three rows of different lengths, in float32."""
-    by_length = np.argsort(examples.lengths, kind="stable")
+    by_length = np.argsort(examples.costs, kind="stable")
     rows = tuple(sorted({int(by_length[0]), int(by_length[len(by_length) // 2]), int(by_length[-1])}))
     batch = _inputs(examples.collate(rows))
     loaded.model.eval()
     try:
-        vectors = _read_vectors(loaded, batch, task)
+        vectors = _read_vectors(loaded, batch, output)
         if vectors is None:
             return False
         few = FeatureExamples(Examples(examples.encoded.select(rows), examples._collate), vectors.cpu().numpy())
         with torch.no_grad():
-            wanted = task.output(loaded.model, batch)
+            wanted = output(loaded.model, batch)
             with stored_body(loaded):
-                found = task.output(loaded.model, _inputs(few.collate(tuple(range(len(rows))))))
+                found = output(loaded.model, _inputs(few.collate(tuple(range(len(rows))))))
     except (AttributeError, TypeError, RuntimeError, ValueError):
         # A head that asks its body for more than a last hidden state fails on the stub in its own way: no features then.
         return False
@@ -128,25 +130,25 @@ def _inputs(batch: Batch) -> Batch:
     return send_to_device(inputs, PartialState().device)  # pyright: ignore[reportReturnType]
 
 
-def _read_vectors(loaded: LoadedModel, batch: Batch, task: Task, machine: Machine | None = None) -> Tensor | None:
+def _read_vectors(loaded: LoadedModel, batch: Batch, output: Output, machine: Machine | None = None) -> Tensor | None:
     """For each row the vector that the head reads, shape (rows, width); None when it reads several."""
     with torch.no_grad(), machine.autocast() if machine else contextlib.nullcontext():
         hidden = loaded.body(**batch).last_hidden_state.float()
     with torch.enable_grad(), stored_body(loaded):
         hidden.requires_grad_(True)
-        (gradient,) = torch.autograd.grad(task.output(loaded.model, {**batch, "inputs_embeds": hidden}).sum(), hidden)
+        (gradient,) = torch.autograd.grad(output(loaded.model, {**batch, "inputs_embeds": hidden}).sum(), hidden)
     read = gradient.abs().sum(-1) > 0
     if not (read.sum(1) == 1).all():
         return None
     return hidden.detach()[torch.arange(len(hidden), device=hidden.device), read.int().argmax(1)]
 
 
-def _run_body(loaded: LoadedModel, examples: Examples, task: Task, machine: Machine) -> np.ndarray:
+def _run_body(loaded: LoadedModel, examples: Examples, output: Output, machine: Machine) -> np.ndarray:
     state = PartialState()
-    shares = cut_step(np.arange(len(examples)), examples.lengths, machine.micro_batch_tokens, state.num_processes)
+    shares = cut_step(np.arange(len(examples)), examples.costs, machine.micro_batch_tokens, state.num_processes)
     parts: list[tuple[MicroBatch, np.ndarray]] = []
     for micro_batch in tqdm(shares[state.process_index], desc="the body, once", disable=machine.quiet, leave=False):
-        vectors = _read_vectors(loaded, _inputs(examples.collate(micro_batch.rows)), task, machine)
+        vectors = _read_vectors(loaded, _inputs(examples.collate(micro_batch.rows)), output, machine)
         assert vectors is not None, "the head reads several positions of some rows, and one of those it was asked about"
         if micro_batch.counts:
             parts.append((micro_batch, vectors.cpu().numpy()))

@@ -1,11 +1,9 @@
-"""The `model` block: from a checkpoint to a processor and a model; and which of its parameters are body, head and new."""
+"""The `model` block: from a checkpoint to a processor and a model."""
 
 import contextlib
 import os
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig,
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils import logging
 
+from hf_sft.anatomy import LoadedModel
 from hf_sft.block import Block
 from hf_sft.errors import CheckpointError
 from hf_sft.heads import fit_head
@@ -32,49 +31,6 @@ class Checkpoint(Block):
     """Branch, tag or commit on the Hub; resolved to a commit in the run folder's recipe."""
     trust_remote_code: bool = False
     """Run Python that the checkpoint brings; the command line must say --trust-remote-code too."""
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model with its task's head, in float32, and what the load report says of it."""
-
-    model: PreTrainedModel
-    new: tuple[str, ...]
-    """Parameters that the checkpoint did not bring: freshly drawn."""
-    revision: str | None
-    """The commit on the Hub; None for folders."""
-    notes: tuple[str, ...] = ()
-    """What became of a head that the checkpoint brings."""
-
-    @property
-    def body(self) -> nn.Module:
-        """The pretrained encoder or decoder below the head."""
-        return self.model.base_model
-
-    @property
-    def prefix(self) -> str:
-        """What the names of the body's modules begin with."""
-        return f"{self.model.base_model_prefix}."
-
-    @cached_property
-    def head(self) -> frozenset[str]:
-        """Names of the head's parameters: all outside the body, the body's pooler, and whatever is new."""
-        outside = (name for name, _ in self.model.named_parameters() if not name.startswith(self.prefix))
-        pooler = (name for name, _ in self.model.named_parameters() if name.startswith(f"{self.prefix}pooler."))
-        return frozenset((*outside, *pooler, *self.new))
-
-    @cached_property
-    def head_modules(self) -> list[str]:
-        """The largest modules all of whose parameters are the head's."""
-
-        def search(module: nn.Module, name: str) -> list[str]:
-            names = [f"{name}.{part}" if name else part for part, _ in module.named_parameters()]
-            if name and names and set(names) <= self.head:
-                return [name]
-            children = module.named_children()
-            return [found for part, child in children for found in search(child, f"{name}.{part}" if name else part)]
-
-        return search(self.model, "")
 
 
 def load_processor(checkpoint: Checkpoint, max_length: int | None = None) -> Any:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from hf_sft.anatomy import LoadedModel
 from hf_sft.features import body_rests
-from hf_sft.models import LoadedModel
 from hf_sft.training import Machine
 
 

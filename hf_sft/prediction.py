@@ -59,7 +59,7 @@ def predict(
 def _answer(finished: FinishedRun, asked: Dataset) -> list[dict[str, Any]]:
     encoded = encode_rows(asked, finished.task, finished.labels, finished.processor)
     examples = Examples(encoded, finished.task.collator(finished.processor))
-    return finished.task.decode(run_model(finished.model, examples, finished.task, finished.machine), finished.labels)
+    return finished.task.decode(run_model(finished.model, examples, finished.task.output, finished.machine), finished.labels)
 
 
 def _references(task: Task, rows: Dataset) -> list[Any]:

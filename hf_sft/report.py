@@ -15,9 +15,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from hf_sft.anatomy import LoadedModel
 from hf_sft.curves import TrainingCurve
 from hf_sft.evaluation import Evaluation, Score
-from hf_sft.models import LoadedModel
 from hf_sft.pages import say_score, worst_mistakes, write_pages
 from hf_sft.splitting import Splits
 from hf_sft.strict_json import dump_json, finite

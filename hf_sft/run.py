@@ -9,19 +9,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset
 from peft import PeftModel
 
-from hf_sft.aids import Aid
-from hf_sft.encoding import encode_splits
+from hf_sft.anatomy import LoadedModel
+from hf_sft.batching import Examples
+from hf_sft.encoding import encode_rows, encode_splits
 from hf_sft.errors import RecipeError
+from hf_sft.evaluation import measure
 from hf_sft.methods import Phase
-from hf_sft.models import Checkpoint, LoadedModel, load_model, load_processor
+from hf_sft.models import Checkpoint, load_model, load_processor
 from hf_sft.recipe import Recipe, load_recipe, read_recipe
 from hf_sft.splitting import Splits, load_splits
 from hf_sft.tasks import Labels, Task
+from hf_sft.trainer import Asked, Setting
 from hf_sft.training import Machine, resolve_machine
 
 RecipeLike: TypeAlias = Recipe | dict[str, Any] | str | Path
@@ -40,6 +44,31 @@ class Run:
     loaded: LoadedModel
     machine: Machine
     phases: tuple[Phase, ...]
+
+    @property
+    def examples(self) -> dict[str, Examples]:
+        """What is trained on and what chooses the weights to keep."""
+        collate = self.splits.task.collator(self.processor)
+        return {name: Examples(self.encoded[name], collate) for name in ("train", "validation")}
+
+    @property
+    def asked(self) -> Asked:
+        """What a training asks of the task and of the evaluation plan."""
+        task, labels, plan = self.splits.task, self.splits.labels, self.recipe.evaluation
+
+        def score(output: np.ndarray, examples: Examples) -> dict[str, float]:
+            known = np.asarray(examples.encoded.with_format("numpy")["labels"][:])
+            return measure(output, known, task, plan.names(task))
+
+        def read(rows: Dataset) -> Examples:
+            encoded = rows if "input_ids" in rows.column_names else encode_rows(rows, task, labels, self.processor)
+            return Examples(encoded, task.collator(self.processor))
+
+        return Asked(task.items, task.output, score, read, plan.choose_by(task))
+
+    def setting(self, folder: Path, phase: int = 0, store: bool = True) -> Setting:
+        """Where a phase runs: each has a folder and a seed of its own."""
+        return Setting(self.machine, self.processor, folder / str(phase), self.recipe.seed + 1_000_000 * phase, store)
 
 
 @dataclass(frozen=True)
@@ -102,17 +131,12 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
         tell(note)
     if loaded.new:
         tell(f"new, since the checkpoint does not bring it: {', '.join(loaded.new)}")
-    phases = apply_aids(recipe.method.phases(splits.task, recipe.training), recipe.aids)
+    phases = recipe.method.phases(splits.task, recipe.training)
+    for aid in recipe.aids:
+        phases = tuple(aid.apply(phase, splits.task, splits.rows["train"]) for phase in phases)
     model = recipe.model.model_copy(update={"revision": loaded.revision or recipe.model.revision})
     resolved = {"model": model, "data": splits.source, "task": splits.task, "training": phases[-1].training}
     return Run(recipe.model_copy(update=resolved), splits, processor, encoded, loaded, machine, phases)
-
-
-def apply_aids(phases: tuple[Phase, ...], aids: tuple[Aid, ...]) -> tuple[Phase, ...]:
-    """Every phase, edited by every aid in turn."""
-    for aid in aids:
-        phases = tuple(aid.apply(phase) for phase in phases)
-    return phases
 
 
 def load_run(folder: str | Path, trust_remote_code: bool = False) -> FinishedRun:

@@ -1,4 +1,4 @@
-"""`fit` runs one phase on a thin `transformers.Trainer`: its loader yields whole optimizer steps, its step cuts them.
+"""A thin `transformers.Trainer`: its loader yields whole optimizer steps, its step cuts them.
 
 The loss of a step is a sum over items divided by the step's items over all processes, however the step is cut
 (upstream's is not: transformers #47688).
@@ -6,15 +6,14 @@ The loss of a step is a sum over items divided by the step's items over all proc
 
 import contextlib
 import math
-import resource
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import send_to_device, set_seed
 from datasets import Dataset
@@ -24,77 +23,49 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import PredictionOutput
 
+from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples, StepSampler
 from hf_sft.curves import TrainingCurve
 from hf_sft.dropout import CpuDropout
-from hf_sft.encoding import encode_rows
 from hf_sft.errors import RecipeError, built_by
-from hf_sft.evaluation import EvaluationPlan, measure, run_model
-from hf_sft.features import body_rests, store_features, stored_body
-from hf_sft.heads import class_names
-from hf_sft.label_columns import REGRESSION
+from hf_sft.evaluation import run_model
+from hf_sft.losses import Items
 from hf_sft.methods import Phase
-from hf_sft.models import LoadedModel, save_model
+from hf_sft.models import save_model
 from hf_sft.modes import attending, attention_for_training, resting_modules
-from hf_sft.tasks import Batch, Labels, Task
+from hf_sft.tasks import Batch
 from hf_sft.training import Machine
 
+LOSSES_AT_ONCE = 10
+"""Steps whose losses are fetched together: fetching waits for the device."""
 MOVING = "model.safetensors"
 """The parameters that move, in a checkpoint of a phase; the rest are the starting checkpoint's."""
 
 
-def fit(
-    phase: Phase,
-    loaded: LoadedModel,
-    processor: Any,
-    encoded: dict[str, Dataset],
-    task: Task,
-    plan: EvaluationPlan,
-    machine: Machine,
-    folder: Path,
-    seed: int,
-    store: bool = True,
-) -> tuple[Any, TrainingCurve]:
-    """Train one phase; gives the finished model, in eval mode, and how it went. `store` is whether the body may run once."""
-    model, use_cache = phase.prepare(loaded), getattr(loaded.model.config, "use_cache", None)
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    curve = TrainingCurve(phase.name, parameters=sum(n for n, _ in sizes), trainable=sum(n for n, moves in sizes if moves))
-    started = time.perf_counter()
-    with examples_for(loaded, processor, encoded, task, machine, store) as examples:
-        curve.stored_features = body_rests(loaded) and type(examples["train"]) is not Examples
-        trainer = StepTrainer(phase, loaded, model, processor, examples, task, plan, machine, folder, seed, curve)
-        # Trainer gives every process the same dropout; each should draw its own.
-        torch.manual_seed(seed + 1_000_003 * trainer.accelerator.process_index)
-        trainer.train()
-        curve.best_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad):
-        raise RecipeError(explain_divergence("weights after the last step are not finite"))
-    if use_cache is not None:
-        loaded.model.config.use_cache = use_cache  # Trainer switches it off, and the saved config would say so for good
-    curve.seconds = time.perf_counter() - started
-    curve.peak_memory_bytes = _peak_memory(machine)
-    for counted in ("examples", "tokens", "padded_tokens"):
-        total = torch.tensor(float(getattr(curve, counted)), dtype=torch.float64, device=trainer.args.device)
-        setattr(curve, counted, int(_over_processes(trainer.accelerator, total, "sum")))
-    return phase.finish(model).eval(), curve
+@dataclass(frozen=True)
+class Asked:
+    """What a training asks of its task and its evaluation plan, and all that it knows of them."""
+
+    items: Callable[[nn.Module, Batch], Items]
+    output: Callable[[nn.Module, Batch], Tensor]
+    score: Callable[[np.ndarray, Examples], dict[str, float]]
+    """The metrics of outputs for examples with labels, on every process the same."""
+    read: Callable[[Dataset], Examples]
+    """Examples of rows as the data has them, or of encoded ones."""
+    best: tuple[str, bool]
+    """The metric that chooses the weights to keep, and whether greater is better."""
 
 
-@contextlib.contextmanager
-def examples_for(
-    loaded: LoadedModel, processor: Any, encoded: dict[str, Dataset], task: Task, machine: Machine, store: bool
-) -> Iterator[dict[str, Examples]]:
-    """Examples of train and validation; stored vectors with a stub for the body where nothing below the head moves."""
-    collate = task.collator(processor)
-    examples = {name: Examples(encoded[name], collate) for name in ("train", "validation")}
-    if store and body_rests(loaded):
-        loaded.model.to(machine.device)  # pyright: ignore
-        stored = {name: store_features(loaded, each, task, machine) for name, each in examples.items()}
-        if all(each is not None for each in stored.values()):
-            with stored_body(loaded):
-                yield stored  # pyright: ignore[reportReturnType]
-            return
-    yield examples
+@dataclass(frozen=True)
+class Setting:
+    """Where and on what a training runs."""
+
+    machine: Machine
+    processor: Any
+    folder: Path
+    seed: int
+    store: bool = True
+    """Whether a body that rests may run once, over all rows."""
 
 
 class StepTrainer(Trainer):
@@ -105,25 +76,22 @@ class StepTrainer(Trainer):
         phase: Phase,
         loaded: LoadedModel,
         model: Any,
-        processor: Any,
         examples: dict[str, Examples],
-        task: Task,
-        plan: EvaluationPlan,
-        machine: Machine,
-        folder: Path,
-        seed: int,
+        asked: Asked,
+        setting: Setting,
         curve: TrainingCurve,
     ):
-        self.phase, self.loaded, self.task, self.plan, self.machine, self.curve = phase, loaded, task, plan, machine, curve
-        self.examples = examples
-        set_seed(seed)
+        self.phase, self.loaded, self.examples, self.asked, self.curve = phase, loaded, examples, asked, curve
+        self.machine = machine = setting.machine
+        self._losses: list[Tensor] = []
+        set_seed(setting.seed)
         super().__init__(
             model=model,
-            args=phase.training.arguments(folder, seed, machine, plan.choose_by(task)),
+            args=phase.training.arguments(setting.folder, setting.seed, machine, asked.best),
             train_dataset=examples["train"],
             eval_dataset=examples["validation"],
-            processing_class=processor,
-            callbacks=list(phase.callbacks),
+            processing_class=setting.processor,
+            callbacks=[make() for make in phase.callbacks],
         )
         self.remove_callback(PrinterCallback)
         if not self.args.disable_tqdm:
@@ -137,8 +105,18 @@ class StepTrainer(Trainer):
         curve.dropout = "hf_sft" if self._own_dropout else "torch"
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Trainer's own, its groups split by what the phase multiplies a parameter's learning rate by."""
         with built_by("`training.optim`", self.phase.training.optim, "`training.optim_args`"):
-            return super().create_optimizer(*args, **kwargs)
+            optimizer = super().create_optimizer(*args, **kwargs)
+        names = {p: name for name, p in self.accelerator.unwrap_model(self.model).named_parameters()}
+        groups, optimizer.param_groups = optimizer.param_groups, []
+        for group in groups:
+            by_rate: dict[float, list] = {}
+            for parameter in group["params"]:
+                by_rate.setdefault(self.phase.rate(self.loaded, names[parameter]), []).append(parameter)
+            for rate, parameters in by_rate.items():
+                optimizer.add_param_group({**group, "params": parameters, "lr": group["lr"] * rate})
+        return optimizer
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         with built_by("`training.lr_scheduler_type`", self.phase.training.lr_scheduler_type, "`training.lr_scheduler_kwargs`"):
@@ -146,7 +124,8 @@ class StepTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         sampler = StepSampler(
-            self.examples["train"].lengths,
+            self.examples["train"].costs,
+            self.examples["train"].items,
             self.phase.training.batch_size,
             self.machine.micro_batch_tokens,
             self.args.seed,
@@ -166,11 +145,10 @@ class StepTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One optimizer step's forward and backward passes; returns the mean loss per item, as Trainer averages it."""
         model.train()
+        getattr(self.optimizer, "train", lambda: None)()  # schedule-free optimizers have two sets of weights
         for module in self._resting:
             module.eval()
         micro_batches = inputs["micro_batches"]
-        count = sum(self.task.num_items(batch) for batch, micro_batch in micro_batches if micro_batch.counts)
-        items = _over_processes(self.accelerator, torch.tensor(float(count), device=self.args.device), "sum")
         total = torch.zeros((), device=self.args.device)
         with attending(self.loaded, self._attention), CpuDropout() if self._own_dropout else contextlib.nullcontext():
             for place, (batch, micro_batch) in enumerate(micro_batches):
@@ -178,54 +156,61 @@ class StepTrainer(Trainer):
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                     batch: Batch = send_to_device(batch, self.args.device)  # pyright: ignore[reportAssignmentType]
                     with self.compute_loss_context_manager():
-                        loss = self.task.loss(model, batch)
-                    # Gradients are averaged over processes, so each adds its share of the sum times their number.
-                    loss = loss * (self.accelerator.num_processes * micro_batch.counts) / items
+                        loss = self.phase.loss(self.phase.item_loss, partial(self.asked.items, model), batch)
+                    # Gradients are averaged over processes, so each adds its share of the sum times their number. A step
+                    # without items has no loss, and no gradient.
+                    share = self.accelerator.num_processes * micro_batch.counts / max(1, micro_batch.step_items)
+                    loss = loss * share
                     self.accelerator.backward(loss)
                     total += loss.detach()
                 self._count(batch, micro_batch)
-        self.curve.losses.append(_over_processes(self.accelerator, total, "mean"))
-        if not math.isfinite(self.curve.losses[-1]):
-            raise RecipeError(explain_divergence(f"the loss of step {len(self.curve.losses)} is {self.curve.losses[-1]}"))
+        self._losses.append(total)
+        if len(self._losses) >= LOSSES_AT_ONCE:
+            self.gather_losses()
         return total
+
+    def gather_losses(self) -> None:
+        """Fetch the losses of the steps since the last time. Raises `RecipeError` when one is not finite."""
+        if self._losses:
+            together = self.accelerator.reduce(torch.stack(self._losses), "mean")
+            self.curve.losses += together.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+            self._losses.clear()
+        wrong = next((step for step, loss in enumerate(self.curve.losses, start=1) if not math.isfinite(loss)), None)
+        if wrong is not None:
+            raise RecipeError(explain_divergence(f"the loss of step {wrong} is {self.curve.losses[wrong - 1]}"))
 
     def _count(self, batch: dict[str, Any], micro_batch: Any) -> None:
         if micro_batch.counts:
-            lengths = self.examples["train"].lengths[list(micro_batch.rows)]
-            self.curve.examples += len(lengths)
+            costs = self.examples["train"].costs[list(micro_batch.rows)]
+            self.curve.examples += len(costs)
             if not self.curve.stored_features:
-                self.curve.tokens += int(lengths.sum())
-                self.curve.padded_tokens += len(lengths) * int(lengths.max())
+                self.curve.tokens += int(costs.sum())
+                self.curve.padded_tokens += len(costs) * int(costs.max())
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         """Scores the validation split; on every process the same numbers."""
+        self.gather_losses()
+        getattr(self.optimizer, "eval", lambda: None)()
         examples = self.examples["validation"] if eval_dataset is None else eval_dataset
-        output = run_model(self.accelerator.unwrap_model(self.model), examples, self.task, self.machine)
-        known = np.asarray(examples.encoded.with_format("numpy")["labels"][:])
-        values = measure(output, known, self.task, self.plan.names(self.task))
+        values = self.asked.score(self._run(examples), examples)
         self.curve.evaluations.append({"step": self.state.global_step, **values})
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _run(self, examples: Examples) -> np.ndarray:
+        return run_model(self.accelerator.unwrap_model(self.model), examples, self.asked.output, self.machine)
+
     def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
         """The outputs for examples, or for rows as the recipe's data has them, with or without labels."""
-        if isinstance(test_dataset, Dataset):
-            rows = test_dataset
-            if "input_ids" not in rows.column_names:
-                rows = encode_rows(rows, self.task, self._labels(), self.processing_class)
-            test_dataset = Examples(rows, self.task.collator(self.processing_class))
-        output = run_model(self.accelerator.unwrap_model(self.model), test_dataset, self.task, self.machine)
-        if "labels" not in test_dataset.encoded.column_names:
+        examples = self.asked.read(test_dataset) if isinstance(test_dataset, Dataset) else test_dataset
+        output = self._run(examples)
+        if "labels" not in examples.encoded.column_names:
             return PredictionOutput(output, None, {})
-        known = np.asarray(test_dataset.encoded.with_format("numpy")["labels"][:])
-        values = measure(output, known, self.task, self.plan.names(self.task))
+        known = np.asarray(examples.encoded.with_format("numpy")["labels"][:])
+        values = self.asked.score(output, examples)
         return PredictionOutput(output, known, {f"{metric_key_prefix}_{name}": value for name, value in values.items()})
-
-    def _labels(self) -> Labels | None:
-        regression = self.loaded.model.config.problem_type == REGRESSION
-        return None if regression else Labels(tuple(class_names(self.loaded.model.config)))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model as any Trainer saves it, with config and tokenizer; in checkpoints, only what moves."""
@@ -268,10 +253,6 @@ def explain_divergence(found: str) -> str:
     )
 
 
-def _over_processes(accelerator: Accelerator, value: Tensor, how: str) -> float:
-    return float(accelerator.reduce(value, how))  # pyright: ignore[reportArgumentType]
-
-
 def _as_mapping(micro_batches: list) -> dict[str, Any]:
     """Trainer wants a mapping; without a key `labels` it scales nothing."""
     return {"micro_batches": micro_batches}
@@ -280,12 +261,6 @@ def _as_mapping(micro_batches: list) -> dict[str, Any]:
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
     persistent = model.state_dict().keys()
     return {name: buffer.contiguous() for name, buffer in model.named_buffers() if name in persistent}
-
-
-def _peak_memory(machine: Machine) -> int:
-    if machine.device != "cpu":
-        return int(torch.accelerator.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Progress(ProgressCallback):

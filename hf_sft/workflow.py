@@ -16,13 +16,14 @@ from hf_sft.curves import TrainingCurve
 from hf_sft.encoding import encode_rows
 from hf_sft.errors import HfSftError, RecipeError
 from hf_sft.evaluation import Evaluation, evaluate_outputs, run_model
+from hf_sft.fitting import fit
 from hf_sft.models import save_model
 from hf_sft.recipe import Output, dump_recipe, load_recipe
 from hf_sft.report import Report, gather_facts, read_report, write_report
 from hf_sft.run import RecipeLike, Run, as_recipe, claim_folder, load_run, prepare, say
 from hf_sft.sources import SPLITS, DataSource
 from hf_sft.splitting import load_rows, load_splits
-from hf_sft.trainer import StepTrainer, fit
+from hf_sft.trainer import StepTrainer
 
 ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "seed")
 """Fields of the data block that other data is not given."""
@@ -36,14 +37,13 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     recipe = as_recipe(recipe, overrides, trust_remote_code)
     folder = claim_folder(recipe.output.folder)
     run = prepare(recipe)
-    task, plan, checkpoints = run.splits.task, recipe.evaluation, folder / "checkpoints"
+    task, checkpoints = run.splits.task, folder / "checkpoints"
 
-    model, curves = run.loaded.model, []
+    loaded, model, curves = run.loaded, run.loaded.model, []
     with told_when_it_ends_early(folder):
-        for phase in run.phases:
-            model, curve = fit(
-                phase, run.loaded, run.processor, run.encoded, task, plan, run.machine, checkpoints, recipe.seed
-            )
+        for place, phase in enumerate(run.phases):
+            model, curve = fit(phase, loaded, run.examples, run.asked, run.setting(checkpoints, place))
+            loaded = replace(loaded, model=model)
             curves.append(curve)
     if PartialState().is_main_process:  # before anything else that can fail
         save_model(model, run.loaded.model.config, run.processor, folder)
@@ -69,7 +69,7 @@ def told_when_it_ends_early(folder: Path) -> Iterator[None]:
         kept = folder / "checkpoints"
         say(
             f"Interrupted.  {kept}/ holds the weights that were moved so far, as of the last evaluation.\n"
-            if any(kept.glob("checkpoint-*"))
+            if any(kept.glob("*/checkpoint-*"))
             else "Interrupted, before the first evaluation: nothing was saved.\n",
             f"The run is not finished and can't be resumed: delete {folder}/, or give another folder (output.folder=…).",
         )
@@ -85,28 +85,15 @@ def told_when_it_ends_early(folder: Path) -> Iterator[None]:
 def build_trainer(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Trainer:
     """The recipe's first phase as a `transformers.Trainer`, before `.train()`, to do with as you like."""
     run = prepare(as_recipe(recipe, overrides, trust_remote_code))
-    phase, checkpoints = run.phases[0], Path(run.recipe.output.folder) / "checkpoints"
-    collate = run.splits.task.collator(run.processor)
-    examples = {name: Examples(run.encoded[name], collate) for name in ("train", "validation")}
-    return StepTrainer(
-        phase,
-        run.loaded,
-        phase.prepare(run.loaded),
-        run.processor,
-        examples,
-        run.splits.task,
-        run.recipe.evaluation,
-        run.machine,
-        checkpoints,
-        run.recipe.seed,
-        TrainingCurve(phase.name),
-    )
+    phase, folder = run.phases[0], Path(run.recipe.output.folder) / "checkpoints"
+    model, curve = phase.prepare(run.loaded), TrainingCurve(phase.name)
+    return StepTrainer(phase, run.loaded, model, run.examples, run.asked, run.setting(folder), curve)
 
 
 def evaluate_split(run: Run, model: Any, split: str) -> Evaluation:
     """Score one split; the test split beside its baselines."""
     task, rows, encoded = run.splits.task, run.splits.rows[split], run.encoded[split]
-    output = run_model(model, Examples(encoded, task.collator(run.processor)), task, run.machine)
+    output = run_model(model, Examples(encoded, task.collator(run.processor)), task.output, run.machine)
     train, plan = run.splits.rows["train"] if split == "test" else None, run.recipe.evaluation
     return evaluate_outputs(split, output, encoded, rows, task, run.splits.labels, plan, train, run.splits.seen[split])
 
@@ -150,7 +137,7 @@ def evaluate(
         if before is not None and before != splits.fingerprint_of(name):
             notes.append(f"the rows of split `{name}` are not those that the run was made with: the data has changed since.")
     encoded = encode_rows(rows, task, labels, finished.processor)
-    output = run_model(finished.model, Examples(encoded, task.collator(finished.processor)), task, finished.machine)
+    output = run_model(finished.model, Examples(encoded, task.collator(finished.processor)), task.output, finished.machine)
     evaluation = evaluate_outputs("data" if data else name, output, encoded, rows, task, labels, plan)
     return replace(evaluation, notes=(f"split `{name}`, {len(rows):,} rows.", *notes, *evaluation.notes))
 

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
 import hf_sft
+from hf_sft.block import list_kinds
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
-METHODS = ("full", "head_only", "lora")
+METHODS = tuple(list_kinds("methods"))
 TOLERANCE = 1e-5
 
 
@@ -111,6 +112,14 @@ def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
                 recipe = tiny.recipe(checkpoints[family], files, tmp_path / "one" / name, method)
                 hf_sft.train(hf_sft.Recipe.model_validate(recipe))
                 cases[name] = {**recipe, "output": {"folder": str(tmp_path / "two" / name)}}
+    files = tiny.write_rows(tmp_path / "aids", PROBLEMS[0], train=17)
+    for aid in list_kinds("aids"):
+        for method in METHODS:
+            name, scored = f"{aid}-{method}", {"eval_strategy": "steps", "eval_steps": 2}
+            recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "one" / name, method, training=scored)
+            recipe["aids"] = [{"type": aid}]
+            hf_sft.train(recipe)
+            cases[name] = {**recipe, "output": {"folder": str(tmp_path / "two" / name)}}
     (tmp_path / "cases.json").write_text(json.dumps(list(cases.values())))
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     config = ["--config_file", str(ROOT / "accelerate_configs" / "cpu_multi.yaml")]
@@ -120,7 +129,9 @@ def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
     for name in cases:
         reports = [json.loads((tmp_path / side / name / "report.json").read_text()) for side in ("one", "two")]
         assert [report["environment"]["processes"] for report in reports] == [1, 2]
-        assert reports[0]["training"]["phases"][0]["steps"] == reports[1]["training"]["phases"][0]["steps"] == 5
+        phases = [report["training"]["phases"] for report in reports]
+        assert [(p["steps"], p["best_step"]) for p in phases[0]] == [(p["steps"], p["best_step"]) for p in phases[1]]
+        assert phases[0][-1]["steps"] == 5 and ("-lora" not in name or len(phases[0]) == 1)
         one, two = (load_file(tmp_path / side / name / "model.safetensors") for side in ("one", "two"))
         assert relative_difference(two, one) < TOLERANCE, name
         for split in ("validation", "test"):
@@ -146,7 +157,7 @@ def test_the_head_on_stored_features_learns_what_it_learns_on_the_body(family, c
     recipe = tiny.recipe(checkpoints[family], files, tmp_path / "stored", "head_only")
     stored = hf_sft.train(hf_sft.Recipe.model_validate(recipe))
     assert stored.facts["training"]["phases"][0]["stored_features"]
-    monkeypatch.setattr("hf_sft.trainer.store_features", lambda *_: None)
+    monkeypatch.setattr("hf_sft.fitting.store_features", lambda *_: None)
     recipe["output"] = {"folder": str(tmp_path / "run_each_time")}
     each_time = hf_sft.train(hf_sft.Recipe.model_validate(recipe))
     assert not each_time.facts["training"]["phases"][0]["stored_features"]

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import hf_sft
 from hf_sft.block import list_kinds, load_kind
 from hf_sft.modes import resting_modules
+from hf_sft.tasks.sequence_classification import SequenceClassification
 from hf_sft.training import Training
 from tests import tiny
 
@@ -23,7 +24,8 @@ MOVES = {
     "head_only": is_head,
     "lora": lambda name: is_head(name) or (name.endswith("weight") and "LayerNorm" not in name and ".ln_" not in name),
 }
-"""Which parameters of the saved model may differ from the checkpoint's (LoRA is merged: linear layers of the body)."""
+"""Which parameters of the saved model may differ from the checkpoint's (LoRA is merged: linear layers of the body); all, for a
+method that has no entry."""
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -41,7 +43,7 @@ def test_exactly_the_intended_parameters_change(method, family, checkpoints, tmp
         if name.removeprefix(prefix) not in before:
             assert is_head(name), f"{name} is saved, and neither the checkpoint's nor the head's"
             continue
-        may_move = MOVES[method](name) and not (method == "lora" and name in embeddings)
+        may_move = MOVES.get(method, MOVES["full"])(name) and not (method == "lora" and name in embeddings)
         # A key's bias has no gradient, and an embedding's row only where its token occurs: those may stand still.
         assert (name in changed) <= may_move, f"{name} moved"
         assert may_move <= (name in changed or "key.bias" in name or "c_attn.bias" in name), f"{name} stood still"
@@ -112,9 +114,48 @@ def test_whatever_is_new_is_of_the_head_wherever_it_is(checkpoints, tmp_path):
     loaded = hf_sft.build_trainer(tiny.recipe(checkpoints["bert"], files, tmp_path / "run")).loaded
     inside = tuple(f"bert.encoder.layer.1.output.dense.{part}" for part in ("weight", "bias"))
     odd = dataclasses.replace(loaded, new=(*loaded.new, *inside))
-    task, training = hf_sft.build_trainer(tiny.recipe(checkpoints["bert"], files, tmp_path / "r2")).task, Training()
+    task, training = SequenceClassification.sample()[0], Training()
     for name in ("head_only", "lora"):
         (phase,) = load_kind("methods", name).model_validate({"type": name}).phases(task, training)
         model = phase.prepare(odd)
         moving = [n for n, p in model.named_parameters() if p.requires_grad]
         assert [n for n in moving if "layer.1.output.dense" in n and n.endswith("weight") and "lora" not in n], name
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_lp_ft_is_head_only_and_then_full_from_there(family, checkpoints, tmp_path):
+    """Each phase with a seed of its own: the second's is that of a run of its own."""
+    files = tiny.write_rows(tmp_path / "data", "single_label_classification")
+    steps = {"max_steps": 4, "num_train_epochs": 3, "learning_rate": 0.1, "warmup_steps": 0}
+    both = tiny.recipe(checkpoints[family], files, tmp_path / "both", "lp_ft", training=steps)
+    both["method"]["head"] = {"max_steps": 7, "learning_rate": 0.3}
+    report = hf_sft.train(both)
+    assert [(p["name"], p["steps"], p["stored_features"]) for p in report.facts["training"]["phases"]] == [
+        ("head", 7, True),
+        ("full", 4, False),
+    ]
+    head = tiny.recipe(
+        checkpoints[family], files, tmp_path / "head", "head_only", training={**steps, **both["method"]["head"]}
+    )
+    hf_sft.train(head)
+    full = tiny.recipe(tmp_path / "head", files, tmp_path / "full", "full", training=steps)
+    hf_sft.train({**full, "seed": 1_000_000})
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("both", "full"))
+    apart = sum(float((one[name] - two[name]).square().sum()) for name in one)
+    assert apart / sum(float(tensor.square().sum()) for tensor in one.values()) < 1e-12
+
+
+def test_what_the_recipe_says_of_lp_ft_goes_to_the_phase_it_is_meant_for():
+    task, _ = SequenceClassification.sample()
+    method = load_kind("methods", "lp_ft").model_validate({"type": "lp_ft", "head": {"num_train_epochs": 7}})
+    head, full = method.phases(task, Training(learning_rate=2e-5, batch_size=16, max_steps=9))
+    assert (head.training.learning_rate, head.training.num_train_epochs, head.training.max_steps) == (1e-3, 7, -1)
+    assert (full.training.learning_rate, full.training.num_train_epochs, full.training.max_steps) == (2e-5, 3, 9)
+    assert head.training.batch_size == full.training.batch_size == 16
+
+
+def test_a_misspelt_field_of_a_phase_is_told(checkpoints, tmp_path):
+    recipe = tiny.recipe(checkpoints["bert"], tiny.write_rows(tmp_path / "d", "regression"), tmp_path / "run", "lp_ft")
+    recipe["method"]["head"] = {"learning_rat": 1.0}
+    with pytest.raises(hf_sft.RecipeError, match=r"method\.head.*`learning_rat`.*Did you mean `learning_rate`"):
+        hf_sft.train(recipe)

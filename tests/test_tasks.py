@@ -9,6 +9,7 @@ import torch
 from hf_sft.baselines import answer_simply
 from hf_sft.block import list_kinds, load_kind
 from hf_sft.evaluation import measure
+from hf_sft.losses import item_loss
 from hf_sft.models import Checkpoint, load_model, load_processor
 
 
@@ -28,13 +29,14 @@ def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
     assert {len(column) for column in encoded.values()} == {len(rows)}
     examples = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
     batch = task.collator(processor)(examples)
-    loss = task.loss(model, batch)
-    assert torch.isfinite(loss) and loss.shape == () and loss.dtype == torch.float32
-    assert task.num_items(batch) > 0
+    items = task.items(model, batch)
+    losses = item_loss(items)
+    assert torch.isfinite(losses).all() and losses.shape == (len(items),) and losses.dtype == torch.float32
+    assert len(items) == sum(encoded.get("items", [1] * len(rows))) > 0
 
     halves = [task.collator(processor)(half) for half in (examples[: len(rows) // 2], examples[len(rows) // 2 :])]
-    assert sum(task.num_items(half) for half in halves) == task.num_items(batch)
-    torch.testing.assert_close(sum(task.loss(model, half) for half in halves), loss, rtol=1e-5, atol=1e-5)
+    apart = torch.cat([item_loss(task.items(model, half)) for half in halves])
+    torch.testing.assert_close(apart, losses, rtol=1e-5, atol=1e-5)
 
     with torch.no_grad():
         output = task.output(model, batch).numpy()

@@ -49,7 +49,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_leaves_nothing
     ):
         hf_sft.train(recipe)
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr("hf_sft.trainer.explain_divergence", lambda found: found)
+    monkeypatch.setattr("hf_sft.fitting.explain_divergence", lambda found: found)
     from hf_sft.trainer import StepTrainer
 
     def ruin(self) -> None:
@@ -76,7 +76,7 @@ def test_the_best_weights_are_the_ones_that_are_saved(checkpoints, tmp_path):
 
 def test_every_epoch_has_an_order_of_its_own_and_every_run_the_same_ones():
     def order(seed: int, epoch: int) -> list[int]:
-        sampler = StepSampler(np.full(40, 5), 8, 64, seed, 0, 1)
+        sampler = StepSampler(np.full(40, 5), np.ones(40), 8, 64, seed, 0, 1)
         sampler.set_epoch(epoch)
         return [row for step in sampler for micro_batch in step for row in micro_batch.rows]
 

@@ -2,8 +2,11 @@
 
 from abc import ABC, abstractmethod
 
+from datasets import Dataset
+
 from hf_sft.block import Block
 from hf_sft.methods import Phase
+from hf_sft.tasks import Task
 
 
 class Aid(Block, ABC):
@@ -13,5 +16,5 @@ class Aid(Block, ABC):
     """The aid: a file in hf_sft/aids, or a dotted module name."""
 
     @abstractmethod
-    def apply(self, phase: Phase) -> Phase:
-        """A new phase (`dataclasses.replace`); the old one is left alone."""
+    def apply(self, phase: Phase, task: Task, train: Dataset) -> Phase:
+        """A new phase (`dataclasses.replace`); the old one is left alone. Raises `RecipeError` where it makes no sense."""

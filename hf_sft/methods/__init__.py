@@ -3,14 +3,23 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from transformers import PreTrainedModel, TrainerCallback
 
+from hf_sft.anatomy import LoadedModel
 from hf_sft.block import Block
-from hf_sft.models import LoadedModel
+from hf_sft.losses import ItemLoss, StepLoss, item_loss, sum_items
 from hf_sft.tasks import Task
 from hf_sft.training import Training
+
+Rate: TypeAlias = Callable[[LoadedModel, str], float]
+"""By a parameter's name in the loaded model: what the learning rate is multiplied by."""
+
+
+def constant(loaded: LoadedModel, parameter: str) -> float:
+    """All parameters learn at the rate of the recipe."""
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,14 @@ class Phase:
     """Freezes or wraps: gives the model whose parameters with `requires_grad` are those that shall move."""
     finish: Callable[[Any], Any]
     """Turns the trained model into the one that is saved (merges adapters)."""
-    callbacks: tuple[TrainerCallback, ...] = ()
+    item_loss: ItemLoss = item_loss
+    """The loss of each item: label smoothing and class weights wrap this."""
+    loss: StepLoss = sum_items
+    """The sum of a micro-batch's losses: what runs the model more than once, or otherwise, goes here."""
+    rate: Rate = constant
+    """What a parameter's learning rate is multiplied by."""
+    callbacks: tuple[Callable[[], TrainerCallback], ...] = ()
+    """Made anew for each training: a callback remembers."""
 
 
 class Method(Block, ABC):

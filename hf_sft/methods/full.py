@@ -4,8 +4,8 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
+from hf_sft.anatomy import LoadedModel
 from hf_sft.methods import Method, Phase, keep
-from hf_sft.models import LoadedModel
 from hf_sft.tasks import Task
 from hf_sft.training import Training
 

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hf_sft.anatomy import LoadedModel
 from hf_sft.errors import RecipeError
 from hf_sft.methods import Method, Phase, keep
-from hf_sft.models import LoadedModel
 from hf_sft.tasks import Task
 from hf_sft.training import Training
 

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from hf_sft.block import Block
+from hf_sft.losses import Items
 
 Batch: TypeAlias = dict[str, Tensor]
 
@@ -89,7 +90,11 @@ class Task(Block, ABC):
 
     @abstractmethod
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
-        """Rows to examples; pure, for `Dataset.map(batched=True)`. Rows without labels give examples without them."""
+        """Rows to examples; pure, for `Dataset.map(batched=True)`. Rows without labels give examples without them.
+
+        An example may say its `cost` (what it takes of a micro-batch; its tokens otherwise) and its `items` (how many of
+        them carry loss; one otherwise).
+        """
 
     @abstractmethod
     def targets(self, rows: dict[str, list], labels: Labels | None) -> list[Any]:
@@ -100,12 +105,8 @@ class Task(Block, ABC):
         """Examples to one batch, padded to its longest. No global randomness."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The SUM of the loss over the micro-batch's items, float32, shape ()."""
-
-    @abstractmethod
-    def num_items(self, batch: Batch) -> int:
-        """How many items that sum runs over; the trainer divides by the whole step's items, over all processes."""
+    def items(self, model: nn.Module, batch: Batch) -> Items:
+        """One forward pass: the logits and targets of what carries loss, and nothing else."""
 
     @abstractmethod
     def output(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -22,7 +22,6 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from scipy.special import expit, softmax
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
@@ -38,6 +37,7 @@ from hf_sft.label_columns import (
     find_problem_type,
     require_kind,
 )
+from hf_sft.losses import Items
 from hf_sft.tasks import Batch, Labels, Task
 
 
@@ -209,17 +209,8 @@ class SequenceClassification(Task):
 
         return collate
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits, labels = self.output(model, batch), batch["labels"]
-        if self.problem_type == REGRESSION:
-            return functional.mse_loss(logits.squeeze(-1), labels, reduction="sum")
-        if self.problem_type == SINGLE:
-            return functional.cross_entropy(logits, labels, reduction="sum")
-        # An item is a row, so a row's loss is the mean over its labels: transformers' own BCE, made independent of the cut.
-        return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / labels.shape[-1]
-
-    def num_items(self, batch: Batch) -> int:
-        return len(batch["labels"])
+    def items(self, model: nn.Module, batch: Batch) -> Items:
+        return Items(self.output(model, batch), batch["labels"])
 
     def output(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits, float32, shape (rows, labels)."""

@@ -1,0 +1,35 @@
+"""Targets that are not quite sure. https://huggingface.co/papers/1512.00567"""
+
+from dataclasses import replace
+from functools import partial
+
+from datasets import Dataset
+from pydantic import Field
+from torch import Tensor, full_like
+
+from hf_sft.aids import Aid
+from hf_sft.errors import RecipeError
+from hf_sft.losses import ItemLoss, Items
+from hf_sft.methods import Phase
+from hf_sft.tasks import Task
+
+
+class LabelSmoothing(Aid):
+    """Take some of the target from the true class and give it to all classes alike: probabilities become less extreme."""
+
+    epsilon: float = Field(default=0.1, gt=0, lt=1)
+    """How much of the target is shared out."""
+
+    def apply(self, phase: Phase, task: Task, train: Dataset) -> Phase:
+        if getattr(task, "problem_type", None) == "regression":
+            raise RecipeError("the aid `label_smoothing` needs classes, but this task's labels are numbers.  Leave it out.")
+        return replace(phase, item_loss=partial(smooth, phase.item_loss, self.epsilon))
+
+
+def smooth(plain: ItemLoss, epsilon: float, items: Items) -> Tensor:
+    """The loss against the true class and, weighted by `epsilon`, against the classes all alike; shape (items,)."""
+    if items.has_sets:
+        even = plain(replace(items, targets=full_like(items.targets, 0.5)))
+    else:
+        even = -items.logits.log_softmax(-1).mean(-1)
+    return (1 - epsilon) * plain(items) + epsilon * even

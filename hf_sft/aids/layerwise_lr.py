@@ -1,0 +1,27 @@
+"""Lower layers learn more slowly. https://huggingface.co/papers/1801.06146"""
+
+from dataclasses import replace
+from functools import partial
+
+from datasets import Dataset
+from pydantic import Field
+
+from hf_sft.aids import Aid
+from hf_sft.anatomy import LoadedModel
+from hf_sft.methods import Phase, Rate
+from hf_sft.tasks import Task
+
+
+class LayerwiseLr(Aid):
+    """Multiply the learning rate at each layer on the way down: what lies low is general, and is left more as it was."""
+
+    decay: float = Field(default=0.9, gt=0, le=1)
+    """A layer's rate over that of the layer above it; the head is above the top layer, the embeddings are below the lowest."""
+
+    def apply(self, phase: Phase, task: Task, train: Dataset) -> Phase:
+        return replace(phase, rate=partial(fall, phase.rate, self.decay))
+
+
+def fall(above: Rate, decay: float, loaded: LoadedModel, parameter: str) -> float:
+    """What the learning rate of a parameter is multiplied by."""
+    return above(loaded, parameter) * decay ** loaded.depth(parameter)

@@ -1,0 +1,48 @@
+"""Two passes with other dropout should agree. https://huggingface.co/papers/2106.14448"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from datasets import Dataset
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from hf_sft.aids import Aid
+from hf_sft.losses import Forward, ItemLoss, Items
+from hf_sft.methods import Phase
+from hf_sft.tasks import Task
+
+
+class RDrop(Aid):
+    """Run each row twice, with other dropout, and draw the two answers together. A step takes twice the time.
+
+    Gains were claimed, and not found again by everybody: compare before you rely on it.
+    """
+
+    alpha: float = Field(default=1.0, gt=0)
+    """The weight of the distance between the two answers."""
+
+    def apply(self, phase: Phase, task: Task, train: Dataset) -> Phase:
+        return replace(phase, loss=partial(agree, self.alpha))
+
+
+def agree(alpha: float, item_loss: ItemLoss, forward: Forward, batch: dict[str, Any]) -> Tensor:
+    """The mean loss of two passes, and `alpha` times how far apart they are, summed over the items."""
+    first, second = forward(batch), forward(batch)
+    losses = (item_loss(first) + item_loss(second)) / 2
+    return (losses + alpha * distance(first, second)).sum()
+
+
+def distance(first: Items, second: Items) -> Tensor:
+    """Of each item: the mean of both Kullback-Leibler divergences (for sets of classes, mean over the classes); for
+    numbers the square of the difference. Shape (items,)."""
+    if not (first.has_classes or first.has_sets):
+        return functional.mse_loss(first.logits, second.logits, reduction="none").squeeze(-1)
+    if first.has_classes:
+        p, q = first.logits.log_softmax(-1), second.logits.log_softmax(-1)
+        return ((p.exp() - q.exp()) * (p - q)).sum(-1) / 2
+    # Of two coins with the log-odds a and b, the two divergences add up to (p - q) (a - b).
+    p, q = first.logits.sigmoid(), second.logits.sigmoid()
+    return ((p - q) * (first.logits - second.logits)).mean(-1) / 2

@@ -1,0 +1,72 @@
+"""One phase of training, from the model as it was loaded to the model as it is saved."""
+
+import contextlib
+import resource
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from hf_sft.anatomy import LoadedModel
+from hf_sft.batching import Examples
+from hf_sft.curves import TrainingCurve
+from hf_sft.errors import RecipeError
+from hf_sft.features import body_rests, store_features, stored_body
+from hf_sft.methods import Phase
+from hf_sft.trainer import Asked, Setting, StepTrainer, explain_divergence
+from hf_sft.training import Machine
+
+
+def fit(
+    phase: Phase, loaded: LoadedModel, examples: dict[str, Examples], asked: Asked, setting: Setting
+) -> tuple[Any, TrainingCurve]:
+    """Train one phase on the `train` examples, scored on the `validation` ones.
+
+    Gives the finished model, in eval mode, and how it went. Raises `RecipeError` when it diverges.
+    """
+    model, use_cache = phase.prepare(loaded), getattr(loaded.model.config, "use_cache", None)
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    curve = TrainingCurve(phase.name, parameters=sum(n for n, _ in sizes), trainable=sum(n for n, moves in sizes if moves))
+    started = time.perf_counter()
+    with stored_where_the_body_rests(loaded, examples, asked, setting) as shown:
+        curve.stored_features = shown is not examples
+        trainer = StepTrainer(phase, loaded, model, shown, asked, setting, curve)
+        # Trainer gives every process the same dropout; each should draw its own.
+        torch.manual_seed(setting.seed + 1_000_003 * trainer.accelerator.process_index)
+        trainer.train()
+        trainer.gather_losses()
+        curve.best_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad):
+        raise RecipeError(explain_divergence("weights after the last step are not finite"))
+    if use_cache is not None:
+        loaded.model.config.use_cache = use_cache  # Trainer switches it off, and the saved config would say so for good
+    curve.seconds = time.perf_counter() - started
+    curve.peak_memory_bytes = _peak_memory(setting.machine)
+    for counted in ("examples", "tokens", "padded_tokens"):
+        total = torch.tensor(float(getattr(curve, counted)), dtype=torch.float64, device=trainer.args.device)
+        total = trainer.accelerator.reduce(total, "sum")
+        setattr(curve, counted, int(total))  # pyright: ignore[reportArgumentType]
+    return phase.finish(model).eval(), curve
+
+
+@contextlib.contextmanager
+def stored_where_the_body_rests(
+    loaded: LoadedModel, examples: dict[str, Examples], asked: Asked, setting: Setting
+) -> Iterator[dict[str, Examples]]:
+    """Stored vectors, with a stub for the body, where nothing below the head moves; else the examples as they are."""
+    if setting.store and body_rests(loaded):
+        loaded.model.to(setting.machine.device)  # pyright: ignore
+        stored = {name: store_features(loaded, each, asked.output, setting.machine) for name, each in examples.items()}
+        if all(each is not None for each in stored.values()):
+            with stored_body(loaded):
+                yield stored  # pyright: ignore[reportReturnType]
+            return
+    yield examples
+
+
+def _peak_memory(machine: Machine) -> int:
+    if machine.device != "cpu":
+        return int(torch.accelerator.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,53 @@
+"""What a training step minimises: a sum over items, which the trainer divides by the items of the whole step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Items:
+    """What carries loss in a micro-batch, and nothing else."""
+
+    logits: Tensor
+    """float32, shape (items, outputs)."""
+    targets: Tensor
+    """The class of each item, long, shape (items,); 0 and 1 for each class, float, (items, outputs); or a number, (items,)."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def has_classes(self) -> bool:
+        """Each item has one class."""
+        return not self.targets.is_floating_point()
+
+    @property
+    def has_sets(self) -> bool:
+        """Each item has any number of classes."""
+        return self.targets.ndim == 2
+
+
+ItemLoss: TypeAlias = Callable[[Items], Tensor]
+"""The loss of each item, shape (items,)."""
+Forward: TypeAlias = Callable[[dict[str, Any]], Items]
+"""One forward pass of the model over a micro-batch."""
+StepLoss: TypeAlias = Callable[[ItemLoss, Forward, dict[str, Any]], Tensor]
+"""The sum of a micro-batch's losses, shape (); it runs the model itself, as often as it likes."""
+
+
+def item_loss(items: Items) -> Tensor:
+    """Cross-entropy; for sets of classes the mean of the classes' binary ones, as in transformers; for numbers the square."""
+    if items.has_classes:
+        return functional.cross_entropy(items.logits, items.targets, reduction="none")
+    if items.has_sets:
+        return functional.binary_cross_entropy_with_logits(items.logits, items.targets, reduction="none").mean(-1)
+    return functional.mse_loss(items.logits.squeeze(-1), items.targets, reduction="none")
+
+
+def sum_items(item_loss: ItemLoss, forward: Forward, batch: dict[str, Any]) -> Tensor:
+    """One forward pass, and the sum of the items' losses."""
+    return item_loss(forward(batch)).sum()

@@ -1,0 +1,47 @@
+"""First the head, then everything. https://huggingface.co/papers/2202.10054"""
+
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+from pydantic import Field, ValidationError, field_validator
+
+from hf_sft.methods import Method, Phase, keep
+from hf_sft.methods.full import Full, move_everything
+from hf_sft.methods.head_only import HeadOnly, freeze_body
+from hf_sft.tasks import Task
+from hf_sft.training import Training
+
+
+class LpFt(Method):
+    """Train the head on the body as it is, then move all weights: a new head no longer pulls the body about at random.
+
+    The head's phase runs on stored features and costs little. Meant for rows that differ from those of training.
+    """
+
+    training_defaults: ClassVar[dict[str, Any]] = Full.training_defaults
+
+    head: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `training` for the first phase, over those of head_only."""
+    full: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `training` for the second phase, over the recipe's own."""
+
+    @field_validator("head", "full")
+    @classmethod
+    def _fields_of_training(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        try:
+            Training.model_validate(fields)
+        except ValidationError as error:
+            flaw = error.errors(include_url=False)[0]
+            name = ".".join(str(part) for part in flaw["loc"])
+            near = get_close_matches(name, Training.model_fields, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near and near[0] != name else ""
+            raise ValueError(f"must hold fields of `training`; `{name}`: {flaw['msg']}.{hint}") from None
+        return fields
+
+    def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
+        said = {name: getattr(training, name) for name in training.model_fields_set}
+        # How long and how fast the head learns is its own business: the recipe's rate is meant for all the weights.
+        kept = {name: value for name, value in said.items() if name not in {*HeadOnly.training_defaults, "max_steps"}}
+        head = Training.model_validate({**HeadOnly.training_defaults, **kept, **self.head})
+        full = Training.model_validate({**self.training_defaults, **said, **self.full})
+        return (Phase("head", head, freeze_body, keep), Phase("full", full, move_everything, keep))
