@@ -68,14 +68,12 @@ def evaluate(
 
     Example:  hf-sft evaluate runs/bbc --data dataset=csv --data data_files=new.csv
     """
-    from dataclasses import asdict
-
     from hf_sft.report import score_table
     from hf_sft.strict_json import dump_json, finite
     from hf_sft.workflow import evaluate as evaluate_run
 
     evaluation = evaluate_run(run, split, data or (), trust_remote_code)
-    scores = finite({evaluation.split: {name: asdict(score) for name, score in evaluation.scores.items()}})
+    scores = finite({evaluation.split: {name: score.as_json() for name, score in evaluation.scores.items()}})
     if _is_main_process():
         _console().print(score_table(scores, {}, {}))
         for note in evaluation.notes:
@@ -145,9 +143,9 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
     for heading in ("metric", "what it is") if kind == "metrics" else ("type", "what it is", "fields"):
         table.add_column(heading, no_wrap=heading in ("type", "metric"))
     if kind == "metrics":
-        from hf_sft.metrics import METRICS
+        from hf_sft.metrics import list_metrics
 
-        for name, metric in METRICS.items():
+        for name, metric in list_metrics().items():
             table.add_row(name, metric.description)
     elif kind in ("tasks", "methods", "aids"):
         from hf_sft.block import list_kinds, load_kind

@@ -16,16 +16,14 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hf_sft.answers import ClassAnswers
 from hf_sft.baselines import answer_simply
 from hf_sft.batching import Examples, cut_step
 from hf_sft.block import Block
-from hf_sft.intervals import bootstrap
-from hf_sft.metrics import METRICS, find_metric, load_metric
+from hf_sft.metrics import find_metric, list_metrics
+from hf_sft.scoring import Score, score_rows
 from hf_sft.tasks import Batch, Labels, Task
 from hf_sft.training import Machine
-
-FEED = 1024
-"""Rows given to a metric at a time."""
 
 
 class EvaluationPlan(Block):
@@ -46,22 +44,13 @@ class EvaluationPlan(Block):
         """The metrics to compute, best first where it isn't listed. Raises `RecipeError` for one that doesn't fit the task."""
         names = self.metrics or task.default_metrics
         for name in names:
-            find_metric(name, task.problem_type)  # pyright: ignore[reportAttributeAccessIssue]
+            find_metric(name, task.answer_kind())
         return names if self.best is None or self.best in names else (self.best, *names)
 
     def choose_by(self, task: Task) -> tuple[str, bool]:
         """The metric that chooses the best checkpoint, and whether greater is better."""
         name = self.best or self.names(task)[0]
-        return name, METRICS[name].greater_is_better
-
-
-@dataclass(frozen=True)
-class Score:
-    """A metric's value and its 95% bootstrap interval over rows."""
-
-    value: float
-    low: float
-    high: float
+        return name, list_metrics()[name].greater_is_better
 
 
 @dataclass(frozen=True)
@@ -121,20 +110,6 @@ def evaluating(model: nn.Module, machine: Machine):
             module.training = True
 
 
-def measure(output: np.ndarray, references: np.ndarray, task: Task, names: tuple[str, ...]) -> dict[str, float]:
-    """The metrics' values, each fed through its `evaluate.Metric` some rows at a time."""
-    values = {}
-    answers, scores = task.answers(output), task.scores(output)
-    for name in names:
-        metric = load_metric(name, task.problem_type, num_labels=output.shape[-1])  # pyright: ignore
-        given = scores if METRICS[name].needs_scores else answers
-        for start in range(0, len(output), FEED):
-            rows = slice(start, start + FEED)
-            metric.add_batch(predictions=given[rows], references=references[rows])
-        values[name] = (metric.compute() or {})[name]
-    return values
-
-
 def evaluate_outputs(
     split: str,
     output: np.ndarray,
@@ -148,43 +123,34 @@ def evaluate_outputs(
 ) -> Evaluation:
     """Everything that is said about one split; baselines when `train` is given, and apart from the rows `seen` there."""
     known = np.asarray(encoded.with_format("numpy")["labels"][:])
-    names = plan.names(task)
-    references = task.references(rows)
-    baselines, failed = answer_simply(task, train, rows, labels) if train is not None else ({}, [])
+    names, answers = plan.names(task), task.answers(output, labels)
+    guesses, failed = answer_simply(task, train, rows, labels) if train is not None else ({}, [])
     unseen = np.setdiff1d(np.arange(len(rows)), np.array([]) if seen is None else seen)
-    predictions = [
-        {"row": row, **prediction, "reference": reference}
-        for row, (prediction, reference) in enumerate(zip(task.decode(output, labels), references, strict=True))
-    ]
-    per_class, confusions = _per_class(task.answers(output), known, labels) if known.ndim == 1 and labels else ([], [])
+    written = zip(answers.as_json(), task.references(rows), strict=True)
+    predictions = [{"row": row, **answer, "reference": reference} for row, (answer, reference) in enumerate(written)]
+    per_class, confusions = _per_class(answers, known) if isinstance(answers, ClassAnswers) else ([], [])
     return Evaluation(
         split,
-        _scores(output, known, task, names),
-        {name: _scores(guess, known, task, names) for name, guess in baselines.items()},
+        score_rows(names, answers, known),
+        {name: score_rows(names, task.answers(guess, labels), known) for name, guess in guesses.items()},
         predictions,
         per_class,
         confusions,
-        _scores(output[unseen], known[unseen], task, names) if 0 < len(unseen) < len(rows) else {},
+        score_rows(names, answers.take(unseen), known[unseen]) if 0 < len(unseen) < len(rows) else {},
         tuple(failed),
     )
 
 
-def _scores(output: np.ndarray, references: np.ndarray, task: Task, names: tuple[str, ...]) -> dict[str, Score]:
-    values = measure(output, references, task, names)
-    kind: str = task.problem_type  # pyright: ignore
-    bounds = bootstrap(names, task.answers(output), references, task.scores(output), kind)
-    return {name: Score(value, *bounds[name]) for name, value in values.items()}
-
-
-def _per_class(answers: np.ndarray, known: np.ndarray, labels: Labels) -> tuple[list[dict], list[dict]]:
-    ids = list(range(len(labels)))
-    columns = precision_recall_fscore_support(known, answers, labels=ids, zero_division=0)  # pyright: ignore
+def _per_class(answers: ClassAnswers, known: np.ndarray) -> tuple[list[dict], list[dict]]:
+    names = answers.names
+    ids = list(range(len(names)))
+    columns = precision_recall_fscore_support(known, answers.choices, labels=ids, zero_division=0)  # pyright: ignore
     table = [
         {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)}
-        for name, p, r, f, n in zip(labels.names, *map(list, columns), strict=True)  # pyright: ignore
+        for name, p, r, f, n in zip(names, *map(list, columns), strict=True)  # pyright: ignore
     ]
-    counts = confusion_matrix(known, answers, labels=ids)
+    counts = confusion_matrix(known, answers.choices, labels=ids)
     np.fill_diagonal(counts, 0)
     pairs = sorted(zip(*np.nonzero(counts), strict=True), key=lambda pair: -counts[pair])
-    confused = [{"reference": labels.names[i], "prediction": labels.names[j], "rows": int(counts[i, j])} for i, j in pairs]
+    confused = [{"reference": names[i], "prediction": names[j], "rows": int(counts[i, j])} for i, j in pairs]
     return table, confused

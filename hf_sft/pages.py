@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from hf_sft.metrics import METRICS
+from hf_sft.metrics import list_metrics
 from hf_sft.plots import draw_run
 from hf_sft.sources import FILES
 
@@ -98,7 +98,7 @@ def _local_name(data: dict[str, Any]) -> str:
 
 def _rival(facts: dict[str, Any], metric: str) -> dict[str, Any] | None:
     """The best baseline on test, and how far this model is from it."""
-    sign = 1 if metric not in METRICS or METRICS[metric].greater_is_better else -1
+    sign = 1 if metric not in list_metrics() or list_metrics()[metric].greater_is_better else -1
     value = facts["metrics"]["test"][metric]["value"]
     others = {name: splits["test"][metric]["value"] for name, splits in facts["baselines"].items()}
     gaps = {name: sign * (value - other) for name, other in others.items() if None not in (value, other)}

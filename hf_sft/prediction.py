@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 
 from hf_sft.batching import Examples
@@ -48,8 +47,7 @@ def predict(
         found = "; ".join(f"{problem} in row(s) {places[:5]}" for problem, places in invalid.items())
         raise DataError(f"the input can't be answered: {found}")
     filled = list(range(len(rows))) if strict else filled
-    nothing = dict.fromkeys(task.decode(np.zeros((1, len(finished.labels or "1"))), finished.labels)[0])
-    answers = [dict(nothing) for _ in range(len(rows))]
+    answers: list[dict[str, Any]] = [dict(task.answer_kind().nothing) for _ in range(len(rows))]
     for row, answer in zip(filled, _answer(finished, asked.select(filled)) if filled else (), strict=True):
         answers[row] = answer
     known = _references(task, rows)
@@ -59,7 +57,8 @@ def predict(
 def _answer(finished: FinishedRun, asked: Dataset) -> list[dict[str, Any]]:
     encoded = encode_rows(asked, finished.task, finished.labels, finished.processor)
     examples = Examples(encoded, finished.task.collator(finished.processor))
-    return finished.task.decode(run_model(finished.model, examples, finished.task.output, finished.machine), finished.labels)
+    output = run_model(finished.model, examples, finished.task.output, finished.machine)
+    return finished.task.answers(output, finished.labels).as_json()
 
 
 def _references(task: Task, rows: Dataset) -> list[Any]:

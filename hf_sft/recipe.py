@@ -19,7 +19,7 @@ from hf_sft.block import Block, choose, list_kinds, load_kind
 from hf_sft.errors import RecipeError
 from hf_sft.evaluation import EvaluationPlan
 from hf_sft.methods import Method
-from hf_sft.metrics import METRICS
+from hf_sft.metrics import list_metrics
 from hf_sft.models import Checkpoint
 from hf_sft.problems import FOLDERS, explain, refuse_owned, show_place, show_value, suggest
 from hf_sft.sources import DataSource
@@ -203,13 +203,13 @@ def _check_metrics(given: dict[str, Any]) -> dict[Place, str]:
     metrics = plan.get("metrics")
     named: dict[Place, Any] = {("evaluation", "best"): plan.get("best")}
     named |= {("evaluation", "metrics", i): name for i, name in enumerate(metrics if isinstance(metrics, list) else [])}
-    unknown = {place: name for place, name in named.items() if isinstance(name, str) and name not in METRICS}
+    unknown = {place: name for place, name in named.items() if isinstance(name, str) and name not in list_metrics()}
     return {place: _explain_metric(name) for place, name in unknown.items()}
 
 
 def _explain_metric(name: str) -> str:
-    near = suggest(name, METRICS)
-    hint = f"Did you mean `{near[0]}`?" if near else f"The metrics are {', '.join(METRICS)}."
+    near = suggest(name, list_metrics())
+    hint = f"Did you mean `{near[0]}`?" if near else f"The metrics are {', '.join(list_metrics())}."
     return f"must be a metric; got '{name}'. {hint}"
 
 

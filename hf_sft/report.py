@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from rich.text import Text
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.curves import TrainingCurve
-from hf_sft.evaluation import Evaluation, Score
+from hf_sft.evaluation import Evaluation
 from hf_sft.pages import say_score, worst_mistakes, write_pages
+from hf_sft.scoring import Score
 from hf_sft.splitting import Splits
 from hf_sft.strict_json import dump_json, finite
 from hf_sft.training import Machine
@@ -143,7 +144,7 @@ def _say_truncated(truncated: dict[str, int], encoded: dict[str, Dataset]) -> li
 
 
 def _plain(scores: dict[str, Score]) -> dict[str, dict[str, float]]:
-    return {name: asdict(score) for name, score in scores.items()}
+    return {name: score.as_json() for name, score in scores.items()}
 
 
 def _by_baseline(evaluations: list[Evaluation]) -> dict[str, dict[str, Any]]:
@@ -152,6 +153,16 @@ def _by_baseline(evaluations: list[Evaluation]) -> dict[str, dict[str, Any]]:
         for name, scores in evaluation.baselines.items():
             found.setdefault(name, {})[evaluation.split] = _plain(scores)
     return found
+
+
+def _gather_resamples(evaluations: list[Evaluation]) -> dict[str, np.ndarray]:
+    """The values of all resamples, by split, answerer and metric: two runs on the same rows have them in common."""
+    answerers = [(e.split, name, scores) for e in evaluations for name, scores in (("model", e.scores), *e.baselines.items())]
+    return {
+        f"{split}/{name}/{metric}": score.resampled.astype(np.float32)
+        for split, name, scores in answerers
+        for metric, score in scores.items()
+    }
 
 
 def _version(package: str) -> str | None:
@@ -168,7 +179,7 @@ def write_report(
     evaluations: list[Evaluation],
     texts: Mapping[str, Sequence[str]] | None = None,
 ) -> Report:
-    """Writes recipe.yaml, predictions, README.md, report.html and, last, report.json: its presence says finished.
+    """Writes recipe.yaml, predictions, resamples.npz, README.md, report.html and, last, report.json: it says finished.
 
     The model is in the folder already. With `texts` (by split, as `Task.texts` gives them) the mistakes in report.html
     show what the model was asked.
@@ -179,6 +190,7 @@ def write_report(
         lines = (dump_json(prediction) + "\n" for prediction in evaluation.predictions)
         (folder / "predictions" / f"{evaluation.split}.jsonl").write_text("".join(lines), encoding="utf-8")
     measured, facts = facts, {**finite(facts), "saved": "adapter" if (folder / "adapter_config.json").is_file() else "model"}
+    np.savez_compressed(folder / "resamples.npz", allow_pickle=False, **_gather_resamples(evaluations))
     predictions = {evaluation.split: evaluation.predictions for evaluation in evaluations}
     mistakes = worst_mistakes(predictions["test"], texts["test"] if texts else ())
     write_pages(folder, recipe_text, facts, measured, mistakes)

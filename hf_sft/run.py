@@ -19,10 +19,10 @@ from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples
 from hf_sft.encoding import encode_rows, encode_splits
 from hf_sft.errors import RecipeError
-from hf_sft.evaluation import measure
 from hf_sft.methods import Phase
 from hf_sft.models import Checkpoint, load_model, load_processor
 from hf_sft.recipe import Recipe, load_recipe, read_recipe
+from hf_sft.scoring import measure
 from hf_sft.splitting import Splits, load_splits
 from hf_sft.tasks import Labels, Task
 from hf_sft.trainer import Asked, Setting
@@ -58,7 +58,7 @@ class Run:
 
         def score(output: np.ndarray, examples: Examples) -> dict[str, float]:
             known = np.asarray(examples.encoded.with_format("numpy")["labels"][:])
-            return measure(output, known, task, plan.names(task))
+            return measure(plan.names(task), task.answers(output, labels), known)
 
         def read(rows: Dataset) -> Examples:
             encoded = rows if "input_ids" in rows.column_names else encode_rows(rows, task, labels, self.processor)

@@ -1,3 +1,5 @@
+"""Metrics have scikit-learn's values, and the intervals of ordinary resampling; neither depends on how rows are cut."""
+
 import socket
 import time
 import tracemalloc
@@ -6,12 +8,18 @@ import evaluate
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import expit
 from sklearn import metrics as sk
 
+from hf_sft import scoring
+from hf_sft.answers import ClassAnswers, NumberAnswers, SetAnswers
 from hf_sft.errors import RecipeError
-from hf_sft.intervals import _mean_auc, bootstrap, score_counts, score_numbers
-from hf_sft.metrics import METRICS, MULTI, REGRESSION, SINGLE, load_metric, ranked_columns, score
+from hf_sft.evaluate_metric import load_metric
+from hf_sft.metrics import find_metric, list_metrics
+from hf_sft.scoring import draw_weights, measure, paired, score_rows
 
+SINGLE, MULTI, REGRESSION = ClassAnswers, SetAnswers, NumberAnswers
+METRICS = list_metrics()
 SKLEARN = {"precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score}
 NUMBERS = {
     "pearson": lambda r, p: stats.pearsonr(r, p).statistic,
@@ -20,28 +28,41 @@ NUMBERS = {
     "mae": sk.mean_absolute_error,
     "r2": sk.r2_score,
 }
-CASES = [(name, problem_type) for name, spec in METRICS.items() for problem_type in spec.problem_types]
+CASES = [(name, kind) for name, metric in METRICS.items() for kind in metric.measures]
+IDS = [f"{name}-{kind.__name__}" for name, kind in CASES]
 
 
-def names_for(problem_type):
-    return [name for name, spec in METRICS.items() if problem_type in spec.problem_types]
+def names_for(kind):
+    return [name for name, metric in METRICS.items() if kind in metric.measures]
 
 
-def make_rows(problem_type, num_rows=60, num_labels=5, seed=0):
-    """References, predictions and scores; of single labels the last is no reference, the first no prediction."""
+def answers_of(kind, predictions, scores=None, num_labels=None):
+    if kind is REGRESSION:
+        return NumberAnswers(np.asarray(predictions, dtype=float))
+    if scores is None:
+        num_labels = num_labels or int(np.max(predictions, initial=0)) + 1
+        scores = np.eye(num_labels)[np.asarray(predictions, dtype=int)] if kind is SINGLE else np.asarray(predictions, float)
+    return kind(np.asarray(scores, dtype=float), tuple("abcdefghijklmnopqrstuvwxyz"[: np.shape(scores)[1]]))
+
+
+def make_rows(kind, num_rows=60, num_labels=5, seed=0):
+    """References and answers; of single labels the last is no reference, the first no prediction."""
     rng = np.random.default_rng(seed)
-    if problem_type == REGRESSION:
+    if kind is REGRESSION:
         references = rng.normal(size=num_rows).round(1)
-        predictions = (references + rng.normal(size=num_rows)).round(1)
-        return references, predictions, predictions
+        return references, NumberAnswers((references + rng.normal(size=num_rows)).round(1))
     logits = rng.normal(size=(num_rows, num_labels)).round(1)
-    if problem_type == MULTI:
+    if kind is MULTI:
         references = (rng.random((num_rows, num_labels)) < 0.4).astype(np.int64)
         references[:, 1], logits[:, 2] = 0, -1
-        return references, (logits > 0).astype(np.int64), 1 / (1 + np.exp(-logits))
+        return references, answers_of(MULTI, None, expit(logits))
+    logits[:, 0] -= 9
     references = rng.integers(num_labels - 1, size=num_rows)
-    scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    return references, np.maximum(logits.argmax(1), 1), scores
+    return references, answers_of(SINGLE, None, np.exp(logits) / np.exp(logits).sum(1, keepdims=True))
+
+
+def predictions_of(answers):
+    return answers.values if isinstance(answers, NumberAnswers) else answers.choices
 
 
 def sklearn_value(name, references, predictions):
@@ -55,31 +76,56 @@ def sklearn_value(name, references, predictions):
     return SKLEARN[rate](references, predictions, average=average, zero_division=0)
 
 
-def counts_of(references, predictions, num_labels):
-    """What `score_counts` takes, for one resample that is the rows themselves."""
-    if references.ndim == 1:
-        references, predictions = np.eye(num_labels)[references], np.eye(num_labels)[predictions]
-        present = (references + predictions).sum(0, keepdims=True) > 0
-    else:
-        present = np.ones(num_labels)
-    right = (references == predictions).all(1).mean(keepdims=True)
-    both = references * predictions
-    return *(column.sum(0, keepdims=True).astype(float) for column in (both, predictions, references)), right, present
+def library_value(name, references, answers):
+    if name != "roc_auc":
+        return sklearn_value(name, references, predictions_of(answers))
+    columns = range(answers.scores.shape[1])
+    known = [references[:, k] == 1 if references.ndim == 2 else references == k for k in columns]
+    asked = [k for k in columns if 0 < known[k].sum() < len(known[k])]
+    return np.mean([sk.roc_auc_score(known[k], answers.scores[:, k]) for k in asked])
 
 
 def test_the_names_are_those_that_recipes_use():
     rates = {f"{rate}_{average}" for rate in SKLEARN for average in ("micro", "macro", "weighted")}
     assert set(METRICS) == {"accuracy", "matthews", "roc_auc", *NUMBERS} | rates
-    assert {name for name, spec in METRICS.items() if not spec.greater_is_better} == {"mse", "mae"}
-    assert all(spec.description.endswith(".") and "\n" not in spec.description for spec in METRICS.values())
+    assert {name for name, metric in METRICS.items() if not metric.greater_is_better} == {"mse", "mae"}
+    assert all(metric.description.endswith(".") and "\n" not in metric.description for metric in METRICS.values())
+    assert all((metric.weighted is None) == (metric.stats is not None) for metric in METRICS.values())
 
 
-@pytest.mark.parametrize(("name", "problem_type"), [case for case in CASES if case[0] != "roc_auc"])
-def test_values_are_those_of_scikit_learn_and_scipy(name, problem_type):
-    references, predictions, scores = make_rows(problem_type)
-    value = score(name, predictions, references, scores, problem_type=problem_type)
+@pytest.mark.parametrize(("name", "kind"), CASES, ids=IDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_values_are_those_of_scikit_learn_and_scipy(name, kind, seed):
+    references, answers = make_rows(kind, seed=seed)
+    value = measure([name], answers, references)[name]
     assert type(value) is float
-    assert value == pytest.approx(sklearn_value(name, references, predictions), abs=1e-12)
+    assert value == pytest.approx(library_value(name, references, answers), abs=1e-12)
+    assert score_rows([name], answers, references)[name].value == value
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_small_and_lopsided_rows_have_scikit_learns_values_too(seed):
+    rng = np.random.default_rng(seed)
+    num_rows, num_labels = int(rng.integers(1, 30)), int(rng.integers(2, 9))
+    for kind in (SINGLE, MULTI):
+        shape = (num_rows, num_labels) if kind is MULTI else num_rows
+        references, predictions = (rng.integers(2 if kind is MULTI else num_labels, size=shape) for _ in range(2))
+        if seed % 4 == 0:
+            references[...] = 0
+        if seed % 4 == 1:
+            predictions[...] = references
+        names = [name for name in names_for(kind) if name != "roc_auc"]
+        values = measure(names, answers_of(kind, predictions, num_labels=num_labels), references)
+        for name in names:
+            assert values[name] == pytest.approx(sklearn_value(name, references, predictions), abs=1e-12), name
+
+
+@pytest.mark.parametrize("middle", [0, 1e4, -1e6])
+def test_numbers_far_from_zero_keep_their_digits(middle):
+    references, answers = make_rows(REGRESSION)
+    values = measure(names_for(REGRESSION), NumberAnswers(answers.values + middle), references + middle)
+    for name, value in values.items():
+        assert value == pytest.approx(sklearn_value(name, references, answers.values), rel=1e-8), name
 
 
 def test_roc_auc_is_scikit_learns_for_two_classes_many_classes_and_label_sets():
@@ -88,71 +134,61 @@ def test_roc_auc_is_scikit_learns_for_two_classes_many_classes_and_label_sets():
         references = rng.integers(num_labels, size=80)
         scores = rng.dirichlet(np.ones(num_labels), size=80)
         known = sk.roc_auc_score(references, scores[:, 1] if num_labels == 2 else scores, **arguments)
-        assert score("roc_auc", None, references, scores, problem_type=SINGLE) == pytest.approx(known, abs=1e-12)
+        assert measure(["roc_auc"], answers_of(SINGLE, None, scores), references)["roc_auc"] == pytest.approx(known, abs=1e-12)
     references, scores = (rng.random((80, 3)) < 0.3).astype(int), rng.random((80, 3))
     known = sk.roc_auc_score(references, scores, average="macro")
-    assert score("roc_auc", None, references, scores, problem_type=MULTI) == pytest.approx(known, abs=1e-12)
+    assert measure(["roc_auc"], answers_of(MULTI, None, scores), references)["roc_auc"] == pytest.approx(known, abs=1e-12)
 
 
 def test_roc_auc_leaves_out_a_class_that_no_row_has():
-    references, scores = (
-        np.array([0, 1, 0, 1]),
-        np.array([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.3, 0.6, 0.1], [0.6, 0.3, 0.1]]),
-    )
+    references = np.array([0, 1, 0, 1])
+    scores = np.array([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.3, 0.6, 0.1], [0.6, 0.3, 0.1]])
     known = np.mean([sk.roc_auc_score(references == k, scores[:, k]) for k in (0, 1)])
-    assert score("roc_auc", None, references, scores, problem_type=SINGLE) == pytest.approx(known, abs=1e-12)
+    assert measure(["roc_auc"], answers_of(SINGLE, None, scores), references)["roc_auc"] == pytest.approx(known, abs=1e-12)
 
 
-def test_roc_auc_asks_for_scores():
-    with pytest.raises(ValueError, match="needs scores"):
-        score("roc_auc", [0, 1], [0, 1], problem_type=SINGLE)
-
-
-@pytest.mark.parametrize(("name", "problem_type"), CASES)
-def test_undefined_values_are_nan_or_scikit_learns_and_never_warn(name, problem_type):
-    shape = (4, 2) if problem_type == MULTI else (4,)
-    constant, scores = np.zeros(shape, dtype=int), np.full((4, 2), 0.5)
-    value = score(name, constant, constant, scores, problem_type=problem_type)
-    assert np.isnan(value) == (name in {"roc_auc", "pearson", "spearman"})
-    assert np.isnan(score(name, constant[:0], constant[:0], scores[:0], problem_type=problem_type))
-    one = score(name, constant[:1], constant[:1], scores[:1], problem_type=problem_type)
+@pytest.mark.parametrize(("name", "kind"), CASES, ids=IDS)
+def test_undefined_values_are_nan_or_scikit_learns_and_never_warn(name, kind):
+    constant = np.zeros((4, 2) if kind is MULTI else 4)
+    answers = answers_of(kind, constant, None if kind is REGRESSION else np.full((4, 2), 0.5))
+    constant = constant if kind is REGRESSION else constant.astype(int)
+    score = score_rows([name], answers, constant)[name]
+    assert np.isnan(score.value) == (name in {"roc_auc", "pearson", "spearman"})
+    assert np.isnan(measure([name], answers.take(slice(0, 0)), constant[:0])[name])
+    one = measure([name], answers.take(slice(0, 1)), constant[:1])[name]
     assert np.isnan(one) == (name in {"roc_auc", "pearson", "spearman", "r2"})
-    low, high = bootstrap([name], constant, constant, scores, problem_type, resamples=20)[name]
-    assert np.isnan(low) == np.isnan(high) == np.isnan(value)
+    assert np.isnan(score.low) == np.isnan(score.high) == np.isnan(score.value)
 
 
-def test_predictions_that_are_not_finite_give_nan_and_no_interval():
-    references, predictions = np.arange(5.0), np.array([0, 1, np.nan, 3, np.inf])
-    for name in NUMBERS:
-        assert np.isnan(score(name, predictions, references, problem_type=REGRESSION))
-        assert np.isnan(bootstrap([name], predictions, references, None, REGRESSION)[name]).all()
+def test_answers_that_are_not_finite_give_nan_and_no_interval():
+    references, answers = np.arange(5.0), NumberAnswers(np.array([0, 1, np.nan, 3, np.inf]))
+    for score in score_rows(NUMBERS, answers, references).values():
+        assert np.isnan([score.value, score.low, score.high]).all()
 
 
-@pytest.mark.parametrize(("name", "problem_type"), CASES)
-def test_batches_give_the_value_of_the_whole(name, problem_type):
-    references, predictions, scores = make_rows(problem_type)
-    given = scores if METRICS[name].needs_scores else predictions
-    metric = load_metric(name, problem_type, num_labels=5)
+@pytest.mark.parametrize(("name", "kind"), CASES, ids=IDS)
+def test_batches_of_evaluate_give_the_value_of_the_whole(name, kind):
+    references, answers = make_rows(kind)
+    given = answers.scores if METRICS[name].needs_scores else predictions_of(answers)
+    metric = load_metric(name, kind, num_labels=5)
     assert isinstance(metric, evaluate.Metric)
     assert metric.name == name
     for _ in range(2):
         for start in range(0, 60, 25):
             rows = slice(start, start + 25)
-            metric.add_batch(predictions=given[rows], references=references[rows].astype(np.float32))
-        found = metric.compute()
-        expected = score(name, predictions, references.astype(np.float32), scores, problem_type=problem_type)
-        assert found == {name: pytest.approx(expected, abs=1e-12)}
+            metric.add_batch(predictions=given[rows], references=references[rows])
+        assert metric.compute() == {name: pytest.approx(measure([name], answers, references)[name], abs=1e-12)}
     assert metric.compute(predictions=given, references=references).keys() == {name}
 
 
-@pytest.mark.parametrize("problem_type", [SINGLE, MULTI, REGRESSION])
-def test_features_fit_the_problem_type(problem_type):
-    features = load_metric(names_for(problem_type)[0], problem_type, num_labels=3).features
-    inner = features["references"].feature if problem_type == MULTI else features["references"]
-    assert inner.dtype == ("float64" if problem_type == REGRESSION else "int64")
+@pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])
+def test_features_fit_the_kind_of_answers(kind):
+    features = load_metric(names_for(kind)[0], kind, num_labels=3).features
+    inner = features["references"].feature if kind is MULTI else features["references"]
+    assert inner.dtype == ("float64" if kind is REGRESSION else "int64")
     assert features["predictions"] == features["references"]
-    if problem_type != REGRESSION:
-        assert load_metric("roc_auc", problem_type, num_labels=3).features["predictions"].feature.dtype == "float64"
+    if kind is not REGRESSION:
+        assert load_metric("roc_auc", kind, num_labels=3).features["predictions"].feature.dtype == "float64"
 
 
 def test_scores_with_another_number_of_labels_are_refused():
@@ -190,134 +226,117 @@ def test_kept_rows_cost_bytes_and_not_objects():
     assert metric.compute() == {"accuracy": 1.0}
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_counts_give_scikit_learns_values_to_the_last_digits(seed):
-    rng = np.random.default_rng(seed)
-    num_rows, num_labels = int(rng.integers(1, 30)), int(rng.integers(2, 9))
-    for problem_type in (SINGLE, MULTI):
-        shape = (num_rows, num_labels) if problem_type == MULTI else num_rows
-        high = 2 if problem_type == MULTI else num_labels
-        references, predictions = rng.integers(high, size=shape), rng.integers(high, size=shape)
-        if seed % 4 == 0:
-            references[...] = 0
-        if seed % 4 == 1:
-            predictions[...] = references
-        counts = counts_of(references, predictions, num_labels)
-        for name in names_for(problem_type):
-            if name != "roc_auc":
-                known = sklearn_value(name, references, predictions)
-                assert score_counts(name, *counts)[0] == pytest.approx(known, abs=1e-12), name
+@pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])
+def test_a_resample_is_the_metric_of_the_rows_as_often_as_they_were_drawn(kind, monkeypatch):
+    """Each of the thousand values is the library's, on rows repeated as the weights say."""
+    monkeypatch.setattr(scoring, "BLOCK", 16)
+    references, answers = make_rows(kind)
+    names = names_for(kind)
+    scores = score_rows(names, answers, references)
+    weights = draw_weights(0, 60)
+    for place in (0, 1, 499, 999):
+        rows = np.repeat(np.arange(60), weights[:, place])
+        for name in names:
+            known = library_value(name, references[rows], answers.take(rows))
+            assert scores[name].resampled[place] == pytest.approx(known, abs=1e-12), name
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_vectorised_numbers_and_ranks_give_the_library_values(seed):
-    references, predictions, _ = make_rows(REGRESSION, seed=seed)
-    for name in NUMBERS:
-        found = score_numbers(name, references[None], predictions[None])[0]
-        assert found == pytest.approx(score(name, predictions, references, problem_type=REGRESSION), abs=1e-12)
-    rng = np.random.default_rng(seed)
-    for problem_type in (SINGLE, MULTI):
-        references, _, scores = make_rows(problem_type, seed=seed)
-        rows = rng.integers(60, size=60)
-        weights = np.bincount(rows, minlength=60)[:, None].astype(float)
-        found = _mean_auc(weights, ranked_columns(references, scores))[0]
-        known = score("roc_auc", None, references[rows], scores[rows], problem_type=problem_type)
-        assert found == pytest.approx(known, abs=1e-12)
+def test_weights_are_a_rows_own_and_poisson():
+    whole = draw_weights(0, 5000)
+    assert whole.shape == (5000, 1000)
+    np.testing.assert_array_equal(whole[1234:1300], draw_weights(1234, 1300))
+    assert not np.array_equal(whole[:10], draw_weights(0, 10, seed=1))
+    for count in range(6):
+        assert (whole == count).mean() == pytest.approx(stats.poisson.pmf(count, 1), abs=5e-4)
+    assert abs(np.corrcoef(whole[0], whole[1])[0, 1]) < 0.12 and abs(np.corrcoef(whole[:, 0], whole[:, 1])[0, 1]) < 0.06
 
 
-@pytest.mark.parametrize("problem_type", [MULTI, REGRESSION])
-def test_intervals_of_label_sets_and_numbers_are_the_percentiles_of_the_library_values_of_the_rows_drawn(problem_type):
-    references, predictions, scores = make_rows(problem_type)
-    names = names_for(problem_type)
-    intervals = bootstrap(names, predictions, references, scores, problem_type, resamples=40, seed=7, level=0.8)
-    drawn = np.random.default_rng(7).integers(60, size=(40, 60))
-    for name in names:
-        values = [score(name, predictions[rows], references[rows], scores[rows], problem_type=problem_type) for rows in drawn]
-        assert intervals[name] == pytest.approx(tuple(np.nanpercentile(values, [10, 90])), abs=1e-12), name
-
-
-def test_intervals_of_classes_are_those_of_resampling_rows_and_scoring_each():
-    references, predictions, scores = make_rows(SINGLE, num_rows=200, num_labels=3)
-    names = ["accuracy", "f1_macro", "matthews", "roc_auc"]
-    intervals = bootstrap(names, predictions, references, scores, SINGLE, resamples=4000, level=0.8)
+@pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])
+def test_intervals_are_those_of_ordinary_resampling(kind):
+    references, answers = make_rows(kind, num_rows=300, num_labels=3)
+    names = [n for n in ("accuracy", "f1_macro", "roc_auc", "pearson", "spearman", "mse") if n in names_for(kind)]
+    scores = score_rows(names, answers, references, level=0.8)
     rng = np.random.default_rng(1)
-    drawn = [rng.integers(200, size=200) for _ in range(500)]
+    drawn = [rng.integers(300, size=300) for _ in range(500)]
     for name in names:
-        values = [score(name, predictions[rows], references[rows], scores[rows], problem_type=SINGLE) for rows in drawn]
-        # The tenth percentile of 500 draws has a standard error of 0.08 standard deviations.
-        assert intervals[name] == pytest.approx(tuple(np.percentile(values, [10, 90])), abs=0.3 * np.std(values)), name
+        values = [library_value(name, references[rows], answers.take(rows)) for rows in drawn]
+        # The tenth percentiles of 500 and of 1000 draws have standard errors of 0.08 and 0.05 standard deviations.
+        wanted = tuple(np.percentile(values, [10, 90]))
+        assert (scores[name].low, scores[name].high) == pytest.approx(wanted, abs=0.3 * np.std(values)), name
 
 
-@pytest.mark.parametrize("problem_type", [SINGLE, MULTI, REGRESSION])
-def test_intervals_hold_their_value_and_depend_on_the_seed_alone(problem_type, monkeypatch):
-    references, predictions, scores = make_rows(problem_type)
-    names = names_for(problem_type)
-    intervals = bootstrap(names, predictions, references, scores, problem_type, resamples=300)
-    assert list(intervals) == names
-    for name, (low, high) in intervals.items():
-        # Chance-level macro scores are biased in resamples (labels go missing), so the value may lie just outside.
-        slack = 0.25 * (high - low)
-        value = score(name, predictions, references, scores, problem_type=problem_type)
-        assert low < high
-        assert low - slack <= value <= high + slack
-        alone = bootstrap([name], predictions, references, scores, problem_type, resamples=300)
-        assert alone == {name: (low, high)}
-    assert intervals != bootstrap(names, predictions, references, scores, problem_type, resamples=300, seed=1)
-    narrow = bootstrap(names, predictions, references, scores, problem_type, resamples=300, level=0.5)
-    assert all(low <= narrow[name][0] <= narrow[name][1] <= high for name, (low, high) in intervals.items())
-    monkeypatch.setattr("hf_sft.intervals.CHUNK", 1000)
-    chunked = bootstrap(names, predictions, references, scores, problem_type, resamples=300)
-    assert all(chunked[name] == pytest.approx(intervals[name], abs=1e-12) for name in names)
+@pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])
+def test_intervals_depend_on_no_cut_and_on_no_other_metric(kind, monkeypatch):
+    references, answers = make_rows(kind)
+    names = names_for(kind)
+    scores = score_rows(names, answers, references)
+    assert list(scores) == names
+    narrow = score_rows(names, answers, references, level=0.5)
+    for name, score in scores.items():
+        assert score.low < score.high
+        assert score_rows([name], answers, references)[name] == score
+        assert score.low <= narrow[name].low <= narrow[name].high <= score.high
+    assert score_rows(names, answers, references, seed=1) != scores
+    monkeypatch.setattr(scoring, "BLOCK", 7)
+    monkeypatch.setattr(scoring, "CHUNK", 1000)
+    cut = score_rows(names, answers, references)
+    for name in names:
+        assert (cut[name].low, cut[name].high) == pytest.approx((scores[name].low, scores[name].high), abs=1e-12)
+
+
+def test_the_difference_of_two_models_on_the_same_rows_has_a_narrower_interval_than_either():
+    rng = np.random.default_rng(0)
+    references = rng.integers(2, size=500)
+    first = np.where(rng.random(500) < 0.8, references, 1 - references)
+    second = np.where(rng.random(500) < 0.02, 1 - first, first)
+    scores = [score_rows(["accuracy"], answers_of(SINGLE, each), references)["accuracy"] for each in (first, second)]
+    gap = paired(*scores)
+    assert gap.value == pytest.approx(scores[0].value - scores[1].value)
+    assert gap.low <= gap.value <= gap.high and gap.high - gap.low < 0.6 * (scores[0].high - scores[0].low)
 
 
 def test_global_randomness_is_left_alone():
     np.random.seed(3)
     before = np.random.get_state()[1].tolist()
     load_metric("accuracy", SINGLE, 2).compute(predictions=[0, 1], references=[0, 1])
-    bootstrap(["accuracy"], [0, 1], [0, 0], None, SINGLE)
+    score_rows(["accuracy"], answers_of(SINGLE, [0, 1]), np.array([0, 0]))
     assert np.random.get_state()[1].tolist() == before
 
 
 def test_resamples_without_a_value_are_left_out():
-    references, predictions = np.array([0, 0, 0, 1]), np.array([0, 1, 0, 1])
+    references = np.array([0, 0, 0, 1])
     scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.3, 0.7]])
-    assert bootstrap(["roc_auc"], predictions, references, scores, SINGLE)["roc_auc"] == (1.0, 1.0)
-    assert np.isfinite(bootstrap(["pearson"], [0.0, 1.0, 0.5], [0.0, 0.4, 0.4], None, REGRESSION)["pearson"]).all()
+    score = score_rows(["roc_auc"], answers_of(SINGLE, None, scores), references)["roc_auc"]
+    assert (score.low, score.high) == (1.0, 1.0) and np.isnan(score.resampled).any()
+    few = score_rows(["pearson"], NumberAnswers(np.array([0.0, 1.0, 0.5])), np.array([0.0, 0.4, 0.4]))["pearson"]
+    assert np.isfinite([few.low, few.high]).all()
 
 
 def test_intervals_of_accuracy_hold_the_truth_as_often_as_they_say():
     rng = np.random.default_rng(0)
     held = 0
-    for _ in range(400):
+    for seed in range(400):
         references = rng.integers(2, size=200)
         predictions = np.where(rng.random(200) < 0.8, references, 1 - references)
-        low, high = bootstrap(["accuracy"], predictions, references, None, SINGLE)["accuracy"]
-        held += low <= 0.8 <= high
+        score = score_rows(["accuracy"], answers_of(SINGLE, predictions), references, seed=seed)["accuracy"]
+        held += score.low <= 0.8 <= score.high
     assert 0.92 <= held / 400 <= 0.98
 
 
-def test_a_thousand_resamples_of_banking77_take_less_than_a_second():
+def test_a_hundred_thousand_rows_of_77_classes_take_less_than_five_seconds_and_little_memory():
     rng = np.random.default_rng(0)
-    references = np.repeat(np.arange(77), 40)
-    predictions = np.where(rng.random(3080) < 0.9, references, rng.integers(77, size=3080))
+    references = rng.integers(77, size=100_000)
+    predictions = np.where(rng.random(100_000) < 0.9, references, rng.integers(77, size=100_000))
+    answers = ClassAnswers(np.eye(77)[predictions], ("",) * 77)
     start = time.perf_counter()
-    bootstrap(["accuracy", "f1_macro"], predictions, references, None, SINGLE)
-    assert time.perf_counter() - start < 1
-
-
-def test_resampling_label_sets_and_numbers_stays_within_its_memory():
-    rng = np.random.default_rng(0)
-    references, numbers = (rng.random((20_000, 8)) < 0.3).astype(np.int64), rng.normal(size=20_000)
-    scores = rng.random((20_000, 8))
-    for names, inputs, problem_type in (
-        (["f1_macro", "accuracy", "roc_auc"], (references, references, scores), MULTI),
-        (["pearson", "spearman", "r2"], (numbers + rng.normal(size=20_000), numbers, None), REGRESSION),
-    ):
-        tracemalloc.start()
-        bootstrap(names, *inputs, problem_type, resamples=80)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert peak < 80 * 2**20
+    scores = score_rows(["accuracy", "f1_macro", "matthews"], answers, references)
+    assert time.perf_counter() - start < 5
+    assert scores["f1_macro"].low < scores["f1_macro"].value < scores["f1_macro"].high
+    tracemalloc.start()
+    score_rows(["accuracy", "f1_macro"], answers.take(slice(0, 20_000)), references[:20_000])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 80 * 2**20
 
 
 def test_an_unknown_metric_is_answered_with_the_nearest():
@@ -325,10 +344,10 @@ def test_an_unknown_metric_is_answered_with_the_nearest():
         load_metric("f1_marco", SINGLE, 2)
 
 
-def test_a_metric_of_another_problem_type_is_answered_with_those_that_fit():
-    with pytest.raises(RecipeError, match=r"`pearson` does not work for single_label_classification\.\n  These do: acc"):
+def test_a_metric_of_another_kind_is_answered_with_those_that_fit():
+    with pytest.raises(RecipeError, match=r"`pearson` does not measure answers of one class\.\n  These do: acc"):
         load_metric("pearson", SINGLE, 2)
-    with pytest.raises(RecipeError, match=r"`matthews` does not work for multi_label_classification"):
-        score("matthews", [[1]], [[1]], problem_type=MULTI)
+    with pytest.raises(RecipeError, match=r"`matthews` does not measure answers of any number of classes"):
+        find_metric("matthews", MULTI)
     with pytest.raises(RecipeError, match=r"These do: pearson, spearman, mse, mae, r2\."):
-        bootstrap(["accuracy"], [1.0], [1.0], None, REGRESSION)
+        score_rows(["accuracy"], NumberAnswers(np.ones(1)), np.ones(1))

@@ -16,9 +16,10 @@ from huggingface_hub import ModelCard
 from rich.console import Console
 
 from hf_sft.curves import TrainingCurve
-from hf_sft.evaluation import Evaluation, Score
+from hf_sft.evaluation import Evaluation
 from hf_sft.plots import draw_evaluations, draw_losses, draw_scores
 from hf_sft.report import Report, gather_facts, read_report, write_report
+from hf_sft.scoring import Score
 from hf_sft.sources import DataSource
 from hf_sft.splitting import Splits
 from hf_sft.tasks import Labels

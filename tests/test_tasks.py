@@ -8,9 +8,9 @@ import torch
 
 from hf_sft.baselines import answer_simply
 from hf_sft.block import list_kinds, load_kind
-from hf_sft.evaluation import measure
 from hf_sft.losses import item_loss
 from hf_sft.models import Checkpoint, load_model, load_processor
+from hf_sft.scoring import measure
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
@@ -40,10 +40,13 @@ def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
 
     with torch.no_grad():
         output = task.output(model, batch).numpy()
-    predictions = task.decode(output, labels)
-    assert len(predictions) == len(task.references(rows)) == len(rows)
+    answers = task.answers(output, labels)
+    assert isinstance(answers, task.answer_kind()) and answers.finite
+    predictions = answers.as_json()
+    assert len(predictions) == len(answers) == len(task.references(rows)) == len(rows)
+    assert all(prediction.keys() == task.answer_kind().nothing.keys() for prediction in predictions)
     json.dumps(predictions)
-    values = measure(output, np.asarray(encoded["labels"]), task, task.default_metrics)
+    values = measure(task.default_metrics, answers, np.asarray(encoded["labels"]))
     assert all(np.isfinite(value) for value in values.values())
     guesses, failed = answer_simply(task, rows, rows, labels)
     assert not failed

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, full_like
 
 from hf_sft.aids import Aid
+from hf_sft.answers import NumberAnswers
 from hf_sft.errors import RecipeError
 from hf_sft.losses import ItemLoss, Items
 from hf_sft.methods import Phase
@@ -21,7 +22,7 @@ class LabelSmoothing(Aid):
     """How much of the target is shared out."""
 
     def apply(self, phase: Phase, task: Task, train: Dataset) -> Phase:
-        if getattr(task, "problem_type", None) == "regression":
+        if task.answer_kind() is NumberAnswers:
             raise RecipeError("the aid `label_smoothing` needs classes, but this task's labels are numbers.  Leave it out.")
         return replace(phase, item_loss=partial(smooth, phase.item_loss, self.epsilon))
 

@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset
 from torch import Tensor, nn
 
+from hf_sft.answers import AnswerKind, Answers
 from hf_sft.block import Block
 from hf_sft.losses import Items
 
@@ -58,7 +59,7 @@ class Task(Block, ABC):
     @property
     @abstractmethod
     def default_metrics(self) -> tuple[str, ...]:
-        """Names from `hf_sft.metrics`, best first: without `evaluation.best` the first that is a score is the best."""
+        """Names from `hf-sft list metrics`, best first: without `evaluation.best` the first that is a score is the best."""
 
     @abstractmethod
     def columns(self) -> dict[str, tuple[str, ...]]:
@@ -113,16 +114,12 @@ class Task(Block, ABC):
         """What is kept of a forward pass, float32, shape (rows, …): logits where they are small."""
 
     @abstractmethod
-    def answers(self, output: np.ndarray) -> np.ndarray:
-        """Outputs of shape (rows, …) to what metrics compare with the encoded `labels`."""
+    def answer_kind(self) -> AnswerKind:
+        """What an answer is; it decides which metrics fit. Of a resolved task."""
 
     @abstractmethod
-    def scores(self, output: np.ndarray) -> np.ndarray:
-        """Outputs to what ranking metrics and predictions call scores: probabilities, or the values themselves."""
-
-    @abstractmethod
-    def decode(self, output: np.ndarray, labels: Labels | None) -> list[dict[str, Any]]:
-        """Outputs to one JSON-ready prediction per row."""
+    def answers(self, output: np.ndarray, labels: Labels | None) -> Answers:
+        """Outputs of shape (rows, …) to the rows' answers."""
 
     @abstractmethod
     def references(self, rows: Dataset) -> list[Any]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
+from hf_sft.answers import AnswerKind, Answers, ClassAnswers, NumberAnswers, SetAnswers
 from hf_sft.errors import DataError
 from hf_sft.label_columns import (
     MULTI,
@@ -216,30 +217,16 @@ class SequenceClassification(Task):
         """Logits, float32, shape (rows, labels)."""
         return model(**{key: value for key, value in batch.items() if key != "labels"}).logits.float()
 
-    def answers(self, output: np.ndarray) -> np.ndarray:
-        if self.problem_type == REGRESSION:
-            return output[:, 0]
-        if self.problem_type == SINGLE:
-            return output.argmax(-1)
-        return (output > 0).astype(np.int64)
+    def answer_kind(self) -> AnswerKind:
+        return {SINGLE: ClassAnswers, MULTI: SetAnswers, REGRESSION: NumberAnswers}[self.problem_type or SINGLE]
 
-    def scores(self, output: np.ndarray) -> np.ndarray:
-        if self.problem_type == REGRESSION:
-            return output[:, 0]
-        output = output.astype(np.float64)
-        return softmax(output, axis=-1) if self.problem_type == SINGLE else expit(output)
-
-    def decode(self, output: np.ndarray, labels: Labels | None) -> list[dict[str, Any]]:
+    def answers(self, output: np.ndarray, labels: Labels | None) -> Answers:
         if labels is None:
-            return [{"value": float(value)} for value in output[:, 0]]
-        named = [
-            {name: round(float(score), 6) for name, score in zip(labels.names, row, strict=True)}
-            for row in self.scores(output)
-        ]
-        if self.problem_type == MULTI:
-            return [{"labels": [n for n, s in row.items() if s > 0.5], "scores": row} for row in named]
-        best = [labels.names[i] for i in output.argmax(-1)]
-        return [{"label": b, "score": row[b], "scores": row} for b, row in zip(best, named, strict=True)]
+            return NumberAnswers(output[:, 0])
+        output = output.astype(np.float64)
+        if self.problem_type == SINGLE:
+            return ClassAnswers(softmax(output, axis=-1), labels.names)
+        return SetAnswers(expit(output), labels.names)
 
     def references(self, rows: Dataset) -> list[Any]:
         columns = [list(rows[column]) for column in self._label_columns]
