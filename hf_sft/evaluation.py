@@ -21,7 +21,7 @@ from hf_sft.baselines import answer_simply
 from hf_sft.batching import Examples, cut_step
 from hf_sft.block import Block
 from hf_sft.metrics import find_metric, list_metrics
-from hf_sft.scoring import Score, score_rows
+from hf_sft.scoring import Score, paired, score_rows
 from hf_sft.tasks import Batch, Labels, Task
 from hf_sft.training import Machine
 
@@ -65,6 +65,8 @@ class Evaluation:
     """For single labels: `label`, `precision`, `recall`, `f1`, `rows`."""
     confusions: list[dict[str, Any]] = field(default_factory=list)
     """For single labels: `reference`, `prediction`, `rows`, most frequent first, without the diagonal."""
+    gaps: dict[str, dict[str, Score]] = field(default_factory=dict)
+    """By baseline and metric: how far the model is above it, with the interval of that difference on the same rows."""
     unseen: dict[str, Score] = field(default_factory=dict)
     """The scores on the rows whose text train does not have, where it has some of them and not all."""
     notes: tuple[str, ...] = ()
@@ -129,13 +131,16 @@ def evaluate_outputs(
     written = zip(answers.as_json(), task.references(rows), strict=True)
     predictions = [{"row": row, **answer, "reference": reference} for row, (answer, reference) in enumerate(written)]
     per_class, confusions = _per_class(answers, known) if isinstance(answers, ClassAnswers) else ([], [])
+    scores = score_rows(names, answers, known)
+    baselines = {name: score_rows(names, task.answers(guess, labels), known) for name, guess in guesses.items()}
     return Evaluation(
         split,
-        score_rows(names, answers, known),
-        {name: score_rows(names, task.answers(guess, labels), known) for name, guess in guesses.items()},
+        scores,
+        baselines,
         predictions,
         per_class,
         confusions,
+        {other: {name: paired(scores[name], theirs[name]) for name in names} for other, theirs in baselines.items()},
         score_rows(names, answers.take(unseen), known[unseen]) if 0 < len(unseen) < len(rows) else {},
         tuple(failed),
     )

@@ -47,7 +47,7 @@ def _say(folder: Path, recipe_text: str, facts: dict[str, Any]) -> dict[str, Any
     """What the card and the page both say."""
     recipe, metrics = facts["recipe"], facts["metrics"]
     data, training = recipe["data"], recipe["training"]
-    best = recipe["evaluation"].get("best") or next(iter(metrics["test"]))
+    best = best_of(facts)
     baselines = [(f"baseline {name}", "test", splits["test"]) for name, splits in facts["baselines"].items()]
     others = [("rows not in train", split, scores) for split, scores in facts["unseen"].items()]
     others += [("this model", split, scores) for split, scores in metrics.items() if split != "test"]
@@ -70,7 +70,7 @@ def _say(folder: Path, recipe_text: str, facts: dict[str, Any]) -> dict[str, Any
         "data_name": " ".join((dataset or _local_name(data), *filter(None, [data.get("config")]))),
         "base_model": _hub_id(facts["checkpoint"]["name"]),
         "best": best,
-        "rival": _rival(facts, best),
+        "rival": say_rival(facts, best),
         "table": [("this model", "test", metrics["test"]), *baselines, *others],
         "per_class": facts["per_class"].get("test", []),
         "confusions": facts["confusions"].get("test", []),
@@ -96,16 +96,26 @@ def _local_name(data: dict[str, Any]) -> str:
     return where.removeprefix("package:") if where.startswith("package:") else Path(where).name
 
 
-def _rival(facts: dict[str, Any], metric: str) -> dict[str, Any] | None:
-    """The best baseline on test, and how far this model is from it."""
+def best_of(facts: dict[str, Any]) -> str:
+    """The metric that chose the weights to keep, or the first."""
+    return facts["recipe"]["evaluation"].get("best") or next(iter(facts["metrics"]["test"]))
+
+
+def say_rival(facts: dict[str, Any], metric: str) -> str | None:
+    """How far this model is from the best baseline on test, and whether these rows can tell; None without one."""
     sign = 1 if metric not in list_metrics() or list_metrics()[metric].greater_is_better else -1
-    value = facts["metrics"]["test"][metric]["value"]
-    others = {name: splits["test"][metric]["value"] for name, splits in facts["baselines"].items()}
-    gaps = {name: sign * (value - other) for name, other in others.items() if None not in (value, other)}
+    gaps = {name: splits["test"][metric] for name, splits in facts["gaps"].items()}
+    gaps = {name: gap for name, gap in gaps.items() if None not in gap.values()}
     if not gaps:
         return None
-    name = min(gaps, key=gaps.__getitem__)
-    return {"name": name, "gap": abs(gaps[name]), "better": gaps[name] >= 0}
+    name = min(gaps, key=lambda name: sign * gaps[name]["value"])
+    gap = gaps[name]
+    interval = f"{gap['value']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})"
+    if gap["low"] <= 0 <= gap["high"]:
+        told = "these rows can't tell the two apart"
+    else:
+        told = "better" if sign * gap["value"] > 0 else "worse"
+    return f"{metric} {interval} against the best baseline, {name}: {told}."
 
 
 def _front_matter(said: dict[str, Any]) -> ModelCardData:

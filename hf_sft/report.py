@@ -18,7 +18,7 @@ from rich.text import Text
 from hf_sft.anatomy import LoadedModel
 from hf_sft.curves import TrainingCurve
 from hf_sft.evaluation import Evaluation
-from hf_sft.pages import say_score, worst_mistakes, write_pages
+from hf_sft.pages import best_of, say_rival, say_score, worst_mistakes, write_pages
 from hf_sft.scoring import Score
 from hf_sft.splitting import Splits
 from hf_sft.strict_json import dump_json, finite
@@ -53,6 +53,7 @@ class Report:
         return [
             Text(f"\n{facts['method']} on {name}: {rows}; {cost}", style="bold"),
             score_table(facts["metrics"], facts["baselines"], facts["unseen"]),
+            *([Text(rival)] if (rival := say_rival(facts, best_of(facts))) else []),
             *notes,
             Text(f"Everything is in {self.folder}/"),
         ]
@@ -95,7 +96,8 @@ def gather_facts(
         "checkpoint": {"name": recipe["model"]["checkpoint"], "revision": recipe["model"].get("revision")},
         "metrics": {e.split: _plain(e.scores) for e in evaluations},
         "unseen": {e.split: _plain(e.unseen) for e in evaluations if e.unseen},
-        "baselines": _by_baseline(evaluations),
+        "baselines": _by_baseline(evaluations, "baselines"),
+        "gaps": _by_baseline(evaluations, "gaps"),
         "per_class": {e.split: e.per_class for e in evaluations if e.per_class},
         "confusions": {e.split: e.confusions[:50] for e in evaluations if e.per_class},
         "parameters": {
@@ -147,10 +149,11 @@ def _plain(scores: dict[str, Score]) -> dict[str, dict[str, float]]:
     return {name: score.as_json() for name, score in scores.items()}
 
 
-def _by_baseline(evaluations: list[Evaluation]) -> dict[str, dict[str, Any]]:
+def _by_baseline(evaluations: list[Evaluation], part: str) -> dict[str, dict[str, Any]]:
+    """What the evaluations say by baseline: its own scores, or the gaps to them."""
     found: dict[str, dict[str, Any]] = {}
     for evaluation in evaluations:
-        for name, scores in evaluation.baselines.items():
+        for name, scores in getattr(evaluation, part).items():
             found.setdefault(name, {})[evaluation.split] = _plain(scores)
     return found
 

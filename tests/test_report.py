@@ -47,6 +47,7 @@ def finished_run(
     undefined: bool = False,
     texts: bool = True,
     evaluated: bool = True,
+    gap: tuple[float, float, float] = (0.1, 0.02, 0.2),
 ) -> Report:
     """A run folder as `train` leaves it, but for the model: eighty test rows, every fifth answered wrongly."""
     folder.mkdir(exist_ok=True)
@@ -56,6 +57,7 @@ def finished_run(
     score = Score(math.nan, math.nan, math.nan) if undefined else Score(0.8, 0.7125, 0.8875)
     low = Score(math.nan, math.nan, math.nan) if undefined else Score(0.2, 0.1, 0.3)
     baselines: dict[str, dict[str, Score]] = {name: dict.fromkeys(metrics, low) for name in ("majority", "tfidf_logreg")}
+    gaps = {"majority": Score(0.6, 0.5, 0.7), "tfidf_logreg": Score(*gap)}
     per_class = [
         {"label": name, "precision": 0.8, "recall": 0.7 + place / 100, "f1": 0.75 + place / 100, "rows": 16}
         for place, name in enumerate(names or ())
@@ -70,6 +72,7 @@ def finished_run(
             predictions,
             per_class if single else [],
             confusions if single else [],
+            {name: dict.fromkeys(metrics, gap) for name, gap in gaps.items()},
         ),
     ]
     scored = [{"step": 7 * i, **dict.fromkeys(metrics, math.nan if undefined else 1 - 0.5**i)} for i in range(1, 9)]
@@ -383,3 +386,32 @@ def test_notes_on_the_card_keep_their_words_of_code(tmp_path):
     card = (finished_run(tmp_path / "run", notes=notes).folder / "README.md").read_text()
     assert "- split `test` has `x|y` and &lt;b&gt;\n" in card
     assert "- an odd ' in a name\n" in card and "\\`" not in card.partition("## Data")[2].partition("## Intended")[0]
+
+
+@pytest.mark.parametrize(
+    ("gap", "problem_type", "told"),
+    [
+        ((0.1, 0.02, 0.2), "single_label_classification", "accuracy +0.100 (+0.020 to +0.200) against .*: better."),
+        ((-0.1, -0.2, -0.02), "single_label_classification", "accuracy -0.100 (-0.200 to -0.020) against .*: worse."),
+        ((0.01, -0.02, 0.04), "single_label_classification", "these rows can't tell the two apart."),
+        (
+            (math.nan, math.nan, math.nan),
+            "single_label_classification",
+            "accuracy +0.600 (+0.500 to +0.700) against .*majority",
+        ),
+    ],
+)
+def test_better_and_worse_are_said_only_where_the_rows_can_tell(gap, problem_type, told, tmp_path):
+    report = finished_run(tmp_path / "run", problem_type=problem_type, gap=gap)
+    pattern = re.escape(told).replace(r"\.\*", ".*")
+    shown = " ".join(shown_on_console(report).split())
+    assert re.search(pattern, shown)
+    page = " ".join((report.folder / "report.html").read_text().replace("&#39;", "'").split())
+    assert re.search(pattern, page) and ('class="below"' in page) == told.endswith("worse.")
+
+
+def test_the_values_of_all_resamples_are_kept(tmp_path):
+    import numpy as np
+
+    kept = np.load(finished_run(tmp_path / "run").folder / "resamples.npz")
+    assert {"test/model/accuracy", "test/majority/f1_macro", "validation/model/accuracy"} <= set(kept)
