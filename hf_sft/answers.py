@@ -40,11 +40,8 @@ AnswerKind: TypeAlias = type[Answers]
 
 
 @dataclass(frozen=True)
-class ClassAnswers(Answers):
-    """One class per row. References are the classes' ids, shape (rows,)."""
-
-    called: ClassVar[str] = "one class"
-    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("label", "score", "scores"))
+class Scored(Answers):
+    """Answers that are chosen from classes, by the classes' probabilities."""
 
     scores: np.ndarray
     """Probabilities, shape (rows, classes)."""
@@ -53,53 +50,50 @@ class ClassAnswers(Answers):
     def __len__(self) -> int:
         return len(self.scores)
 
-    @cached_property
-    def choices(self) -> np.ndarray:
-        """The most probable class of each row, shape (rows,)."""
-        return self.scores.argmax(-1)
-
     def take(self, rows: np.ndarray | slice) -> Self:
         return type(self)(self.scores[rows], self.names)
-
-    def as_json(self) -> list[dict[str, Any]]:
-        best, named = [self.names[i] for i in self.choices], _by_name(self.scores, self.names)
-        return [{"label": label, "score": row[label], "scores": row} for label, row in zip(best, named, strict=True)]
 
     @property
     def finite(self) -> bool:
         return bool(np.isfinite(self.scores).all())
 
+    def by_name(self) -> list[dict[str, float]]:
+        """Of each row the probability of each class, to six places."""
+        return [{name: round(float(p), 6) for name, p in zip(self.names, row, strict=True)} for row in self.scores]
+
 
 @dataclass(frozen=True)
-class SetAnswers(Answers):
-    """Any number of classes per row. References are 0 and 1 for each class, shape (rows, classes)."""
+class ClassAnswers(Scored):
+    """One class per row: the probabilities add up to 1. References are the classes' ids, shape (rows,)."""
+
+    called: ClassVar[str] = "one class"
+    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("label", "score", "scores"))
+
+    @cached_property
+    def choices(self) -> np.ndarray:
+        """The most probable class of each row, shape (rows,)."""
+        return self.scores.argmax(-1)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        best = [self.names[i] for i in self.choices]
+        return [{"label": name, "score": row[name], "scores": row} for name, row in zip(best, self.by_name(), strict=True)]
+
+
+@dataclass(frozen=True)
+class SetAnswers(Scored):
+    """Any number of classes per row, each with a probability of its own. References are 0 and 1, shape (rows, classes)."""
 
     called: ClassVar[str] = "any number of classes"
     nothing: ClassVar[dict[str, None]] = dict.fromkeys(("labels", "scores"))
-
-    scores: np.ndarray
-    """Of each class its own probability, shape (rows, classes)."""
-    names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
     @cached_property
     def choices(self) -> np.ndarray:
         """1 for the classes above one half, shape (rows, classes)."""
         return (self.scores > 0.5).astype(np.int64)
 
-    def take(self, rows: np.ndarray | slice) -> Self:
-        return type(self)(self.scores[rows], self.names)
-
     def as_json(self) -> list[dict[str, Any]]:
-        named = _by_name(self.scores, self.names)
         chosen = [[name for name, yes in zip(self.names, row, strict=True) if yes] for row in self.choices]
-        return [{"labels": labels, "scores": row} for labels, row in zip(chosen, named, strict=True)]
-
-    @property
-    def finite(self) -> bool:
-        return bool(np.isfinite(self.scores).all())
+        return [{"labels": labels, "scores": row} for labels, row in zip(chosen, self.by_name(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -124,7 +118,3 @@ class NumberAnswers(Answers):
     @property
     def finite(self) -> bool:
         return bool(np.isfinite(self.values).all())
-
-
-def _by_name(scores: np.ndarray, names: tuple[str, ...]) -> list[dict[str, float]]:
-    return [{name: round(float(score), 6) for name, score in zip(names, row, strict=True)} for row in scores]
