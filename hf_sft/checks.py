@@ -1,11 +1,16 @@
 """The dry run: everything that training would do, on 32 rows, so that what can go wrong goes wrong now."""
 
+import contextlib
 import math
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from hf_sft.curves import TrainingCurve
 from hf_sft.fitting import fit
@@ -65,13 +70,26 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
 def _rehearse(run: Run) -> list[TrainingCurve]:
     """One step of each phase as training would take it, but that no tracker hears of it."""
     loaded, curves = run.loaded, []
-    with tempfile.TemporaryDirectory() as folder:
+    with _passing_folder() as folder:
         for place, phase in enumerate(run.phases):
             once = replace(phase, training=phase.training.model_copy(update={"max_steps": 1, "report_to": "none"}))
-            model, curve = fit(once, loaded, run.examples, run.asked, run.setting(Path(folder), place, store=False))
+            model, curve = fit(once, loaded, run.examples, run.asked, run.setting(folder, place, store=False))
             loaded = replace(loaded, model=model)
             curves.append(curve)
     return curves
+
+
+@contextlib.contextmanager
+def _passing_folder() -> Iterator[Path]:
+    """One folder for all processes, made and removed by the main one."""
+    state = PartialState()
+    name = broadcast_object_list([tempfile.mkdtemp() if state.is_main_process else None])[0]
+    try:
+        yield Path(str(name))
+        state.wait_for_everyone()
+    finally:
+        if state.is_main_process:
+            shutil.rmtree(str(name), ignore_errors=True)
 
 
 def show_example(processor: Any, example: dict[str, Any]) -> str:

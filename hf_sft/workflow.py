@@ -32,7 +32,8 @@ ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "seed")
 def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Report:
     """Run a recipe from beginning to end; its folder then holds the model, the report and the resolved recipe.
 
-    Raises `RecipeError`, `DataError` or `CheckpointError`, before anything is written.
+    Raises `RecipeError`, `DataError` or `CheckpointError` before anything is written, and `RecipeError` when training
+    diverges.
     """
     recipe = as_recipe(recipe, overrides, trust_remote_code)
     folder = claim_folder(recipe.output.folder)

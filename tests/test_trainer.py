@@ -133,6 +133,19 @@ def test_two_processes_draw_different_dropout(checkpoints, tmp_path):
     assert len(first) == 2 and first[0] != second[0] and first[1] != second[1]
 
 
+def test_check_rehearses_in_two_processes_too(checkpoints, tmp_path):
+    """By the launcher, both phases of lp_ft, with an evaluation and a checkpoint each, in one folder for both processes."""
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", "lp_ft", training={"eval_strategy": "epoch"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    config = Path(hf_sft.__file__).parent.parent / "accelerate_configs" / "cpu_multi.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command = [*launch, "-m", "hf_sft", "check", "recipe.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 process(es)" in done.stderr and not (tmp_path / "run").exists()
+
+
 def test_torch_s_own_dropout_runs_where_ours_would_not_fit(checkpoints, tmp_path):
     files = tiny.write_rows(tmp_path / "data", SINGLE)
     checkpoint = bert_with_dropout(tmp_path / "c", checkpoints)
