@@ -28,6 +28,11 @@ class MicroBatch:
     """How many items carry loss in the whole optimizer step, over all processes; 0 where nothing is trained."""
 
 
+def to_device(batch: Batch, device: Any) -> Batch:
+    """The batch where the model is."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
 def cut_step(
     rows: np.ndarray, costs: np.ndarray, budget: int, processes: int = 1, step_items: int = 0
 ) -> list[list[MicroBatch]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from datasets import Dataset
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from hf_sft.answers import ClassAnswers
 from hf_sft.baselines import answer_simply
-from hf_sft.batching import Examples, cut_step
+from hf_sft.batching import Examples, cut_step, to_device
 from hf_sft.block import Block
 from hf_sft.metrics import find_metric, list_metrics
 from hf_sft.scoring import Score, paired, score_rows
@@ -86,7 +86,7 @@ def run_model(
     outputs: list[np.ndarray] = []
     with evaluating(model, machine):
         for micro_batch in tqdm(shares[state.process_index], desc="scoring", disable=machine.quiet, leave=False):
-            batch: Batch = send_to_device(examples.collate(micro_batch.rows), state.device)  # pyright: ignore[reportAssignmentType]
+            batch = to_device(examples.collate(micro_batch.rows), state.device)
             output = output_of(model, batch).float().cpu().numpy()
             if micro_batch.counts:
                 rows.extend(micro_batch.rows)
@@ -149,10 +149,10 @@ def evaluate_outputs(
 def _per_class(answers: ClassAnswers, known: np.ndarray) -> tuple[list[dict], list[dict]]:
     names = answers.names
     ids = list(range(len(names)))
-    columns = precision_recall_fscore_support(known, answers.choices, labels=ids, zero_division=0)  # pyright: ignore
+    columns: Any = precision_recall_fscore_support(known, answers.choices, labels=ids, zero_division=0.0)  # pyright: ignore[reportArgumentType]
     table = [
         {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)}
-        for name, p, r, f, n in zip(names, *map(list, columns), strict=True)  # pyright: ignore
+        for name, p, r, f, n in zip(names, *map(list, columns), strict=True)
     ]
     counts = confusion_matrix(known, answers.choices, labels=ids)
     np.fill_diagonal(counts, 0)

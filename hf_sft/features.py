@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from hf_sft.anatomy import LoadedModel
-from hf_sft.batching import Examples, MicroBatch, cut_step
+from hf_sft.batching import Examples, MicroBatch, cut_step, to_device
 from hf_sft.cache import cache_folder, touch, written_aside
 from hf_sft.encoding import hash_code
 from hf_sft.splitting import hash_rows
@@ -42,7 +42,7 @@ class StoredBody(nn.Module):
         self, input_ids: Any = None, inputs_embeds: Tensor | None = None, **_: Any
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         pooled = None if self.pooler is None else self.pooler(inputs_embeds)
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=inputs_embeds, pooler_output=pooled)  # pyright: ignore
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=inputs_embeds, pooler_output=pooled)
 
 
 class FeatureExamples(Examples):
@@ -127,7 +127,7 @@ def _stub_is_exact(loaded: LoadedModel, examples: Examples, output: Output) -> b
 
 def _inputs(batch: Batch) -> Batch:
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    return send_to_device(inputs, PartialState().device)  # pyright: ignore[reportReturnType]
+    return to_device(inputs, PartialState().device)
 
 
 def _read_vectors(loaded: LoadedModel, batch: Batch, output: Output, machine: Machine | None = None) -> Tensor | None:

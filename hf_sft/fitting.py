@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples
@@ -46,8 +47,8 @@ def fit(
     curve.peak_memory_bytes = _peak_memory(setting.machine)
     for counted in ("examples", "tokens", "padded_tokens"):
         total = torch.tensor(float(getattr(curve, counted)), dtype=torch.float64, device=trainer.args.device)
-        total = trainer.accelerator.reduce(total, "sum")
-        setattr(curve, counted, int(total))  # pyright: ignore[reportArgumentType]
+        over_processes: Any = trainer.accelerator.reduce(total, "sum")
+        setattr(curve, counted, int(over_processes))
     return phase.finish(model).eval(), curve
 
 
@@ -57,11 +58,12 @@ def stored_where_the_body_rests(
 ) -> Iterator[dict[str, Examples]]:
     """Stored vectors, with a stub for the body, where nothing below the head moves; else the examples as they are."""
     if setting.store and body_rests(loaded):
-        loaded.model.to(setting.machine.device)  # pyright: ignore
+        nn.Module.to(loaded.model, setting.machine.device)
         stored = {name: store_features(loaded, each, asked.output, setting.machine) for name, each in examples.items()}
-        if all(each is not None for each in stored.values()):
+        shown = {name: each for name, each in stored.items() if each is not None}
+        if len(shown) == len(examples):
             with stored_body(loaded):
-                yield stored  # pyright: ignore[reportReturnType]
+                yield {**shown}
             return
     yield examples
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -96,6 +97,7 @@ def draw_again(model: PreTrainedModel, parameters: set[str]) -> None:
     """Draw the modules that own these parameters as the model's family draws new ones."""
     for owner in sorted({parameter.rpartition(".")[0] for parameter in parameters}):
         module: nn.Module = model.get_submodule(owner)
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False  # pyright: ignore[reportAttributeAccessIssue]  # else it is skipped
+        drawn: Any = module.parameters(recurse=False)
+        for parameter in drawn:
+            parameter._is_hf_initialized = False  # else it is skipped
         model._init_weights(module)

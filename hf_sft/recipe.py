@@ -244,11 +244,11 @@ def dump_recipe(recipe: Recipe) -> str:
     written = _plain(recipe)
     left = set(recipe.method.training_defaults) - recipe.training.model_fields_set
     written["training"] = {name: value for name, value in written["training"].items() if name not in left}
-    yaml = YAML(typ="safe", pure=True)
+    yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.width = False, sys.maxsize
     # ruamel writes these line ends as they are and reads them back as spaces; escaped they survive.
     yaml.allow_unicode = not re.search("[\x85\u2028\u2029]", json.dumps(written, ensure_ascii=False))
-    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
+    yaml.sort_base_mapping_type_on_output = False
     text = io.StringIO()
     yaml.dump(written, text)
     return text.getvalue()
@@ -272,12 +272,12 @@ def schema() -> dict[str, Any]:
     """The JSON Schema of a recipe: with every task, method and aid that has a file, and dotted names beside them."""
     named_kinds = ((contract, name) for contract, folder in FOLDERS.items() for name in list_kinds(folder))
     kinds = [(contract, name, load_kind(FOLDERS[contract], name)) for contract, name in named_kinds]
-    models = [(model, "validation") for model in (Recipe, *FOLDERS, *(kind for *_, kind in kinds))]
-    references, definitions = models_json_schema(models)  # pyright: ignore[reportArgumentType]
+    models: Any = [(model, "validation") for model in (Recipe, *FOLDERS, *(kind for *_, kind in kinds))]
+    references, definitions = models_json_schema(models)
     named = definitions["$defs"]
 
-    def key(model: type) -> str:
-        return references[model, "validation"]["$ref"].removeprefix("#/$defs/")  # pyright: ignore[reportArgumentType]
+    def key(model: Any) -> str:
+        return references[model, "validation"]["$ref"].removeprefix("#/$defs/")
 
     for contract in FOLDERS:
         dotted = {"type": "object", "properties": {"type": {"type": "string", "pattern": r"\."}}, "required": ["type"]}

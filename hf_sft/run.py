@@ -156,9 +156,9 @@ def load_run(folder: str | Path, trust_remote_code: bool = False) -> FinishedRun
     here = Checkpoint(checkpoint=str(folder), trust_remote_code=recipe.model.trust_remote_code)
     processor = load_processor(here)
     loaded = load_model(recipe.model if adapter else here, recipe.task, labels, processor)
-    model = PeftModel.from_pretrained(loaded.model, str(folder)) if adapter else loaded.model
+    model: Any = PeftModel.from_pretrained(loaded.model, str(folder)) if adapter else loaded.model
     machine = resolve_machine(recipe.training)
-    return FinishedRun(folder, recipe, facts, recipe.task, labels, processor, model.eval().to(machine.device), machine)  # pyright: ignore[reportArgumentType]
+    return FinishedRun(folder, recipe, facts, recipe.task, labels, processor, model.eval().to(machine.device), machine)
 
 
 def claim_folder(name: str) -> Path:

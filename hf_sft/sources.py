@@ -214,11 +214,12 @@ def _read_as_written(source: DataSource, file: str) -> dict[str, Any]:
 def _find_numbers(brought: dict[str, Dataset], texts: set[str]) -> dict[str, Dataset]:
     """Columns all of whose cells, in all splits, are numbers (or true and false) become such."""
     kinds: dict[str, str] = {}
+    compute: Any = pc  # its functions are made when it is imported
     for column in next(iter(brought.values())).column_names:
         cells = [rows.data.table[column] for rows in brought.values() if column in rows.column_names]
         for kind, pattern in (("int64", INTEGER), ("float64", NUMBER), ("bool", "(?i:true|false)")):
-            found = [pc.match_substring_regex(each, f"^({pattern})$") for each in cells]  # pyright: ignore
-            fits = [pc.all(each).as_py() is not False for each in found]  # pyright: ignore
+            found = [compute.match_substring_regex(each, f"^({pattern})$") for each in cells]
+            fits = [compute.all(each).as_py() is not False for each in found]
             if column not in texts and all(fits) and any(each.null_count < len(each) for each in cells):
                 kinds[column] = kind
                 break

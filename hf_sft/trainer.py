@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import set_seed
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import PredictionOutput
 
 from hf_sft.anatomy import LoadedModel
-from hf_sft.batching import Examples, StepSampler
+from hf_sft.batching import Examples, StepSampler, to_device
 from hf_sft.curves import TrainingCurve
 from hf_sft.dropout import CpuDropout
 from hf_sft.errors import RecipeError, built_by
@@ -154,7 +154,7 @@ class StepTrainer(Trainer):
             for place, (batch, micro_batch) in enumerate(micro_batches):
                 last = place == len(micro_batches) - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                    batch: Batch = send_to_device(batch, self.args.device)  # pyright: ignore[reportAssignmentType]
+                    batch = to_device(batch, self.args.device)
                     with self.compute_loss_context_manager():
                         loss = self.phase.loss(self.phase.item_loss, partial(self.asked.items, model), batch)
                     # Gradients are averaged over processes, so each adds its share of the sum times their number. A step
@@ -172,8 +172,8 @@ class StepTrainer(Trainer):
     def gather_losses(self) -> None:
         """Fetch the losses of the steps since the last time. Raises `RecipeError` when one is not finite."""
         if self._losses:
-            together = self.accelerator.reduce(torch.stack(self._losses), "mean")
-            self.curve.losses += together.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+            together: Any = self.accelerator.reduce(torch.stack(self._losses), "mean")
+            self.curve.losses += together.tolist()
             self._losses.clear()
         wrong = next((step for step, loss in enumerate(self.curve.losses, start=1) if not math.isfinite(loss)), None)
         if wrong is not None:

@@ -74,5 +74,5 @@ class Lora(Method):
         return chosen
 
 
-def _merge(model: PeftModel) -> PreTrainedModel:
-    return model.merge_and_unload()  # pyright: ignore[reportCallIssue]
+def _merge(model: Any) -> PreTrainedModel:
+    return model.merge_and_unload()
