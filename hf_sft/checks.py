@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from hf_sft.curves import TrainingCurve
-from hf_sft.fitting import fit
+from hf_sft.fitting import fit_phases
 from hf_sft.run import RecipeLike, Run, as_recipe, claim_folder, is_taken, prepare
 
 TRIED = 32
@@ -69,14 +69,11 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
 
 def _rehearse(run: Run) -> list[TrainingCurve]:
     """One step of each phase as training would take it, but that no tracker hears of it."""
-    loaded, curves = run.loaded, []
+    once = {"max_steps": 1, "report_to": "none"}
+    phases = tuple(replace(phase, training=phase.training.model_copy(update=once)) for phase in run.phases)
     with _passing_folder() as folder:
-        for place, phase in enumerate(run.phases):
-            once = replace(phase, training=phase.training.model_copy(update={"max_steps": 1, "report_to": "none"}))
-            model, curve = fit(once, loaded, run.examples, run.asked, run.setting(folder, place, store=False))
-            loaded = replace(loaded, model=model)
-            curves.append(curve)
-    return curves
+        settings = [run.setting(folder, place, store=False) for place in range(len(phases))]
+        return fit_phases(phases, run.loaded, run.examples, run.asked, settings)[1]
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 import contextlib
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,17 @@ from hf_sft.features import body_rests, store_features, stored_body
 from hf_sft.methods import Phase
 from hf_sft.trainer import Asked, Setting, StepTrainer, explain_divergence
 from hf_sft.training import Machine
+
+
+def fit_phases(
+    phases: Sequence[Phase], loaded: LoadedModel, examples: dict[str, Examples], asked: Asked, settings: Sequence[Setting]
+) -> tuple[Any, list[TrainingCurve]]:
+    """Train all phases, each from the model that the one before has finished; gives the last one's."""
+    model, curves = loaded.model, []
+    for phase, setting in zip(phases, settings, strict=True):
+        model, curve = fit(phase, replace(loaded, model=model), examples, asked, setting)
+        curves.append(curve)
+    return model, curves
 
 
 def fit(

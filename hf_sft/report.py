@@ -116,7 +116,7 @@ def gather_facts(
             "truncated_share": sum(truncated.values()) / total,
             "truncated": truncated,
             "fingerprint": splits.fingerprint,
-            "fingerprints": {name: splits.fingerprint_of(name) for name in splits.rows},
+            "fingerprints": splits.fingerprints,
             "warnings": [
                 *splits.notes,
                 *loaded.notes,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,14 +35,15 @@ class Splits:
     seen: dict[str, np.ndarray] = field(default_factory=dict)
     """For validation and test the rows whose text train has too."""
 
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """By split, equal for equal rows."""
+        return {name: hash_rows(rows) for name, rows in self.rows.items()}
+
     @property
     def fingerprint(self) -> str:
         """Equal for equal rows of equal splits."""
-        return digest(*(f"{name}:{hash_rows(rows)}" for name, rows in self.rows.items()))
-
-    def fingerprint_of(self, split: str) -> str:
-        """Equal for equal rows of one split."""
-        return hash_rows(self.rows[split])
+        return digest(*(f"{name}:{rows}" for name, rows in self.fingerprints.items()))
 
 
 def hash_rows(rows: Dataset) -> str:
@@ -70,7 +72,7 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     labels = resolved.labels(loaded["train"])
     rows = {name: _name_classes(rows, resolved) for name, rows in loaded.items()}
     rows = _without_invalid(rows, resolved, labels, source.drop_invalid, notes)
-    rows = _make_splits(rows, source, resolved, labels, notes)
+    rows = _make_splits(rows, source, resolved, notes)
     rows["train"] = subsample(rows["train"], source, resolved, labels, notes)
     splits = {name: named[name] if name in loaded or name in source.splits else HELD_OUT for name in SPLITS}
     found = found.model_copy(update={"splits": splits})
@@ -237,9 +239,7 @@ def _without_invalid(
     return kept
 
 
-def _make_splits(
-    rows: dict[str, Dataset], source: DataSource, task: Task, labels: Labels | None, notes: list[str]
-) -> dict[str, Dataset]:
+def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes: list[str]) -> dict[str, Dataset]:
     """Hold out what no split of the data set brings. Equal texts, and rows of one group, stay together."""
     fractions: dict[str, float] = {}
     for name in SPLITS[1:]:
@@ -266,17 +266,17 @@ def _make_splits(
     if not fractions:
         return {name: rows[name] for name in SPLITS}
     train = rows["train"]
-    strata = strata_of(train, task)
-    sides = assign(units_of(train, source, task), strata, fractions, source.seed)
+    strata, units = strata_of(train, task), units_of(train, source, task)
+    sides = assign(units, strata, fractions, source.seed)
     made = {name: train.select(np.flatnonzero(sides == name)) for name in ("train", *fractions) if name != "unused"}
     for name, split in made.items():
         if not len(split):
-            units = len(np.unique(units_of(train, source, task)))
+            parts = len(np.unique(units))
             raise DataError(
-                f"split `{name}` has no rows left: train brings {len(train)} rows, in {units} parts that must not be torn\n"
+                f"split `{name}` has no rows left: train brings {len(train)} rows, in {parts} parts that must not be torn\n"
                 "  (equal texts, one group), which are too few for the fractions of `data.splits`."
             )
-        absent = [name for name in sorted(set(strata)) if name and name not in set(strata_of(split, task))]
+        absent = sorted({*strata} - {*strata_of(split, task), ""})
         if absent:
             shown = ", ".join(f"`{each}`" for each in absent[:5]) + (", …" if len(absent) > 5 else "")
             notes.append(f"{len(absent)} of {len(set(strata))} classes have no row in split `{name}`: {shown}.")

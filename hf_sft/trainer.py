@@ -171,13 +171,14 @@ class StepTrainer(Trainer):
 
     def gather_losses(self) -> None:
         """Fetch the losses of the steps since the last time. Raises `RecipeError` when one is not finite."""
-        if self._losses:
-            together: Any = self.accelerator.reduce(torch.stack(self._losses), "mean")
-            self.curve.losses += together.tolist()
-            self._losses.clear()
-        wrong = next((step for step, loss in enumerate(self.curve.losses, start=1) if not math.isfinite(loss)), None)
-        if wrong is not None:
-            raise RecipeError(explain_divergence(f"the loss of step {wrong} is {self.curve.losses[wrong - 1]}"))
+        if not self._losses:
+            return
+        together: Any = self.accelerator.reduce(torch.stack(self._losses), "mean")
+        self._losses.clear()
+        for loss in together.tolist():
+            self.curve.losses.append(loss)
+            if not math.isfinite(loss):
+                raise RecipeError(explain_divergence(f"the loss of step {len(self.curve.losses)} is {loss}"))
 
     def _count(self, batch: dict[str, Any], micro_batch: Any) -> None:
         if micro_batch.counts:

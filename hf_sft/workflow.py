@@ -16,13 +16,13 @@ from hf_sft.curves import TrainingCurve
 from hf_sft.encoding import encode_rows
 from hf_sft.errors import HfSftError, RecipeError
 from hf_sft.evaluation import Evaluation, evaluate_outputs, run_model
-from hf_sft.fitting import fit
+from hf_sft.fitting import fit_phases
 from hf_sft.models import save_model
 from hf_sft.recipe import Output, dump_recipe, load_recipe
 from hf_sft.report import Report, gather_facts, read_report, write_report
 from hf_sft.run import RecipeLike, Run, as_recipe, claim_folder, load_run, prepare, say
 from hf_sft.sources import SPLITS, DataSource
-from hf_sft.splitting import load_rows, load_splits
+from hf_sft.splitting import hash_rows, load_rows, load_splits
 from hf_sft.trainer import StepTrainer
 
 ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "seed")
@@ -40,12 +40,9 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     run = prepare(recipe)
     task, checkpoints = run.splits.task, folder / "checkpoints"
 
-    loaded, model, curves = run.loaded, run.loaded.model, []
     with told_when_it_ends_early(folder):
-        for place, phase in enumerate(run.phases):
-            model, curve = fit(phase, loaded, run.examples, run.asked, run.setting(checkpoints, place))
-            loaded = replace(loaded, model=model)
-            curves.append(curve)
+        settings = [run.setting(checkpoints, place) for place in range(len(run.phases))]
+        model, curves = fit_phases(run.phases, run.loaded, run.examples, run.asked, settings)
     if PartialState().is_main_process:  # before anything else that can fail
         save_model(model, run.loaded.model.config, run.processor, folder)
     evaluations = [evaluate_split(run, model, split) for split in ("validation", "test")]
@@ -135,7 +132,7 @@ def evaluate(
             raise RecipeError(f"split `{name}` is none of train, validation, test.")
         splits = load_splits(finished.recipe.data, task)
         rows, before = splits.rows[name], finished.facts["data"].get("fingerprints", {}).get(name)
-        if before is not None and before != splits.fingerprint_of(name):
+        if before is not None and before != hash_rows(rows):
             notes.append(f"the rows of split `{name}` are not those that the run was made with: the data has changed since.")
     encoded = encode_rows(rows, task, labels, finished.processor)
     output = run_model(finished.model, Examples(encoded, task.collator(finished.processor)), task.output, finished.machine)
