@@ -4,6 +4,8 @@ The answers of many rows stand together, so that metrics are array arithmetic.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self, TypeAlias
@@ -11,13 +13,28 @@ from typing import Any, ClassVar, Self, TypeAlias
 import numpy as np
 
 
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong answer, as a person reads it."""
+
+    row: int
+    score: float
+    """How sure the model was of what is wrong; for numbers how far off it is."""
+    reference: str
+    prediction: str
+    text: str | None = None
+    """What was asked."""
+
+
 class Answers(ABC):
-    """What a model says of some rows."""
+    """What a model says of some rows. Their references are an array with a place for each row."""
 
     called: ClassVar[str]
     """The kind in a sentence: "answers of one class"."""
     nothing: ClassVar[dict[str, None]]
     """The prediction for a row that can't be answered."""
+    counted: ClassVar[str] = "rows"
+    """What is counted by class."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -30,10 +47,33 @@ class Answers(ABC):
     def as_json(self) -> list[dict[str, Any]]:
         """One JSON-ready prediction per row."""
 
+    @classmethod
+    @abstractmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The answers of several blocks of rows as one."""
+
     @property
     @abstractmethod
     def finite(self) -> bool:
         """Whether all are numbers: a model that has diverged says others."""
+
+    @classmethod
+    def read_references(cls, targets: Sequence[Any]) -> np.ndarray:
+        """The task's targets of some rows as metrics take them."""
+        return np.asarray(targets)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What is scored by class, where there is such a thing."""
+        return ()
+
+    def confusions(self, references: np.ndarray) -> Counter[tuple[str | None, str | None]]:
+        """How often a class is answered where another, or the same, is right; None for no class."""
+        return Counter()
+
+    @abstractmethod
+    def mistakes(self, references: np.ndarray) -> list[Mistake]:
+        """All wrong answers; of numbers all."""
 
 
 AnswerKind: TypeAlias = type[Answers]
@@ -52,6 +92,10 @@ class Scored(Answers):
 
     def take(self, rows: np.ndarray | slice) -> Self:
         return type(self)(self.scores[rows], self.names)
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        return cls(np.concatenate([part.scores for part in parts]), parts[0].names)
 
     @property
     def finite(self) -> bool:
@@ -78,6 +122,18 @@ class ClassAnswers(Scored):
         best = [self.names[i] for i in self.choices]
         return [{"label": name, "score": row[name], "scores": row} for name, row in zip(best, self.by_name(), strict=True)]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.names
+
+    def confusions(self, references: np.ndarray) -> Counter[tuple[str | None, str | None]]:
+        pairs, counts = np.unique(np.stack([references, self.choices]), axis=1, return_counts=True)
+        return Counter({(self.names[i], self.names[j]): int(n) for i, j, n in zip(*pairs, counts, strict=True)})
+
+    def mistakes(self, references: np.ndarray) -> list[Mistake]:
+        wrong = [(int(row), references[row], self.choices[row]) for row in np.flatnonzero(self.choices != references)]
+        return [Mistake(row, float(self.scores[row, j]), self.names[i], self.names[j]) for row, i, j in wrong]
+
 
 @dataclass(frozen=True)
 class SetAnswers(Scored):
@@ -94,6 +150,15 @@ class SetAnswers(Scored):
     def as_json(self) -> list[dict[str, Any]]:
         chosen = [[name for name, yes in zip(self.names, row, strict=True) if yes] for row in self.choices]
         return [{"labels": labels, "scores": row} for labels, row in zip(chosen, self.by_name(), strict=True)]
+
+    def mistakes(self, references: np.ndarray) -> list[Mistake]:
+        wrong = self.choices != references
+        sure = np.where(wrong, np.maximum(self.scores, 1 - self.scores), 0).max(-1, initial=0.0)
+        rows = [int(row) for row in np.flatnonzero(wrong.any(-1))]
+        return [Mistake(row, float(sure[row]), self._say(references[row]), self._say(self.choices[row])) for row in rows]
+
+    def _say(self, chosen: np.ndarray) -> str:
+        return ", ".join(name for name, yes in zip(self.names, chosen, strict=True) if yes) or "(none)"
 
 
 @dataclass(frozen=True)
@@ -114,6 +179,14 @@ class NumberAnswers(Answers):
 
     def as_json(self) -> list[dict[str, Any]]:
         return [{"value": float(value)} for value in self.values]
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        return cls(np.concatenate([part.values for part in parts]))
+
+    def mistakes(self, references: np.ndarray) -> list[Mistake]:
+        pairs = enumerate(zip(references, self.values, strict=True))
+        return [Mistake(row, float(abs(p - r)), f"{r:.3f}", f"{p:.3f}") for row, (r, p) in pairs]
 
     @property
     def finite(self) -> bool:

@@ -1,60 +1,93 @@
-"""What simple methods answer on the same rows: the numbers that a fine-tuned model has to beat."""
+"""What simple methods answer on the same rows: the numbers that a fine-tuned model has to beat.
+
+Each is fitted on train when it is called, and gives what answers texts then.
+"""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
-from datasets import Dataset
-from scipy.special import log_softmax, logit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
-from hf_sft.tasks import Labels, Task
+from hf_sft.answers import Answers, ClassAnswers, NumberAnswers, SetAnswers
+
+Answerer: TypeAlias = Callable[[Any], Answers]
+"""Rows to their answers."""
+Fit: TypeAlias = Callable[[], Answerer]
+"""Sees train; may fail as the method does."""
 
 
-def answer_simply(task: Task, train: Dataset, rows: Dataset, labels: Labels | None) -> tuple[dict[str, np.ndarray], list[str]]:
-    """By name, what simple methods answer on `rows` after seeing `train`, in the shape of `Task.output`; and which of them
-    could not be fitted, with the reason. Nothing is raised: a finished training is not lost over a baseline.
+def of_classes(texts: Sequence[str], targets: Sequence[int], names: tuple[str, ...]) -> dict[str, Fit]:
+    """The shares of the classes in train, which choose the most frequent; and TF-IDF with logistic regression."""
+    known = np.array(targets)
 
-    They are the majority class (or the mean), and TF-IDF with logistic (or ridge) regression, all at scikit-learn's
-    defaults but for sublinear counts of words and pairs of words.
-    """
-    known, count = np.array(task.targets(train[:], labels)), len(rows)
-    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2 if len(train) > 500 else 1)
-    logistic = LogisticRegression(C=10.0, max_iter=1000)
-    texts, asked = task.texts(train), task.texts(rows)
+    def majority() -> Answerer:
+        shares = np.bincount(known, minlength=len(names)) / len(known)
+        return lambda asked: ClassAnswers(np.tile(shares, (len(asked), 1)), names)
 
-    def majority() -> np.ndarray:
-        if known.ndim == 2:
-            return np.tile(logit(np.clip(known.mean(0), 1e-9, 1 - 1e-9)), (count, 1))
-        shares = np.bincount(known, minlength=len(labels or ())) / len(known)
-        return np.tile(np.log(np.maximum(shares, 1e-9)), (count, 1))
+    def tfidf_logreg() -> Answerer:
+        model = make_pipeline(_words(texts), _logistic()).fit(texts, known)
 
-    def tfidf_logreg() -> np.ndarray:
-        if known.ndim == 2:
-            each = make_pipeline(words, OneVsRestClassifier(logistic)).fit(texts, known)
-            chances = np.asarray(each.predict_proba(asked)).reshape(count, -1)
-            return logit(np.clip(chances[:, -known.shape[1] :], 1e-9, 1 - 1e-9))
-        model = make_pipeline(words, logistic).fit(texts, known)
-        logits = np.full((count, len(labels or ())), -np.inf)
-        logits[:, model.classes_] = model.predict_log_proba(asked)
-        return log_softmax(np.maximum(logits, -30.0), axis=-1)
+        def answer(asked: Sequence[str]) -> Answers:
+            scores = np.zeros((len(asked), len(names)))
+            scores[:, model.classes_] = model.predict_proba(asked)
+            return ClassAnswers(scores, names)
 
-    def mean() -> np.ndarray:
-        return np.full((count, 1), known.mean())
+        return answer
 
-    def tfidf_ridge() -> np.ndarray:
-        return make_pipeline(words, Ridge()).fit(texts, known).predict(asked).reshape(-1, 1)
+    return {"majority": majority, "tfidf_logreg": tfidf_logreg}
 
-    methods: tuple[Callable[[], np.ndarray], ...] = (mean, tfidf_ridge) if labels is None else (majority, tfidf_logreg)
-    found, failed = {}, []
-    for method in methods:
+
+def of_sets(texts: Sequence[str], targets: Sequence[Sequence[float]], names: tuple[str, ...]) -> dict[str, Fit]:
+    """The share of each class in train; and TF-IDF with a logistic regression for each class."""
+    known = np.array(targets)
+
+    def majority() -> Answerer:
+        return lambda asked: SetAnswers(np.tile(known.mean(0), (len(asked), 1)), names)
+
+    def tfidf_logreg() -> Answerer:
+        model = make_pipeline(_words(texts), OneVsRestClassifier(_logistic())).fit(texts, known)
+        # Of one class it gives two columns, no and yes.
+        return lambda asked: SetAnswers(np.asarray(model.predict_proba(asked))[:, -len(names) :], names)
+
+    return {"majority": majority, "tfidf_logreg": tfidf_logreg}
+
+
+def of_numbers(texts: Sequence[str], targets: Sequence[float]) -> dict[str, Fit]:
+    """The mean of train; and TF-IDF with ridge regression."""
+    known = np.array(targets)
+
+    def mean() -> Answerer:
+        return lambda asked: NumberAnswers(np.full(len(asked), known.mean()))
+
+    def tfidf_ridge() -> Answerer:
+        model = make_pipeline(_words(texts), Ridge()).fit(texts, known)
+        return lambda asked: NumberAnswers(model.predict(asked).reshape(-1))
+
+    return {"mean": mean, "tfidf_ridge": tfidf_ridge}
+
+
+def _words(texts: Sequence[str]) -> TfidfVectorizer:
+    """scikit-learn's defaults, but for sublinear counts of words and pairs of words."""
+    return TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2 if len(texts) > 500 else 1)
+
+
+def _logistic() -> LogisticRegression:
+    return LogisticRegression(C=10.0, max_iter=1000)
+
+
+def fit_all(methods: dict[str, Fit]) -> tuple[dict[str, Answerer], list[str]]:
+    """Those that could be fitted; and which could not, with the reason: a finished training is not lost over a baseline."""
+    fitted, failed = {}, []
+    for name, fit in methods.items():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of labels that all rows have or none; the score says the rest
-                found[method.__name__] = method()
+                fitted[name] = fit()
         except Exception as error:  # whatever scikit-learn finds wrong with these texts and labels
-            failed.append(f"baseline {method.__name__} could not be fitted: {str(error).strip().splitlines()[0]}")
-    return found, failed
+            failed.append(f"baseline {name} could not be fitted: {str(error).strip().splitlines()[0]}")
+    return fitted, failed

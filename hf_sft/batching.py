@@ -5,7 +5,7 @@ How a step is cut changes nothing that is learned: the loss is a sum over items,
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from datasets import Dataset
@@ -14,15 +14,17 @@ from torch.utils.data import Sampler
 
 from hf_sft.tasks import Batch
 
-BOOKKEEPING = ("cost", "items", "truncated")
+BOOKKEEPING = ("row", "cost", "items", "truncated")
 """Columns of examples that the model is not shown."""
+BLOCK = 2048
+"""Rows that are evaluated at a time: what is in memory does not grow with their number."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one forward pass. `counts` is False for a stand-in that keeps processes in step and adds nothing."""
+    """The examples of one forward pass. `counts` is False for a stand-in that keeps processes in step and adds nothing."""
 
-    rows: tuple[int, ...]
+    places: tuple[int, ...]
     counts: bool = True
     step_items: int = 0
     """How many items carry loss in the whole optimizer step, over all processes; 0 where nothing is trained."""
@@ -34,14 +36,14 @@ def to_device(batch: Batch, device: Any) -> Batch:
 
 
 def cut_step(
-    rows: np.ndarray, costs: np.ndarray, budget: int, processes: int = 1, step_items: int = 0
+    places: np.ndarray, costs: np.ndarray, budget: int, processes: int = 1, step_items: int = 0
 ) -> list[list[MicroBatch]]:
     """One list of micro-batches per process, all equally long (sharded models hang otherwise).
 
-    Rows are sorted by cost and dealt in turn, so that processes hold rows of like cost and one cut serves them all.
-    A micro-batch's rows times its dearest row stay within `budget`; it holds at least one row.
+    Examples are sorted by cost and dealt in turn, so that processes hold some of like cost and one cut serves them all.
+    A micro-batch's examples times its dearest one stay within `budget`; it holds at least one.
     """
-    ordered = rows[np.argsort(-costs[rows], kind="stable")]
+    ordered = places[np.argsort(-costs[places], kind="stable")]
     dearest = costs[ordered[::processes]]
     starts = [0]
     for place, cost in enumerate(dearest):
@@ -56,45 +58,54 @@ def cut_step(
     ]
 
 
-def _micro_batch(rows: np.ndarray, stand_in: int, step_items: int) -> MicroBatch:
-    counts = len(rows) > 0
-    return MicroBatch(tuple(int(row) for row in (rows if counts else [stand_in])), counts, step_items)
+def _micro_batch(places: np.ndarray, stand_in: int, step_items: int) -> MicroBatch:
+    counts = len(places) > 0
+    return MicroBatch(tuple(int(place) for place in (places if counts else [stand_in])), counts, step_items)
 
 
 class Examples(TorchDataset):
-    """Encoded rows, given out a micro-batch at a time as the batch that the model takes."""
+    """Rows and their examples, one or several of each, given out a micro-batch at a time as the batch that the model takes."""
 
-    def __init__(self, encoded: Dataset, collate: Callable[[list[dict[str, Any]]], Batch]):
-        self.encoded, self._collate = encoded, collate
+    def __init__(self, rows: Dataset, encoded: Dataset, collate: Callable[[list[dict[str, Any]]], Batch]):
+        self.rows, self.encoded, self._collate = rows, encoded, collate
         self._columns = encoded.select_columns([n for n in encoded.column_names if n not in BOOKKEEPING])
         numbers = encoded.with_format("numpy")
         self.costs = np.asarray(numbers["cost"][:], dtype=np.int64)
         self.items = np.asarray(numbers["items"][:], dtype=np.int64)
+        self.starts: list[int] = np.searchsorted(numbers["row"][:], np.arange(len(rows) + 1)).tolist()
+        """The examples of row i are those from starts[i] to starts[i + 1]."""
 
     def __len__(self) -> int:
         return len(self.costs)
 
     def __getitem__(self, micro_batch: MicroBatch) -> tuple[Batch, MicroBatch]:
-        return self.collate(micro_batch.rows), micro_batch
+        return self.collate(micro_batch.places), micro_batch
 
-    def collate(self, rows: tuple[int, ...]) -> Batch:
-        return self._collate(self.take(rows))
+    def collate(self, places: tuple[int, ...]) -> Batch:
+        return self._collate(self.take(places))
 
-    def take(self, rows: tuple[int, ...]) -> list[dict[str, Any]]:
-        columns = self._columns[list(rows)]
+    def blocks(self) -> "Iterator[Block]":
+        """Its rows in blocks."""
+        for start in range(0, len(self.rows), BLOCK):
+            yield self, range(start, min(start + BLOCK, len(self.rows)))
+
+    def take(self, places: tuple[int, ...]) -> list[dict[str, Any]]:
+        columns = self._columns[list(places)]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
+Block: TypeAlias = tuple[Examples, range]
+"""Some rows, with all their examples: what is evaluated at a time."""
+
+
 class StepSampler(Sampler[list[MicroBatch]]):
-    """Yields, for each optimizer step, this process's micro-batches.
+    """Yields, for each optimizer step, this process's micro-batches. All examples of a row are in one step.
 
     The order of rows depends on the seed and the epoch alone. The last step of an epoch holds the rows that are left.
     """
 
-    def __init__(
-        self, costs: np.ndarray, items: np.ndarray, batch_size: int, budget: int, seed: int, process: int, processes: int
-    ):
-        self.costs, self.items = costs, items
+    def __init__(self, examples: Examples, batch_size: int, budget: int, seed: int, process: int, processes: int):
+        self.costs, self.items, self.starts = examples.costs, examples.items, examples.starts
         self.batch_size, self.budget, self.seed = batch_size, budget, seed
         self.process, self.processes = process, processes
         self.epoch = 0
@@ -103,11 +114,12 @@ class StepSampler(Sampler[list[MicroBatch]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.costs) // self.batch_size)
+        return -(-(len(self.starts) - 1) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.costs))
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.starts) - 1)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            step_items = int(self.items[rows].sum())
-            yield cut_step(rows, self.costs, self.budget, self.processes, step_items)[self.process]
+            examples = np.concatenate([range(self.starts[row], self.starts[row + 1]) for row in rows])
+            step_items = int(self.items[examples].sum())
+            yield cut_step(examples, self.costs, self.budget, self.processes, step_items)[self.process]

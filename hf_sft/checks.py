@@ -46,12 +46,12 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     found.facts["labels"] = ", ".join(labels.names) if labels else "a number"
     found.facts["problem type"] = str(getattr(splits.task, "problem_type", "—"))
     found.warnings += [*splits.notes, *run.loaded.notes]
-    truncated = sum(run.encoded["train"]["truncated"][:])
+    truncated = sum(run.examples["train"].encoded["truncated"][:])
     if truncated:
-        few = len(run.encoded["train"])
+        few = len(run.examples["train"].rows)
         found.warnings.append(f"{truncated} of the first {few} rows are longer than the model is shown and are cut.")
     found.facts["first row"] = splits.task.texts(rows["train"].select([0]))[0][:200]
-    found.facts["as the model sees it"] = show_example(run.processor, run.encoded["train"][0])
+    found.facts["as the model sees it"] = show_example(run.processor, run.examples["train"].encoded[0])
     found.facts["new parameters"] = ", ".join(run.loaded.new) or "none: the checkpoint brings them all"
     for phase, curve in zip(run.phases, _rehearse(run), strict=True):
         share = curve.trainable / curve.parameters

@@ -95,7 +95,7 @@ def predict(
     Example:  hf-sft predict runs/bbc "The bank raised its rates again."
     """
     from hf_sft.errors import RecipeError
-    from hf_sft.prediction import predict as predict_rows
+    from hf_sft.prediction import answer
     from hf_sft.strict_json import dump_json
 
     if bool(texts) == bool(input):
@@ -106,10 +106,17 @@ def predict(
     if output and (output.is_dir() or not output.absolute().parent.is_dir()):
         what = "is a folder" if output.is_dir() else "lies in a folder that is not there"
         raise RecipeError(f"`--output {output}` {what}.  Give the name of a file in a folder that is there.")
-    answers = predict_rows(run, texts or input or "-", strict, trust_remote_code)
-    if _is_main_process():
-        lines = "".join(dump_json(answer) + "\n" for answer in answers)
-        output.write_text(lines, encoding="utf-8") if output else sys.stdout.write(lines)
+    lines = (dump_json(each) + "\n" for each in answer(run, texts or input or "-", strict, trust_remote_code))
+    if output is None or not _is_main_process():
+        sys.stdout.writelines(lines)
+        return
+    part = output.with_name(f"{output.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @app.command()

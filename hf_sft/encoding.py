@@ -4,6 +4,7 @@ import inspect
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset, load_from_disk
 
+from hf_sft.batching import BLOCK, Block, Examples
 from hf_sft.cache import cache_folder, digest, touch, written_aside
 from hf_sft.splitting import Splits, hash_rows
 from hf_sft.tasks import Labels, Task
@@ -19,17 +21,26 @@ CODE = ("hf_sft", "tokenizers", "transformers")
 
 
 def encode_rows(rows: Dataset, task: Task, labels: Labels | None, processor: Any) -> Dataset:
-    """Examples for the model: the task's columns, with the `cost` of each and how many `items` carry loss. Not cached."""
+    """Examples for the model: the task's columns, with the `row` and the `cost` of each, and how many `items` carry loss.
 
-    def encode(batch: dict[str, list]) -> dict[str, list]:
+    Not cached.
+    """
+
+    def encode(batch: dict[str, list], places: list[int]) -> dict[str, list]:
         examples = task.encode(batch, processor, labels)
         count = len(examples["truncated"])
         tokens = [len(ids) for ids in examples["input_ids"]] if "input_ids" in examples else [1] * count
-        return {"cost": tokens, "items": [1] * count, **examples}
+        of_row = [places[row] for row in examples.get("row", range(count))]
+        return {"cost": tokens, "items": [1] * count, **examples, "row": of_row}
 
     asked = _select(rows, task)
     encoded = asked.map(
-        encode, batched=True, remove_columns=asked.column_names, load_from_cache_file=False, keep_in_memory=True
+        encode,
+        batched=True,
+        with_indices=True,
+        remove_columns=asked.column_names,
+        load_from_cache_file=False,
+        keep_in_memory=True,
     )
     if backend := getattr(processor, "backend_tokenizer", None):
         # A fast tokenizer remembers how it truncated, and would be hashed and saved with that.
@@ -41,15 +52,23 @@ def _select(rows: Dataset, task: Task) -> Dataset:
     return rows.select_columns([c for columns in task.columns().values() for c in columns if c in rows.column_names])
 
 
-def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dict[str, Dataset]:
-    """Each split's examples (of its first `few` rows, if given), memory-mapped from the cache.
+def encode_blocks(rows: Dataset, task: Task, labels: Labels | None, processor: Any) -> Iterator[Block]:
+    """Rows with their examples, a block at a time, each encoded when it is asked for. Not cached."""
+    collate = task.collator(processor)
+    for start in range(0, len(rows), BLOCK):
+        block = rows.select(range(start, min(start + BLOCK, len(rows))))
+        yield Examples(block, encode_rows(block, task, labels, processor), collate), range(len(block))
+
+
+def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dict[str, Examples]:
+    """Each split's rows (its first `few`, if given) and their examples, memory-mapped from the cache.
 
     The key holds the rows, the task with its code, the processor, and the versions of what encodes.
     """
     state = PartialState()
     names = json.dumps(splits.labels.names if splits.labels else None)
     how = digest(_hash_processor(processor), splits.task.model_dump_json(), names, hash_code(type(splits.task)))
-    encoded = {}
+    encoded, collate = {}, splits.task.collator(processor)
     for name, rows in splits.rows.items():
         rows = rows if few is None else rows.select(range(min(few, len(rows))))
         folder = cache_folder("encoded") / digest(hash_rows(_select(rows, splits.task)), how)
@@ -57,7 +76,8 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
             if not (folder / "state.json").is_file():
                 with written_aside(folder) as aside:
                     encode_rows(rows, splits.task, splits.labels, processor).save_to_disk(str(aside))
-        encoded[name] = load_from_disk(str(touch(folder)))
+        found: Any = load_from_disk(str(touch(folder)))
+        encoded[name] = Examples(rows, found, collate)
     return encoded
 
 

@@ -1,32 +1,36 @@
-"""Predictions, metrics with intervals, per-class results, and baselines on the same rows."""
+"""Rows to answers, a block at a time; their metrics with intervals, beside baselines on the same rows."""
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
-from hf_sft.answers import ClassAnswers
-from hf_sft.baselines import answer_simply
-from hf_sft.batching import Examples, cut_step, to_device
-from hf_sft.block import Block
+from hf_sft.answers import Answers, Mistake
+from hf_sft.baselines import fit_all
+from hf_sft.batching import Block, cut_step, to_device
+from hf_sft.block import Block as RecipeBlock
 from hf_sft.metrics import find_metric, list_metrics
-from hf_sft.scoring import Score, paired, score_rows
+from hf_sft.scoring import Score, Tally, draw_weights, paired
 from hf_sft.tasks import Batch, Labels, Task
 from hf_sft.training import Machine
 
+WORST = 10
+"""Mistakes that a report shows."""
 
-class EvaluationPlan(Block):
+
+class EvaluationPlan(RecipeBlock):
     """What is measured, and which of it chooses the best checkpoint."""
 
     metrics: tuple[str, ...] | None = None
@@ -58,13 +62,15 @@ class Evaluation:
     """What was measured on one split."""
 
     split: str
+    rows: int
     scores: dict[str, Score]
     baselines: dict[str, dict[str, Score]] = field(default_factory=dict)
-    predictions: list[dict[str, Any]] = field(default_factory=list)
     per_class: list[dict[str, Any]] = field(default_factory=list)
-    """For single labels: `label`, `precision`, `recall`, `f1`, `rows`."""
+    """Where rows have classes: `label`, `precision`, `recall`, `f1`, and how many there are of it."""
     confusions: list[dict[str, Any]] = field(default_factory=list)
-    """For single labels: `reference`, `prediction`, `rows`, most frequent first, without the diagonal."""
+    """Where rows have classes: `reference`, `prediction`, and how often, most frequent first, without what is right."""
+    mistakes: list[dict[str, Any]] = field(default_factory=list)
+    """The wrong answers that the model was surest of: `row`, `text`, `reference`, `prediction`, `score`."""
     gaps: dict[str, dict[str, Score]] = field(default_factory=dict)
     """By baseline and metric: how far the model is above it, with the interval of that difference on the same rows."""
     unseen: dict[str, Score] = field(default_factory=dict)
@@ -73,30 +79,31 @@ class Evaluation:
     """What is to be said beside the scores: which rows they are of, baselines that could not be fitted."""
 
 
-def run_model(
-    model: nn.Module, examples: Examples, output_of: Callable[[nn.Module, Batch], Tensor], machine: Machine
-) -> np.ndarray:
-    """The output (the task's `output`) for every row, shape (rows, …), in the rows' order, on every process.
+Kept: TypeAlias = list[list[np.ndarray]]
+"""Of each row, what the task keeps of each of its examples."""
 
-    Rows are sorted by length and shared out between the processes; each is run once.
+
+def run_blocks(
+    model: nn.Module, blocks: Iterable[Block], keep: Callable[[nn.Module, Batch], list[np.ndarray]], machine: Machine
+) -> Iterator[tuple[Dataset, Kept]]:
+    """Run the model over blocks of rows; gives of each block its rows, and what the task keeps of them, on every process.
+
+    Inside a block examples are sorted by cost and shared out between the processes; each is run once.
     """
     state = PartialState()
-    shares = cut_step(np.arange(len(examples)), examples.costs, machine.micro_batch_tokens, state.num_processes)
-    rows: list[int] = []
-    outputs: list[np.ndarray] = []
-    with evaluating(model, machine):
-        for micro_batch in tqdm(shares[state.process_index], desc="scoring", disable=machine.quiet, leave=False):
-            batch = to_device(examples.collate(micro_batch.rows), state.device)
-            output = output_of(model, batch).float().cpu().numpy()
-            if micro_batch.counts:
-                rows.extend(micro_batch.rows)
-                outputs.append(output)
-    shared = gather_object([(rows, np.concatenate(outputs) if outputs else None)])
-    parts = [(places, output) for places, output in shared if output is not None and places]
-    ordered = np.empty((len(examples), *np.shape(parts[0][1])[1:]), dtype=np.float32)
-    for places, output in parts:
-        ordered[places] = output
-    return ordered
+    with tqdm(desc="scoring", unit=" examples", disable=machine.quiet, leave=False) as bar:
+        for examples, rows in blocks:
+            ends = examples.starts[rows.start : rows.stop + 1]
+            shares = cut_step(np.arange(ends[0], ends[-1]), examples.costs, machine.micro_batch_tokens, state.num_processes)
+            mine: list[tuple[int, np.ndarray]] = []
+            with evaluating(model, machine):
+                for micro_batch in shares[state.process_index]:
+                    kept = keep(model, to_device(examples.collate(micro_batch.places), state.device))
+                    if micro_batch.counts:
+                        mine.extend(zip(micro_batch.places, kept, strict=True))
+                        bar.update(len(kept))
+            found = dict(gather_object(mine))
+            yield examples.rows.select(rows), [[found[i] for i in range(*each)] for each in pairwise(ends)]
 
 
 @contextlib.contextmanager
@@ -112,50 +119,105 @@ def evaluating(model: nn.Module, machine: Machine):
             module.training = True
 
 
-def evaluate_outputs(
+def answer_blocks(
+    ran: Iterable[tuple[Dataset, Kept]], task: Task, labels: Labels | None
+) -> Iterator[tuple[int, Dataset, Answers]]:
+    """Of each block the number of its first row, its rows, and their answers; on the main process alone."""
+    start = 0
+    for rows, kept in ran:
+        if PartialState().is_main_process:
+            yield start, rows, task.answers(kept, rows, labels)
+        start += len(rows)
+
+
+def measure_blocks(
+    ran: Iterable[tuple[Dataset, Kept]], task: Task, labels: Labels | None, names: Sequence[str]
+) -> dict[str, float]:
+    """The metrics' values, on every process the same."""
+    tally = Tally(names, task.answer_kind())
+    for _, rows, answers in answer_blocks(ran, task, labels):
+        tally.add(answers, task.answer_kind().read_references(task.targets(rows[:], labels)))
+    return _from_main(tally.values())
+
+
+def evaluate_blocks(
     split: str,
-    output: np.ndarray,
-    encoded: Dataset,
-    rows: Dataset,
+    ran: Iterable[tuple[Dataset, Kept]],
     task: Task,
     labels: Labels | None,
     plan: EvaluationPlan,
     train: Dataset | None = None,
     seen: np.ndarray | None = None,
+    write: Callable[[dict[str, Any]], None] | None = None,
 ) -> Evaluation:
-    """Everything that is said about one split; baselines when `train` is given, and apart from the rows `seen` there."""
-    known = np.asarray(encoded.with_format("numpy")["labels"][:])
-    names, answers = plan.names(task), task.answers(output, labels)
-    guesses, failed = answer_simply(task, train, rows, labels) if train is not None else ({}, [])
-    unseen = np.setdiff1d(np.arange(len(rows)), np.array([]) if seen is None else seen)
-    written = zip(answers.as_json(), task.references(rows), strict=True)
-    predictions = [{"row": row, **answer, "reference": reference} for row, (answer, reference) in enumerate(written)]
-    per_class, confusions = _per_class(answers, known) if isinstance(answers, ClassAnswers) else ([], [])
-    scores = score_rows(names, answers, known)
-    baselines = {name: score_rows(names, task.answers(guess, labels), known) for name, guess in guesses.items()}
-    return Evaluation(
+    """Everything that is said about one split, on every process the same.
+
+    Baselines when `train` is given; the rows that are not `seen` there are scored apart. Predictions go to `write`, in order,
+    on the main process, which alone decodes and scores.
+    """
+    names, kind = plan.names(task), task.answer_kind()
+    simple = task.baselines(train, labels) if train is not None and PartialState().is_main_process else {}
+    fitted, failed = fit_all(simple)
+    tally, unseen, theirs = Tally(names, kind), Tally(names, kind), {name: Tally(names, kind) for name in fitted}
+    confusions: Counter[tuple[str | None, str | None]] = Counter()
+    mistakes: list[Mistake] = []
+    known, total, classes = np.array([] if seen is None else seen, dtype=np.int64), 0, ()
+    for start, rows, answers in answer_blocks(ran, task, labels):
+        total = start + len(rows)
+        references = kind.read_references(task.targets(rows[:], labels))
+        weights = draw_weights(start, total)
+        tally.add(answers, references, weights)
+        for name, answer in fitted.items():
+            theirs[name].add(answer(rows), references, weights)
+        fresh = np.setdiff1d(np.arange(start, total), known) - start
+        unseen.add(answers.take(fresh), references[fresh], weights[fresh])
+        classes, confusions = answers.classes, confusions + answers.confusions(references)
+        found = worst(answers.mistakes(references))
+        texts = task.texts(rows.select([mistake.row for mistake in found]))
+        found = [replace(each, row=start + each.row, text=text) for each, text in zip(found, texts, strict=True)]
+        mistakes = worst([*mistakes, *found])
+        if write:
+            said = zip(answers.as_json(), task.references(rows), strict=True)
+            for row, (answer, reference) in enumerate(said, start=start):
+                write({"row": row, **answer, "reference": reference})
+    scores, baselines = tally.scores(), {name: each.scores() for name, each in theirs.items()}
+    evaluation = Evaluation(
         split,
+        total,
         scores,
         baselines,
-        predictions,
-        per_class,
-        confusions,
-        {other: {name: paired(scores[name], theirs[name]) for name in names} for other, theirs in baselines.items()},
-        score_rows(names, answers.take(unseen), known[unseen]) if 0 < len(unseen) < len(rows) else {},
+        *_by_class(classes, confusions, kind.counted),
+        [asdict(mistake) for mistake in mistakes],
+        {other: {name: paired(scores[name], score[name]) for name in names} for other, score in baselines.items()},
+        unseen.scores() if 0 < len(known) < total else {},
         tuple(failed),
     )
+    return _from_main(evaluation)
 
 
-def _per_class(answers: ClassAnswers, known: np.ndarray) -> tuple[list[dict], list[dict]]:
-    names = answers.names
-    ids = list(range(len(names)))
-    columns: Any = precision_recall_fscore_support(known, answers.choices, labels=ids, zero_division=0.0)  # pyright: ignore[reportArgumentType]
-    table = [
-        {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)}
-        for name, p, r, f, n in zip(names, *map(list, columns), strict=True)
-    ]
-    counts = confusion_matrix(known, answers.choices, labels=ids)
-    np.fill_diagonal(counts, 0)
-    pairs = sorted(zip(*np.nonzero(counts), strict=True), key=lambda pair: -counts[pair])
-    confused = [{"reference": names[i], "prediction": names[j], "rows": int(counts[i, j])} for i, j in pairs]
-    return table, confused
+def worst(mistakes: Iterable[Mistake]) -> list[Mistake]:
+    """Those that the model was surest of, or that are furthest off."""
+    return sorted(mistakes, key=lambda mistake: -mistake.score)[:WORST]
+
+
+def _from_main(value: Any) -> Any:
+    """The main process's value, on all."""
+    return broadcast_object_list([value])[0]
+
+
+def _by_class(
+    classes: Sequence[str], found: Counter[tuple[str | None, str | None]], counted: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Precision, recall and F1 of each class, zero where there is nothing to divide by; and what is taken for what."""
+    referred, answered = Counter(), Counter()
+    for (reference, prediction), count in found.items():
+        referred[reference] += count
+        answered[prediction] += count
+    table = []
+    for name in classes:
+        hits, said, true = found[name, name], answered[name], referred[name]
+        rates = {"precision": (hits, said), "recall": (hits, true), "f1": (2 * hits, said + true)}
+        table.append({"label": name, **{rate: a / b if b else 0.0 for rate, (a, b) in rates.items()}, counted: true})
+    places = {name: place for place, name in enumerate((*classes, None))}
+    wrong = sorted((pair for pair in found if pair[0] != pair[1]), key=lambda pair: (-found[pair], *map(places.get, pair)))
+    return table, [{"reference": i, "prediction": j, counted: found[i, j]} for i, j in wrong]

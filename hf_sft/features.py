@@ -7,7 +7,7 @@ The body is then replaced by a stub that hands out the stored vectors, and put b
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples, MicroBatch, cut_step, to_device
 from hf_sft.cache import cache_folder, touch, written_aside
 from hf_sft.encoding import hash_code
+from hf_sft.losses import Items
 from hf_sft.splitting import hash_rows
 from hf_sft.tasks import Batch
 from hf_sft.training import Machine
 
-Output: TypeAlias = Callable[[nn.Module, Batch], Tensor]
-"""The task's `output`: the logits of a forward pass."""
+ItemsOf = Callable[[nn.Module, Batch], Items]
+"""The task's `items`: a forward pass of the model."""
 TOLERANCE = 1e-4
 """The largest difference between the model's logits and the head's on stored vectors that still is rounding (float32)."""
 
@@ -49,18 +50,18 @@ class FeatureExamples(Examples):
     """Examples whose batches hold one stored vector per row, and one token for what the head asks of the ids."""
 
     def __init__(self, examples: Examples, features: np.ndarray):
-        super().__init__(examples.encoded, examples._collate)
+        super().__init__(examples.rows, examples.encoded, examples._collate)
         self.features = features
         self.costs = np.ones(len(features), dtype=np.int64)
         inputs = {"input_ids", "token_type_ids"} & set(examples.encoded.column_names)
         kept = self._columns.remove_columns([n for n in self._columns.column_names if n in inputs - {"input_ids"}])
         self._rows = [_with_one_token(row, inputs) for row in kept.to_list()]
 
-    def take(self, rows: tuple[int, ...]) -> list[dict[str, Any]]:
-        return [self._rows[row] for row in rows]
+    def take(self, places: tuple[int, ...]) -> list[dict[str, Any]]:
+        return [self._rows[place] for place in places]
 
-    def collate(self, rows: tuple[int, ...]) -> Batch:
-        return {**super().collate(rows), "inputs_embeds": torch.from_numpy(self.features[list(rows)]).unsqueeze(1)}
+    def collate(self, places: tuple[int, ...]) -> Batch:
+        return {**super().collate(places), "inputs_embeds": torch.from_numpy(self.features[list(places)]).unsqueeze(1)}
 
 
 def _with_one_token(row: dict[str, Any], inputs: set[str]) -> dict[str, Any]:
@@ -83,19 +84,19 @@ def stored_body(loaded: LoadedModel) -> Iterator[None]:
         setattr(loaded.model, name, body)
 
 
-def store_features(loaded: LoadedModel, examples: Examples, output: Output, machine: Machine) -> FeatureExamples | None:
+def store_features(loaded: LoadedModel, examples: Examples, items: ItemsOf, machine: Machine) -> FeatureExamples | None:
     """What the body gives the head for every row, float32, shape (rows, width): from the cache, or by one pass.
 
     None when the head reads more than one position per row, or when the stub's answers are not the model's.
     """
-    if not _stub_is_exact(loaded, examples, output):
+    if not _stub_is_exact(loaded, examples, items):
         return None
     folder = cache_folder("features") / _key(loaded, examples, machine)
     path = folder / "rows.npy"
     state = PartialState()
     # Asked of all, so that every process takes the same branch: what follows needs them all.
     if not all(gather_object([path.is_file()])):
-        stored = _run_body(loaded, examples, output, machine)
+        stored = _run_body(loaded, examples, items, machine)
         if state.is_local_main_process:
             with written_aside(folder) as aside:
                 np.save(aside / path.name, stored)
@@ -104,58 +105,61 @@ def store_features(loaded: LoadedModel, examples: Examples, output: Output, mach
     return FeatureExamples(examples, np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def _stub_is_exact(loaded: LoadedModel, examples: Examples, output: Output) -> bool:
+def _stub_is_exact(loaded: LoadedModel, examples: Examples, items: ItemsOf) -> bool:
     """Tried on three rows of different lengths, in float32."""
     by_length = np.argsort(examples.costs, kind="stable")
     rows = tuple(sorted({int(by_length[0]), int(by_length[len(by_length) // 2]), int(by_length[-1])}))
-    batch = _inputs(examples.collate(rows))
+    batch = to_device(examples.collate(rows), PartialState().device)
     loaded.model.eval()
     try:
-        vectors = _read_vectors(loaded, batch, output)
+        vectors = _read_vectors(loaded, batch, items)
         if vectors is None:
             return False
-        few = FeatureExamples(Examples(examples.encoded.select(rows), examples._collate), vectors.cpu().numpy())
+        few = Examples(examples.rows, examples.encoded.select(rows), examples._collate)
+        stored = FeatureExamples(few, vectors.cpu().numpy()).collate(tuple(range(len(rows))))
         with torch.no_grad():
-            wanted = output(loaded.model, batch)
+            wanted = items(loaded.model, batch).logits
             with stored_body(loaded):
-                found = output(loaded.model, _inputs(few.collate(tuple(range(len(rows))))))
-    except (AttributeError, TypeError, RuntimeError, ValueError):
+                found = items(loaded.model, to_device(stored, PartialState().device)).logits
+    except (AttributeError, IndexError, TypeError, RuntimeError, ValueError):
         # A head that asks its body for more than a last hidden state fails on the stub in its own way: no features then.
         return False
     return bool(torch.allclose(wanted, found, atol=TOLERANCE, rtol=TOLERANCE))
 
 
-def _inputs(batch: Batch) -> Batch:
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    return to_device(inputs, PartialState().device)
-
-
-def _read_vectors(loaded: LoadedModel, batch: Batch, output: Output, machine: Machine | None = None) -> Tensor | None:
-    """For each row the vector that the head reads, shape (rows, width); None when it reads several."""
-    with torch.no_grad(), machine.autocast() if machine else contextlib.nullcontext():
-        hidden = loaded.body(**batch).last_hidden_state.float()
+def _read_vectors(loaded: LoadedModel, batch: Batch, items: ItemsOf, machine: Machine | None = None) -> Tensor | None:
+    """For each example the vector that the head reads, shape (examples, width); None when it reads several."""
+    given: list[Tensor] = []
+    watching = loaded.body.register_forward_hook(lambda *call: given.append(call[-1].last_hidden_state))
+    try:
+        with torch.no_grad(), machine.autocast() if machine else contextlib.nullcontext():
+            items(loaded.model, batch)
+    finally:
+        watching.remove()
+    hidden = given[0].float()
     with torch.enable_grad(), stored_body(loaded):
         hidden.requires_grad_(True)
-        (gradient,) = torch.autograd.grad(output(loaded.model, {**batch, "inputs_embeds": hidden}).sum(), hidden)
+        logits = items(loaded.model, {**batch, "inputs_embeds": hidden}).logits
+        (gradient,) = torch.autograd.grad(logits.sum(), hidden)
     read = gradient.abs().sum(-1) > 0
     if not (read.sum(1) == 1).all():
         return None
     return hidden.detach()[torch.arange(len(hidden), device=hidden.device), read.int().argmax(1)]
 
 
-def _run_body(loaded: LoadedModel, examples: Examples, output: Output, machine: Machine) -> np.ndarray:
+def _run_body(loaded: LoadedModel, examples: Examples, items: ItemsOf, machine: Machine) -> np.ndarray:
     state = PartialState()
     shares = cut_step(np.arange(len(examples)), examples.costs, machine.micro_batch_tokens, state.num_processes)
     parts: list[tuple[MicroBatch, np.ndarray]] = []
     for micro_batch in tqdm(shares[state.process_index], desc="the body, once", disable=machine.quiet, leave=False):
-        vectors = _read_vectors(loaded, _inputs(examples.collate(micro_batch.rows)), output, machine)
+        vectors = _read_vectors(loaded, to_device(examples.collate(micro_batch.places), state.device), items, machine)
         assert vectors is not None, "the head reads several positions of some rows, and one of those it was asked about"
         if micro_batch.counts:
             parts.append((micro_batch, vectors.cpu().numpy()))
     shared = gather_object(parts)
     stored = np.empty((len(examples), shared[0][1].shape[1]), dtype=np.float32)
     for micro_batch, vectors in shared:
-        stored[list(micro_batch.rows)] = vectors
+        stored[list(micro_batch.places)] = vectors
     return stored
 
 

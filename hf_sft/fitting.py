@@ -71,7 +71,7 @@ def stored_where_the_body_rests(
     """Stored vectors, with a stub for the body, where nothing below the head moves; else the examples as they are."""
     if setting.store and body_rests(loaded):
         nn.Module.to(loaded.model, setting.machine.device)
-        stored = {name: store_features(loaded, each, asked.output, setting.machine) for name, each in examples.items()}
+        stored = {name: store_features(loaded, each, asked.items, setting.machine) for name, each in examples.items()}
         shown = {name: each for name, each in stored.items() if each is not None}
         if len(shown) == len(examples):
             with stored_body(loaded):

@@ -3,7 +3,6 @@
 import html
 import re
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ def write_pages(
     said, templates = _say(folder, recipe_text, facts), _templates()
     card = templates.get_template("card.md").render(said, front_matter=_front_matter(said).to_yaml())
     (folder / "README.md").write_text(card, encoding="utf-8")
-    page = templates.get_template("report.html").render(said, plots=draw_run(measured, said["best"]), mistakes=mistakes)
+    shown = [{**mistake, "text": mistake["text"] and _cut(mistake["text"])} for mistake in mistakes]
+    page = templates.get_template("report.html").render(said, plots=draw_run(measured, said["best"]), mistakes=shown)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -146,43 +146,6 @@ def _front_matter(said: dict[str, Any]) -> ModelCardData:
         model_name=said["name"] if results else None,
         eval_results=results or None,
     )
-
-
-def worst_mistakes(predictions: list[dict[str, Any]], texts: Sequence[str]) -> list[dict[str, Any]]:
-    """The ten wrong answers that the model was surest of; the ten furthest off for numbers."""
-    judged = [(prediction, *_judge(prediction)) for prediction in predictions]
-    wrong = sorted((found for found in judged if found[1] is not None), key=lambda found: -found[2])
-    return [
-        {
-            "row": prediction["row"],
-            "reference": _say_answer(prediction["reference"]),
-            "prediction": _say_answer(answer),
-            "score": score,
-            "text": _cut(texts[int(prediction["row"])]) if texts else None,
-        }
-        for prediction, answer, score in wrong[:10]
-    ]
-
-
-def _judge(prediction: dict[str, Any]) -> tuple[Any, float]:
-    """A wrong answer and how sure the model was of it (for numbers, how far off it is); None for a right one."""
-    reference = prediction["reference"]
-    if "value" in prediction:
-        return prediction["value"], abs(prediction["value"] - reference)
-    if "label" in prediction:
-        return (prediction["label"] if prediction["label"] != reference else None), prediction["score"]
-    if "labels" in prediction:
-        said = prediction["labels"]
-        wrong = {*said} ^ {*reference}
-        sure = (score if name in said else 1 - score for name, score in prediction["scores"].items() if name in wrong)
-        return (said if wrong else None), max(sure, default=0.0)
-    return None, 0.0
-
-
-def _say_answer(answer: Any) -> str:
-    if isinstance(answer, list):
-        return ", ".join(str(part) for part in answer) or "(none)"
-    return f"{answer:.3f}" if isinstance(answer, float) else str(answer)
 
 
 def _cut(text: str) -> str:

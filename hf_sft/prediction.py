@@ -2,17 +2,18 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 
-from hf_sft.batching import Examples
-from hf_sft.encoding import encode_rows
+from hf_sft.encoding import encode_blocks
 from hf_sft.errors import DataError
-from hf_sft.evaluation import run_model
-from hf_sft.run import FinishedRun, load_run
+from hf_sft.evaluation import answer_blocks, run_blocks
+from hf_sft.run import load_run
 from hf_sft.sources import KINDS, DataSource, load_source
 from hf_sft.tasks import Task
 
@@ -25,12 +26,22 @@ def predict(
     strict: bool = False,
     trust_remote_code: bool = False,
 ) -> list[dict[str, Any]]:
-    """Answers as in `predictions/`: `row`, the answer, and `reference` where the input knows it.
+    """Answers as in `predictions/`: `row`, the answer, and `reference` where the input knows it; on the main process.
 
     `inputs` is a file (csv, tsv, json, jsonl, parquet, arrow, txt), `-` for standard input (lines of text, lines of JSON,
     or one JSON array), a list of texts, or a list of rows. A row without text keeps its place and its answer is None;
     `strict` refuses it. Raises `RecipeError` and `DataError`.
     """
+    return list(answer(run, inputs, strict, trust_remote_code))
+
+
+def answer(
+    run: str | Path,
+    inputs: str | Path | Sequence[str] | Sequence[dict[str, Any]],
+    strict: bool = False,
+    trust_remote_code: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """As `predict`, one answer after the other; what is wrong with the input is raised before the first."""
     finished = load_run(run, trust_remote_code)
     task, columns = finished.task, list(finished.task.input_columns())
     rows = _read(inputs, task)
@@ -40,25 +51,28 @@ def predict(
     if missing:
         raise DataError(f"the input lacks column(s) {', '.join(missing)}.  It has: {', '.join(rows.column_names)}.")
     asked = rows.select_columns(columns)
-    empty = {i for column in columns for i, text in enumerate(asked[column]) if text is None or not str(text).strip()}
-    filled = [] if strict else [i for i in range(len(rows)) if i not in empty]
-    invalid = task.invalid_rows(asked if strict else asked.select(filled), finished.labels)
+    empty = {i for column in columns for i, cell in enumerate(asked[column]) if _is_blank(cell)}
+    filled = [i for i in range(len(rows)) if strict or i not in empty]
+    asked = asked.select(filled)
+    invalid = task.invalid_rows(asked, finished.labels)
     if invalid:
-        found = "; ".join(f"{problem} in row(s) {places[:5]}" for problem, places in invalid.items())
+        found = "; ".join(f"{problem} in row(s) {[filled[i] for i in places[:5]]}" for problem, places in invalid.items())
         raise DataError(f"the input can't be answered: {found}")
-    filled = list(range(len(rows))) if strict else filled
-    answers: list[dict[str, Any]] = [dict(task.answer_kind().nothing) for _ in range(len(rows))]
-    for row, answer in zip(filled, _answer(finished, asked.select(filled)) if filled else (), strict=True):
-        answers[row] = answer
-    known = _references(task, rows)
-    return [{"row": i, **answer, **({"reference": known[i]} if known else {})} for i, answer in enumerate(answers)]
+    known, nothing = _references(task, rows), dict(task.answer_kind().nothing)
+    blocks = encode_blocks(asked, task, finished.labels, finished.processor)
+    ran = run_blocks(finished.model, blocks, task.keep, finished.machine)
+    answers = chain.from_iterable(block.as_json() for _, _, block in answer_blocks(ran, task, finished.labels))
+    answered = set(filled)
+    if not PartialState().is_main_process:
+        yield from answers  # none, but the model runs its share
+        return
+    for row in range(len(rows)):
+        said = next(answers) if row in answered else nothing
+        yield {"row": row, **said, **({"reference": known[row]} if known else {})}
 
 
-def _answer(finished: FinishedRun, asked: Dataset) -> list[dict[str, Any]]:
-    encoded = encode_rows(asked, finished.task, finished.labels, finished.processor)
-    examples = Examples(encoded, finished.task.collator(finished.processor))
-    output = run_model(finished.model, examples, finished.task.output, finished.machine)
-    return finished.task.answers(output, finished.labels).as_json()
+def _is_blank(cell: Any) -> bool:
+    return cell is None or not (cell if isinstance(cell, list) else str(cell).strip())
 
 
 def _references(task: Task, rows: Dataset) -> list[Any]:

@@ -2,7 +2,6 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from hf_sft.anatomy import LoadedModel
+from hf_sft.batching import Examples
 from hf_sft.curves import TrainingCurve
 from hf_sft.evaluation import Evaluation
-from hf_sft.pages import best_of, say_rival, say_score, worst_mistakes, write_pages
+from hf_sft.pages import best_of, say_rival, say_score, write_pages
 from hf_sft.scoring import Score
 from hf_sft.splitting import Splits
 from hf_sft.strict_json import dump_json, finite
@@ -80,14 +79,14 @@ def gather_facts(
     recipe: dict[str, Any],
     loaded: LoadedModel,
     splits: Splits,
-    encoded: dict[str, Dataset],
+    examples: dict[str, Examples],
     curves: list[TrainingCurve],
     evaluations: list[Evaluation],
     machine: Machine,
 ) -> dict[str, Any]:
     """The content of report.json."""
-    truncated = {name: int(np.sum(examples["truncated"][:])) for name, examples in encoded.items()}
-    total = sum(len(examples) for examples in encoded.values())
+    truncated = {name: int(np.sum(each.encoded["truncated"][:])) for name, each in examples.items()}
+    total = sum(len(each.rows) for each in examples.values())
     return {
         "task": recipe["task"]["type"],
         "pipeline_tag": splits.task.pipeline_tag,
@@ -120,7 +119,7 @@ def gather_facts(
             "warnings": [
                 *splits.notes,
                 *loaded.notes,
-                *_say_truncated(truncated, encoded),
+                *_say_truncated(truncated, examples),
                 *(note for e in evaluations for note in e.notes),
             ],
         },
@@ -137,9 +136,9 @@ def gather_facts(
     }
 
 
-def _say_truncated(truncated: dict[str, int], encoded: dict[str, Dataset]) -> list[str]:
+def _say_truncated(truncated: dict[str, int], examples: dict[str, Examples]) -> list[str]:
     return [
-        f"{count} of {len(encoded[name])} rows of split `{name}` are longer than the model is shown and were cut."
+        f"{count} of {len(examples[name].rows)} rows of split `{name}` are longer than the model is shown and were cut."
         for name, count in truncated.items()
         if count
     ]
@@ -175,27 +174,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def write_report(
-    folder: Path,
-    recipe_text: str,
-    facts: dict[str, Any],
-    evaluations: list[Evaluation],
-    texts: Mapping[str, Sequence[str]] | None = None,
-) -> Report:
-    """Writes recipe.yaml, predictions, resamples.npz, README.md, report.html and, last, report.json: it says finished.
+def write_report(folder: Path, recipe_text: str, facts: dict[str, Any], evaluations: list[Evaluation]) -> Report:
+    """Writes recipe.yaml, resamples.npz, README.md, report.html and, last, report.json: it says finished.
 
-    The model is in the folder already. With `texts` (by split, as `Task.texts` gives them) the mistakes in report.html
-    show what the model was asked.
+    The model and the predictions are in the folder already.
     """
     (folder / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
-    (folder / "predictions").mkdir(exist_ok=True)
-    for evaluation in evaluations:
-        lines = (dump_json(prediction) + "\n" for prediction in evaluation.predictions)
-        (folder / "predictions" / f"{evaluation.split}.jsonl").write_text("".join(lines), encoding="utf-8")
     measured, facts = facts, {**finite(facts), "saved": "adapter" if (folder / "adapter_config.json").is_file() else "model"}
     np.savez_compressed(folder / "resamples.npz", allow_pickle=False, **_gather_resamples(evaluations))
-    predictions = {evaluation.split: evaluation.predictions for evaluation in evaluations}
-    mistakes = worst_mistakes(predictions["test"], texts["test"] if texts else ())
+    mistakes = next(evaluation.mistakes for evaluation in evaluations if evaluation.split == "test")
     write_pages(folder, recipe_text, facts, measured, mistakes)
     (folder / "report.json").write_text(dump_json(facts, indent=1) + "\n", encoding="utf-8")
     return Report(folder, facts)

@@ -4,12 +4,11 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset
@@ -19,10 +18,10 @@ from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples
 from hf_sft.encoding import encode_rows, encode_splits
 from hf_sft.errors import RecipeError
+from hf_sft.evaluation import Kept, measure_blocks
 from hf_sft.methods import Phase
 from hf_sft.models import Checkpoint, load_model, load_processor
 from hf_sft.recipe import Recipe, load_recipe, read_recipe
-from hf_sft.scoring import measure
 from hf_sft.splitting import Splits, load_splits
 from hf_sft.tasks import Labels, Task
 from hf_sft.trainer import Asked, Setting
@@ -40,31 +39,23 @@ class Run:
     """Resolved: every default filled in, with the commits of checkpoint and data set."""
     splits: Splits
     processor: Any
-    encoded: dict[str, Dataset]
+    examples: dict[str, Examples]
     loaded: LoadedModel
     machine: Machine
     phases: tuple[Phase, ...]
-
-    @property
-    def examples(self) -> dict[str, Examples]:
-        """What is trained on and what chooses the weights to keep."""
-        collate = self.splits.task.collator(self.processor)
-        return {name: Examples(self.encoded[name], collate) for name in ("train", "validation")}
 
     @property
     def asked(self) -> Asked:
         """What a training asks of the task and of the evaluation plan."""
         task, labels, plan = self.splits.task, self.splits.labels, self.recipe.evaluation
 
-        def score(output: np.ndarray, examples: Examples) -> dict[str, float]:
-            known = np.asarray(examples.encoded.with_format("numpy")["labels"][:])
-            return measure(plan.names(task), task.answers(output, labels), known)
+        def score(ran: Iterable[tuple[Dataset, Kept]]) -> dict[str, float]:
+            return measure_blocks(ran, task, labels, plan.names(task))
 
         def read(rows: Dataset) -> Examples:
-            encoded = rows if "input_ids" in rows.column_names else encode_rows(rows, task, labels, self.processor)
-            return Examples(encoded, task.collator(self.processor))
+            return Examples(rows, encode_rows(rows, task, labels, self.processor), task.collator(self.processor))
 
-        return Asked(task.items, task.output, score, read, plan.choose_by(task))
+        return Asked(task.items, task.keep, score, read, plan.choose_by(task))
 
     def setting(self, folder: Path, phase: int = 0, store: bool = True) -> Setting:
         """Where a phase runs: each has a folder and a seed of its own."""
@@ -123,7 +114,7 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
         notes.append(
             f"`task.max_length` is {most}, but the model has {processor.model_max_length} positions: it is cut there."
         )
-    encoded = encode_splits(splits, processor, rows)
+    examples = encode_splits(splits, processor, rows)
     set_seed(recipe.seed)
     loaded = load_model(recipe.model, splits.task, splits.labels, processor)
     loaded = replace(loaded, notes=(*notes, *loaded.notes))
@@ -136,7 +127,7 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
         phases = tuple(aid.apply(phase, splits.task, splits.rows["train"]) for phase in phases)
     model = recipe.model.model_copy(update={"revision": loaded.revision or recipe.model.revision})
     resolved = {"model": model, "data": splits.source, "task": splits.task, "training": phases[-1].training}
-    return Run(recipe.model_copy(update=resolved), splits, processor, encoded, loaded, machine, phases)
+    return Run(recipe.model_copy(update=resolved), splits, processor, examples, loaded, machine, phases)
 
 
 def load_run(folder: str | Path, trust_remote_code: bool = False) -> FinishedRun:

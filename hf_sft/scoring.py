@@ -14,12 +14,11 @@ import numpy as np
 from scipy.stats import poisson
 
 from hf_sft.answers import Answers
+from hf_sft.batching import BLOCK
 from hf_sft.metrics import Metric, Stats, find_metric
 
 RESAMPLES = 1000
 LEVEL = 0.95
-BLOCK = 2048
-"""Rows whose weights are in memory at a time."""
 CHUNK = 2**20
 """Elements of an array over rows and resamples, where a metric needs all rows at once."""
 _STEPS = np.floor(poisson.cdf(np.arange(16), 1.0) * 2**32).astype(np.uint64).clip(max=2**32 - 1).astype(np.uint32)
@@ -54,84 +53,103 @@ def draw_weights(start: int, stop: int, seed: int = 0) -> np.ndarray:
     return counts
 
 
+class Tally:
+    """Metrics of rows that come a block at a time: what is kept are sums, and all answers only for metrics of ranks.
+
+    Values are nan where a metric is undefined, on no rows, or when an answer is not finite. A metric's value does not depend
+    on which others are asked for, nor on how the rows are cut into blocks.
+    """
+
+    def __init__(self, names: Iterable[str], kind: type[Answers]):
+        self.metrics = {name: find_metric(name, kind) for name in names}
+        self._plain: dict[Stats, Any] = {}
+        self._resampled: dict[Stats, Any] = {}
+        self._blocks: list[tuple[Answers, np.ndarray, np.ndarray | None]] = []
+        self._rows, self._finite = 0, True
+        self._origin: float | None = None
+
+    def add(self, answers: Answers, references: np.ndarray, weights: np.ndarray | None = None) -> None:
+        """Rows with their references, and with how often they occur in each resample, shape (rows, resamples)."""
+        self._finite &= answers.finite
+        if not self._finite or not len(answers):
+            return
+        if self._origin is None:
+            self._origin = float(references[0]) if references.dtype.kind == "f" and references.ndim == 1 else 0.0
+        self._rows += len(answers)
+        for stats in {metric.stats for metric in self.metrics.values() if metric.stats is not None}:
+            found = stats(answers, references, self._origin)
+            self._plain[stats] = self._plain.get(stats, 0) + found.sum(0, keepdims=True, dtype=np.float64)
+            if weights is not None:
+                # Counts are exact in float32, within a block.
+                drawn = (weights.T.astype(found.dtype) @ found).astype(np.float64)
+                self._resampled[stats] = self._resampled.get(stats, 0) + drawn
+        if any(metric.stats is None for metric in self.metrics.values()):
+            self._blocks.append((answers, references, weights))
+
+    @property
+    def _defined(self) -> bool:
+        return self._finite and self._rows > 0
+
+    def values(self) -> dict[str, float]:
+        """Each metric's value alone."""
+        if not self._defined:
+            return dict.fromkeys(self.metrics, np.nan)
+        return {name: self._value(metric) for name, metric in self.metrics.items()}
+
+    def scores(self, level: float = LEVEL) -> dict[str, Score]:
+        """Each metric's value and interval; an interval leaves out resamples where the metric is undefined."""
+        if not self._defined:
+            return {name: Score(np.nan, np.nan, np.nan) for name in self.metrics}
+        return {name: _score(self._value(metric), self._draw(metric), level) for name, metric in self.metrics.items()}
+
+    def _value(self, metric: Metric) -> float:
+        if metric.stats is not None and metric.value is not None:
+            return float(metric.value(self._plain[metric.stats])[0])
+        assert metric.weighted is not None
+        answers, references, _ = self._all
+        return float(metric.weighted(answers, references, np.ones((len(answers), 1)))[0])
+
+    def _draw(self, metric: Metric) -> np.ndarray:
+        """The values of resamples; of a metric that needs all rows at once, some resamples at a time."""
+        if metric.stats is not None and metric.value is not None:
+            return metric.value(self._resampled[metric.stats])
+        assert metric.weighted is not None
+        answers, references, weights = self._all
+        size = max(1, CHUNK // len(answers))
+        chunks = [weights[:, start : start + size].astype(np.float64) for start in range(0, weights.shape[1], size)]
+        return np.concatenate([metric.weighted(answers, references, chunk) for chunk in chunks])
+
+    @property
+    def _all(self) -> tuple[Answers, np.ndarray, np.ndarray]:
+        if len(self._blocks) > 1:
+            answers, references, weights = zip(*self._blocks, strict=True)
+            drawn = None if weights[0] is None else np.concatenate(weights)
+            self._blocks = [(type(answers[0]).join(answers), np.concatenate(references), drawn)]
+        ((answers, references, drawn),) = self._blocks
+        return answers, references, drawn if drawn is not None else np.empty((len(answers), 0))
+
+
 def score_rows(
     names: Iterable[str], answers: Answers, references: Any, level: float = LEVEL, seed: int = 0
 ) -> dict[str, Score]:
-    """Each metric's value and interval. Nan where it is undefined, on no rows, or when an answer is not finite.
-
-    A metric's score does not depend on which others are asked for. Its interval leaves out resamples where it is undefined.
-    """
-    metrics = {name: find_metric(name, type(answers)) for name in names}
-    references = np.asarray(references)
-    if not len(answers) or not answers.finite:
-        return {name: Score(np.nan, np.nan, np.nan) for name in metrics}
-    plain, resampled = _add_up(metrics.values(), answers, references, seed)
-    scores = {}
-    for name, metric in metrics.items():
-        if metric.weighted is None:
-            value, drawn = _apply(metric, plain), _apply(metric, resampled)
-        else:
-            value, drawn = (
-                metric.weighted(answers, references, np.ones((len(answers), 1))),
-                _draw(metric, answers, references, seed),
-            )
-        scores[name] = _score(float(value[0]), drawn, level)
-    return scores
+    """Each metric's value and interval, of rows that are all there."""
+    tally, references = Tally(names, type(answers)), np.asarray(references)
+    for start in range(0, len(answers), BLOCK):
+        rows = slice(start, min(start + BLOCK, len(answers)))
+        tally.add(answers.take(rows), references[rows], draw_weights(rows.start, rows.stop, seed))
+    return tally.scores(level)
 
 
 def measure(names: Iterable[str], answers: Answers, references: Any) -> dict[str, float]:
-    """Each metric's value alone."""
-    metrics = {name: find_metric(name, type(answers)) for name in names}
-    references = np.asarray(references)
-    if not len(answers) or not answers.finite:
-        return dict.fromkeys(metrics, np.nan)
-    plain, _ = _add_up(metrics.values(), answers, references, seed=None)
-    whole = np.ones((len(answers), 1))
-    return {
-        name: float((metric.weighted(answers, references, whole) if metric.weighted else _apply(metric, plain))[0])
-        for name, metric in metrics.items()
-    }
+    """Each metric's value alone, of rows that are all there."""
+    tally = Tally(names, type(answers))
+    tally.add(answers, np.asarray(references))
+    return tally.values()
 
 
 def paired(first: Score, second: Score, level: float = LEVEL) -> Score:
     """How much the first is above the second, both scored on the same rows."""
     return _score(first.value - second.value, first.resampled - second.resampled, level)
-
-
-Totals = dict[Stats, np.ndarray]
-
-
-def _add_up(metrics: Iterable[Metric], answers: Answers, references: np.ndarray, seed: int | None) -> tuple[Totals, Totals]:
-    """The sums over rows, shape (1, k), and those of each resample, (resamples, k): once for all metrics that share them."""
-    shared = {metric.stats for metric in metrics if metric.stats is not None}
-    plain: Totals = {}
-    resampled: Totals = {}
-    origin = float(references.flat[0]) if references.dtype.kind == "f" and references.ndim == 1 else 0.0
-    for start in range(0, len(answers) if shared else 0, BLOCK):
-        rows = slice(start, min(start + BLOCK, len(answers)))
-        weights = None if seed is None else draw_weights(rows.start, rows.stop, seed).T
-        part = answers.take(rows)
-        for stats in shared:
-            found = stats(part, references[rows], origin)
-            plain[stats] = plain.get(stats, 0) + found.sum(0, keepdims=True, dtype=np.float64)
-            if weights is not None:
-                # Counts are exact in float32, within a block.
-                resampled[stats] = resampled.get(stats, 0) + (weights.astype(found.dtype) @ found).astype(np.float64)
-    return plain, resampled
-
-
-def _apply(metric: Metric, totals: Totals) -> np.ndarray:
-    assert metric.stats is not None and metric.value is not None
-    return metric.value(totals[metric.stats])
-
-
-def _draw(metric: Metric, answers: Answers, references: np.ndarray, seed: int) -> np.ndarray:
-    """The values of resamples of a metric that needs all rows at once, some resamples at a time."""
-    assert metric.weighted is not None
-    weights = np.concatenate([draw_weights(i, min(i + BLOCK, len(answers)), seed) for i in range(0, len(answers), BLOCK)])
-    size = max(1, CHUNK // len(answers))
-    chunks = [weights[:, start : start + size].astype(np.float64) for start in range(0, RESAMPLES, size)]
-    return np.concatenate([metric.weighted(answers, references, chunk) for chunk in chunks])
 
 
 def _score(value: float, drawn: np.ndarray, level: float) -> Score:

@@ -6,7 +6,7 @@ The loss of a step is a sum over items divided by the step's items over all proc
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from hf_sft.batching import Examples, StepSampler, to_device
 from hf_sft.curves import TrainingCurve
 from hf_sft.dropout import CpuDropout
 from hf_sft.errors import RecipeError, built_by
-from hf_sft.evaluation import run_model
+from hf_sft.evaluation import Kept, run_blocks
 from hf_sft.losses import Items
 from hf_sft.methods import Phase
 from hf_sft.models import save_model
@@ -47,11 +47,11 @@ class Asked:
     """What a training asks of its task and its evaluation plan, and all that it knows of them."""
 
     items: Callable[[nn.Module, Batch], Items]
-    output: Callable[[nn.Module, Batch], Tensor]
-    score: Callable[[np.ndarray, Examples], dict[str, float]]
-    """The metrics of outputs for examples with labels, on every process the same."""
+    keep: Callable[[nn.Module, Batch], list[np.ndarray]]
+    score: Callable[[Iterable[tuple[Dataset, Kept]]], dict[str, float]]
+    """The metrics of rows by what the model left of them, on every process the same."""
     read: Callable[[Dataset], Examples]
-    """Examples of rows as the data has them, or of encoded ones."""
+    """Examples of rows as the data has them."""
     best: tuple[str, bool]
     """The metric that chooses the weights to keep, and whether greater is better."""
 
@@ -124,8 +124,7 @@ class StepTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         sampler = StepSampler(
-            self.examples["train"].costs,
-            self.examples["train"].items,
+            self.examples["train"],
             self.phase.training.batch_size,
             self.machine.micro_batch_tokens,
             self.args.seed,
@@ -182,7 +181,7 @@ class StepTrainer(Trainer):
 
     def _count(self, batch: dict[str, Any], micro_batch: Any) -> None:
         if micro_batch.counts:
-            costs = self.examples["train"].costs[list(micro_batch.rows)]
+            costs = self.examples["train"].costs[list(micro_batch.places)]
             self.curve.examples += len(costs)
             if not self.curve.stored_features:
                 self.curve.tokens += int(costs.sum())
@@ -193,25 +192,25 @@ class StepTrainer(Trainer):
         self.gather_losses()
         getattr(self.optimizer, "eval", lambda: None)()
         examples = self.examples["validation"] if eval_dataset is None else eval_dataset
-        values = self.asked.score(self._run(examples), examples)
+        values = self.asked.score(self._run(examples))
         self.curve.evaluations.append({"step": self.state.global_step, **values})
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _run(self, examples: Examples) -> np.ndarray:
-        return run_model(self.accelerator.unwrap_model(self.model), examples, self.asked.output, self.machine)
+    def _run(self, examples: Examples) -> Iterator[tuple[Dataset, Kept]]:
+        return run_blocks(self.accelerator.unwrap_model(self.model), examples.blocks(), self.asked.keep, self.machine)
 
     def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
-        """The outputs for examples, or for rows as the recipe's data has them, with or without labels."""
+        """What the task keeps of examples, or of rows as the recipe's data has them, with or without labels."""
         examples = self.asked.read(test_dataset) if isinstance(test_dataset, Dataset) else test_dataset
-        output = self._run(examples)
+        ran = list(self._run(examples))
+        kept: Any = _as_array([each for _, block in ran for row in block for each in row])
         if "labels" not in examples.encoded.column_names:
-            return PredictionOutput(output, None, {})
-        known = np.asarray(examples.encoded.with_format("numpy")["labels"][:])
-        values = self.asked.score(output, examples)
-        return PredictionOutput(output, known, {f"{metric_key_prefix}_{name}": value for name, value in values.items()})
+            return PredictionOutput(kept, None, {})
+        values = {f"{metric_key_prefix}_{name}": value for name, value in self.asked.score(ran).items()}
+        return PredictionOutput(kept, _as_array(examples.encoded["labels"][:]), values)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model as any Trainer saves it, with config and tokenizer; in checkpoints, only what moves."""
@@ -252,6 +251,15 @@ def explain_divergence(found: str) -> str:
         "  Lower `training.learning_rate`, raise `training.warmup_steps`, or use fp32 (`training.bf16=false`); look at the\n"
         "  rows too: `hf-sft check` shows the first."
     )
+
+
+def _as_array(values: Sequence[Any]) -> np.ndarray:
+    """One array where all are of one shape, else an array of them."""
+    if len({np.shape(value) for value in values}) == 1:
+        return np.asarray(values)
+    ragged = np.empty(len(values), dtype=object)
+    ragged[:] = values
+    return ragged
 
 
 def _as_mapping(micro_batches: list) -> dict[str, Any]:

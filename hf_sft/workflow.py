@@ -2,20 +2,19 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from accelerate import PartialState
 from transformers import Trainer
 
 from hf_sft import hub
-from hf_sft.batching import Examples
 from hf_sft.curves import TrainingCurve
-from hf_sft.encoding import encode_rows
+from hf_sft.encoding import encode_blocks
 from hf_sft.errors import HfSftError, RecipeError
-from hf_sft.evaluation import Evaluation, evaluate_outputs, run_model
+from hf_sft.evaluation import Evaluation, evaluate_blocks, run_blocks
 from hf_sft.fitting import fit_phases
 from hf_sft.models import save_model
 from hf_sft.recipe import Output, dump_recipe, load_recipe
@@ -23,6 +22,7 @@ from hf_sft.report import Report, gather_facts, read_report, write_report
 from hf_sft.run import RecipeLike, Run, as_recipe, claim_folder, load_run, prepare, say
 from hf_sft.sources import SPLITS, DataSource
 from hf_sft.splitting import hash_rows, load_rows, load_splits
+from hf_sft.strict_json import dump_json
 from hf_sft.trainer import StepTrainer
 
 ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "seed")
@@ -38,18 +38,17 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     recipe = as_recipe(recipe, overrides, trust_remote_code)
     folder = claim_folder(recipe.output.folder)
     run = prepare(recipe)
-    task, checkpoints = run.splits.task, folder / "checkpoints"
+    checkpoints = folder / "checkpoints"
 
     with told_when_it_ends_early(folder):
         settings = [run.setting(checkpoints, place) for place in range(len(run.phases))]
         model, curves = fit_phases(run.phases, run.loaded, run.examples, run.asked, settings)
     if PartialState().is_main_process:  # before anything else that can fail
         save_model(model, run.loaded.model.config, run.processor, folder)
-    evaluations = [evaluate_split(run, model, split) for split in ("validation", "test")]
+    evaluations = [evaluate_split(run, model, split, folder) for split in ("validation", "test")]
 
     if PartialState().is_main_process:
-        texts = {e.split: task.texts(run.splits.rows[e.split]) for e in evaluations}
-        write_report(folder, dump_recipe(run.recipe), collect_facts(run, curves, evaluations), evaluations, texts)
+        write_report(folder, dump_recipe(run.recipe), collect_facts(run, curves, evaluations), evaluations)
         shutil.rmtree(checkpoints, ignore_errors=True)
         if recipe.output.hub:
             publish_or_say_how(folder, recipe.output)
@@ -88,18 +87,35 @@ def build_trainer(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remot
     return StepTrainer(phase, run.loaded, model, run.examples, run.asked, run.setting(folder), curve)
 
 
-def evaluate_split(run: Run, model: Any, split: str) -> Evaluation:
-    """Score one split; the test split beside its baselines."""
-    task, rows, encoded = run.splits.task, run.splits.rows[split], run.encoded[split]
-    output = run_model(model, Examples(encoded, task.collator(run.processor)), task.output, run.machine)
-    train, plan = run.splits.rows["train"] if split == "test" else None, run.recipe.evaluation
-    return evaluate_outputs(split, output, encoded, rows, task, run.splits.labels, plan, train, run.splits.seen[split])
+def evaluate_split(run: Run, model: Any, split: str, folder: Path) -> Evaluation:
+    """Score one split, the test split beside its baselines; its predictions are written to the run folder."""
+    task, train = run.splits.task, run.splits.rows["train"] if split == "test" else None
+    ran = run_blocks(model, run.examples[split].blocks(), task.keep, run.machine)
+    with written_lines(folder / "predictions" / f"{split}.jsonl") as write:
+        return evaluate_blocks(
+            split, ran, task, run.splits.labels, run.recipe.evaluation, train, run.splits.seen[split], write
+        )
+
+
+@contextlib.contextmanager
+def written_lines(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A file of JSON lines, made when the first one comes."""
+    with contextlib.ExitStack() as files:
+        written: list[IO[str]] = []
+
+        def write(line: dict[str, Any]) -> None:
+            if not written:
+                path.parent.mkdir(exist_ok=True)
+                written.append(files.enter_context(path.open("w", encoding="utf-8")))
+            written[0].write(dump_json(line) + "\n")
+
+        yield write
 
 
 def collect_facts(run: Run, curves: list[TrainingCurve], evaluations: list[Evaluation]) -> dict[str, Any]:
     """The content of report.json."""
     recipe = run.recipe.model_dump(mode="json")
-    return gather_facts(recipe, run.loaded, run.splits, run.encoded, curves, evaluations, run.machine)
+    return gather_facts(recipe, run.loaded, run.splits, run.examples, curves, evaluations, run.machine)
 
 
 def publish_or_say_how(folder: Path, output: Output) -> None:
@@ -134,9 +150,9 @@ def evaluate(
         rows, before = splits.rows[name], finished.facts["data"].get("fingerprints", {}).get(name)
         if before is not None and before != hash_rows(rows):
             notes.append(f"the rows of split `{name}` are not those that the run was made with: the data has changed since.")
-    encoded = encode_rows(rows, task, labels, finished.processor)
-    output = run_model(finished.model, Examples(encoded, task.collator(finished.processor)), task.output, finished.machine)
-    evaluation = evaluate_outputs("data" if data else name, output, encoded, rows, task, labels, plan)
+    blocks = encode_blocks(rows, task, labels, finished.processor)
+    ran = run_blocks(finished.model, blocks, task.keep, finished.machine)
+    evaluation = evaluate_blocks("data" if data else name, ran, task, labels, plan)
     return replace(evaluation, notes=(f"split `{name}`, {len(rows):,} rows.", *notes, *evaluation.notes))
 
 

@@ -1,10 +1,9 @@
 """Baselines are fitted on train, and a finished run is never lost over one."""
 
-import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_sft.baselines import answer_simply
+from hf_sft.baselines import fit_all
 from hf_sft.tasks import Labels
 from hf_sft.tasks.sequence_classification import SequenceClassification
 
@@ -23,8 +22,8 @@ def rows(texts, labels):
     ],
 )
 def test_a_baseline_that_cannot_be_fitted_is_said_and_the_others_stand(texts, labels, failed):
-    found, notes = answer_simply(TASK, rows(texts, labels), rows(["one"], ["b"]), Labels(("a", "b")))
-    assert set(found) == {"majority"} and found["majority"].shape == (1, 2)
+    found, notes = fit_all(TASK.baselines(rows(texts, labels), Labels(("a", "b"))))
+    assert set(found) == {"majority"} and len(found["majority"](rows(["one"], ["b"]))) == 1
     assert len(notes) == 1 and notes[0].startswith("baseline tfidf_logreg could not be fitted") and failed in notes[0]
 
 
@@ -32,13 +31,15 @@ def test_baselines_know_train_and_not_the_rows_that_they_answer():
     """Words of the test rows decide, in train, for the other class: who had seen the test rows would be right."""
     train = rows(["goal goal", "match goal", "bank rates", "rates fell", "bank"], ["a", "a", "b", "b", "b"])
     test = rows(["goal match", "goal", "match", "bank"], ["b", "b", "b", "a"])
-    found, _ = answer_simply(TASK, train, test, Labels(("a", "b")))
-    assert list(found["tfidf_logreg"].argmax(-1)) == [0, 0, 0, 1]
-    np.testing.assert_allclose(np.exp(found["majority"][0]), [0.4, 0.6])
+    found, _ = fit_all(TASK.baselines(train, Labels(("a", "b"))))
+    assert [answer["label"] for answer in found["tfidf_logreg"](test).as_json()] == ["a", "a", "a", "b"]
+    assert found["majority"](test).as_json()[0]["scores"] == {"a": 0.4, "b": 0.6}
 
 
 def test_multi_label_baselines_have_a_column_for_each_class_even_for_one():
     task = TASK.model_copy(update={"problem_type": "multi_label_classification"})
     train = rows(["goal", "bank", "goal", "rates"], [["a"], [], ["a"], []])
-    found, notes = answer_simply(task, train, train, Labels(("a",)))
-    assert notes == [] and found["tfidf_logreg"].shape == (4, 1) and list(found["tfidf_logreg"][:, 0] > 0) == [1, 0, 1, 0]
+    found, notes = fit_all(task.baselines(train, Labels(("a",))))
+    assert notes == []
+    assert [answer["labels"] for answer in found["tfidf_logreg"](train).as_json()] == [["a"], [], ["a"], []]
+    assert found["majority"](train).as_json()[0]["scores"] == {"a": 0.5}

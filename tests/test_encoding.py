@@ -36,7 +36,7 @@ def test_encoding_happens_once_and_again_when_anything_changes(tmp_path, checkpo
     assert len(calls) == 3
     again = encoded()
     assert len(calls) == 3
-    assert again["train"][:] == first["train"][:]
+    assert again["train"].encoded[:] == first["train"].encoded[:]
     encoded(SequenceClassification(type="sequence_classification", max_length=4))
     assert len(calls) == 6
     processor.model_max_length = 5

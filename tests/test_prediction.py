@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -148,7 +149,7 @@ def test_other_data_is_scored_as_it_is_asked_for(run, tmp_path):
     made = [{"text": "goal", "label": "law", "ok": i < 6} for i in range(10)] + [{"text": "", "label": "law", "ok": True}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     scored = hf_sft.evaluate(run, data=["dataset=rows.jsonl", "keep=ok", "drop_invalid=true"])
-    assert len(scored.predictions) == 6
+    assert scored.rows == 6
     assert scored.notes[0] == "split `train`, 6 rows."
     assert any("left 7 of 11" in note for note in scored.notes) and any("1 of 7 rows" in note for note in scored.notes)
     for word in ("rows=3", "rows_per_label=1", "splits.test=train", "group=ok"):
@@ -165,6 +166,38 @@ def test_of_several_splits_one_is_named(run, tmp_path):
     assert hf_sft.evaluate(run, split="b", data=words).notes[0] == "split `b`, 4 rows."
     with pytest.raises(hf_sft.DataError, match="has no split `c`"):
         hf_sft.evaluate(run, split="c", data=words)
+
+
+def test_predictions_are_one_json_object_per_row_in_order(run):
+    lines = [strictly(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == list(range(11))
+    assert all(set(line) == {"row", "label", "score", "scores", "reference"} for line in lines)
+    assert [line["reference"] for line in lines] == [row["label"] for row in tiny.rows(SINGLE, 11, 200)]
+
+
+def test_answers_and_scores_do_not_depend_on_the_blocks_that_rows_are_cut_into(run, monkeypatch):
+    texts: list[str | None] = [row["text"] for row in tiny.rows(SINGLE, 20)]
+    texts[7] = None
+    whole, scored = hf_sft.predict(run, texts), hf_sft.evaluate(run)
+    for module in ("batching", "encoding", "scoring"):
+        monkeypatch.setattr(f"hf_sft.{module}.BLOCK", 3)
+    answers = hf_sft.predict(run, texts)
+    assert [(a["row"], a["label"]) for a in answers] == [(a["row"], a["label"]) for a in whole]
+    np.testing.assert_allclose([a["score"] or 0 for a in answers], [a["score"] or 0 for a in whole], atol=1e-5)
+    again = hf_sft.evaluate(run)
+    assert (again.scores, again.per_class, again.confusions) == (scored.scores, scored.per_class, scored.confusions)
+    assert [mistake["row"] for mistake in again.mistakes] == [mistake["row"] for mistake in scored.mistakes]
+
+
+def test_an_interrupted_prediction_leaves_no_half_of_a_file(run, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        yield {"row": 0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_sft.prediction.answer", fail)
+    (tmp_path / "out.jsonl").write_text("before\n")
+    CliRunner().invoke(app, ["predict", str(run), "goal", "--output", str(tmp_path / "out.jsonl")])
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before\n"]
 
 
 def test_rows_that_have_changed_since_the_run_are_noticed(checkpoints, tmp_path):

@@ -4,19 +4,23 @@ import io
 import json
 import math
 import re
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from rich.console import Console
 
+from hf_sft.answers import ClassAnswers, Mistake, NumberAnswers, SetAnswers
+from hf_sft.batching import Examples
 from hf_sft.curves import TrainingCurve
-from hf_sft.evaluation import Evaluation
+from hf_sft.evaluation import Evaluation, worst
 from hf_sft.plots import draw_evaluations, draw_losses, draw_scores
 from hf_sft.report import Report, gather_facts, read_report, write_report
 from hf_sft.scoring import Score
@@ -53,7 +57,6 @@ def finished_run(
     folder.mkdir(exist_ok=True)
     single = problem_type == "single_label_classification"
     metrics: tuple[str, ...] = ("pearson", "mse") if problem_type == "regression" else ("accuracy", "f1_macro")
-    predictions = [_predict(row, names, problem_type) for row in range(80)]
     score = Score(math.nan, math.nan, math.nan) if undefined else Score(0.8, 0.7125, 0.8875)
     low = Score(math.nan, math.nan, math.nan) if undefined else Score(0.2, 0.1, 0.3)
     baselines: dict[str, dict[str, Score]] = {name: dict.fromkeys(metrics, low) for name in ("majority", "tfidf_logreg")}
@@ -64,14 +67,15 @@ def finished_run(
     ]
     confusions = [{"reference": names[0], "prediction": names[1], "rows": 5}] if names else []
     evaluations = [
-        Evaluation("validation", dict.fromkeys(metrics, score)),
+        Evaluation("validation", 40, dict.fromkeys(metrics, score)),
         Evaluation(
             "test",
+            80,
             dict.fromkeys(metrics, score),
             baselines,
-            predictions,
             per_class if single else [],
             confusions if single else [],
+            [asdict(mistake) for mistake in _mistakes(names, problem_type, texts)],
             {name: dict.fromkeys(metrics, gap) for name, gap in gaps.items()},
         ),
     ]
@@ -98,7 +102,13 @@ def finished_run(
         Labels(names) if names else None,
         notes,
     )
-    encoded = {name: Dataset.from_dict({"truncated": [i < 2 for i in range(n)]}) for name, n in SIZES.items()}
+    ones = {name: {"row": range(n), "cost": [1] * n, "items": [1] * n} for name, n in SIZES.items()}
+    examples = {
+        name: Examples(
+            splits.rows[name], Dataset.from_dict({**ones[name], "truncated": [i < 2 for i in range(n)]}), lambda _: {}
+        )
+        for name, n in SIZES.items()
+    }
     recipe = {
         "model": {"checkpoint": checkpoint, "revision": "86b5e09"},
         "data": data or {"dataset": "nyu-mll/glue", "config": "mrpc", "splits": {"train": "train", "test": "validation"}},
@@ -112,24 +122,30 @@ def finished_run(
     }
     machine = Machine("cpu", 1, "fp32", 512)
     loaded: Any = SimpleNamespace(new=("classifier.weight", "classifier.bias"), notes=())
-    facts = gather_facts(recipe, loaded, splits, encoded, [curve], evaluations, machine)
-    asked = [f"{HOSTILE[row % 4] if names == HOSTILE else 'A story.'} {row}\n\n and more {'word ' * 80}" for row in range(80)]
+    facts = gather_facts(recipe, loaded, splits, examples, [curve], evaluations, machine)
     # JSON is YAML: good enough for a recipe that is only shown.
-    return write_report(folder, json.dumps(recipe, indent=2), facts, evaluations, {"test": asked} if texts else None)
+    return write_report(folder, json.dumps(recipe, indent=2), facts, evaluations)
 
 
 SIZES = {"train": 320, "validation": 40, "test": 80}
 
 
-def _predict(row: int, names: tuple[str, ...] | None, problem_type: str) -> dict[str, Any]:
+def _mistakes(names: tuple[str, ...] | None, problem_type: str, texts: bool) -> list[Mistake]:
+    """The worst of eighty answers: every fifth takes the next class, the surer the further down; or is off by as much."""
+    rows = np.arange(80)
     if names is None:
-        return {"row": row, "value": row / 10, "reference": row / 10 + (row % 5 == 0) * (1 + row / 80)}
-    reference = names[row % len(names)]
-    answer = names[(row + (row % 5 == 0)) % len(names)]
-    scores = {name: 0.5 + row / 200 if name == answer else 0.01 for name in names}
-    if problem_type == "multi_label_classification":
-        return {"row": row, "labels": [answer], "scores": scores, "reference": [reference]}
-    return {"row": row, "label": answer, "score": scores[answer], "scores": scores, "reference": reference}
+        found = NumberAnswers(rows / 10).mistakes(rows / 10 + (rows % 5 == 0) * (1 + rows / 80))
+    else:
+        references, choices = rows % len(names), (rows + (rows % 5 == 0)) % len(names)
+        scores = np.full((80, len(names)), 0.01)
+        scores[rows, choices] = 0.5 + (rows + 0.1) / 200
+        if problem_type == "multi_label_classification":
+            found = SetAnswers(scores, names).mistakes(np.eye(len(names), dtype=int)[references])
+        else:
+            found = ClassAnswers(scores, names).mistakes(references)
+    asked = HOSTILE if names == HOSTILE else ("A story.",)
+    long = [f"{asked[mistake.row % len(asked)]} {mistake.row}\n\n and more {'word ' * 80}" for mistake in found]
+    return worst([replace(each, text=text if texts else None) for each, text in zip(found, long, strict=True)])
 
 
 class Page(HTMLParser):
@@ -190,12 +206,6 @@ def test_report_json_has_every_key_of_the_contract(tmp_path):
     assert (environment["device"], environment["processes"], environment["precision"]) == ("cpu", 1, "fp32")
     assert environment["packages"]["torch"] and environment["packages"]["transformers"]
     assert facts["saved"] == "model" and facts["pipeline_tag"] == "text-classification"
-
-
-def test_predictions_are_one_json_object_per_row_in_order(tmp_path):
-    lines = (finished_run(tmp_path / "run").folder / "predictions" / "test.jsonl").read_text().splitlines()
-    assert [json.loads(line)["row"] for line in lines] == list(range(80))
-    assert {"label", "score", "scores", "reference"} < set(json.loads(lines[0]))
 
 
 def test_the_card_says_what_the_hub_indexes(tmp_path):
@@ -411,7 +421,5 @@ def test_better_and_worse_are_said_only_where_the_rows_can_tell(gap, problem_typ
 
 
 def test_the_values_of_all_resamples_are_kept(tmp_path):
-    import numpy as np
-
     kept = np.load(finished_run(tmp_path / "run").folder / "resamples.npz")
     assert {"test/model/accuracy", "test/majority/f1_macro", "validation/model/accuracy"} <= set(kept)

@@ -36,11 +36,14 @@ def test_a_saved_run_gives_the_logits_it_had_when_loaded_in_a_new_process(family
     import hf_sft.workflow
 
     measured = {}
-    evaluate = hf_sft.workflow.evaluate_outputs
-    monkeypatch.setattr(
-        "hf_sft.workflow.evaluate_outputs",
-        lambda split, output, *a: measured.update({split: output}) or evaluate(split, output, *a),
-    )
+    evaluate = hf_sft.workflow.evaluate_blocks
+
+    def watch(split, ran, *rest):
+        ran = list(ran)
+        measured[split] = [kept[0] for _, block in ran for kept in block]
+        return evaluate(split, ran, *rest)
+
+    monkeypatch.setattr("hf_sft.workflow.evaluate_blocks", watch)
     files = tiny.write_rows(tmp_path / "data", "single_label_classification")
     hf_sft.train(hf_sft.Recipe.model_validate(tiny.recipe(checkpoints[family], files, tmp_path / "run", method)))
     texts = [row["text"] for row in tiny.rows("single_label_classification", 11, 200)]

@@ -114,10 +114,10 @@ def test_a_step_is_dealt_to_processes_without_losing_or_repeating_a_row():
     for processes in (1, 2, 3, 5, 40):
         shares = cut_step(np.arange(37), lengths, 64, processes)
         assert len({len(share) for share in shares}) == 1
-        rows = sorted(row for share in shares for m in share if m.counts for row in m.rows)
+        rows = sorted(row for share in shares for m in share if m.counts for row in m.places)
         assert rows == list(range(37))
         for m in (m for share in shares for m in share):
-            assert len(m.rows) == 1 or len(m.rows) * lengths[list(m.rows)].max() <= 64
+            assert len(m.places) == 1 or len(m.places) * lengths[list(m.places)].max() <= 64
 
 
 def split(path, count_or_rows, **fields):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sft.baselines import answer_simply
+from hf_sft.baselines import fit_all
 from hf_sft.block import list_kinds, load_kind
 from hf_sft.losses import item_loss
 from hf_sft.models import Checkpoint, load_model, load_processor
@@ -26,7 +26,7 @@ def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
     model = load_model(checkpoint, task, labels, processor).model
 
     encoded = task.encode(rows[:], processor, labels)
-    assert {len(column) for column in encoded.values()} == {len(rows)}
+    assert len({len(column) for column in encoded.values()}) == 1
     examples = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
     batch = task.collator(processor)(examples)
     items = task.items(model, batch)
@@ -39,19 +39,29 @@ def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
     torch.testing.assert_close(apart, losses, rtol=1e-5, atol=1e-5)
 
     with torch.no_grad():
-        output = task.output(model, batch).numpy()
-    answers = task.answers(output, labels)
+        kept = task.keep(model, batch)
+    assert len(kept) == len(examples) and {each.dtype for each in kept} == {np.dtype(np.float32)}
+    of_row = encoded.get("row", range(len(rows)))
+    assert list(of_row) == sorted(of_row)
+    by_row = [[each for each, row in zip(kept, of_row, strict=True) if row == i] for i in range(len(rows))]
+    answers = task.answers(by_row, rows, labels)
     assert isinstance(answers, task.answer_kind()) and answers.finite
     predictions = answers.as_json()
     assert len(predictions) == len(answers) == len(task.references(rows)) == len(rows)
     assert all(prediction.keys() == task.answer_kind().nothing.keys() for prediction in predictions)
     json.dumps(predictions)
-    values = measure(task.default_metrics, answers, np.asarray(encoded["labels"]))
+    references = task.answer_kind().read_references(task.targets(rows[:], labels))
+    values = measure(task.default_metrics, answers, references)
     assert all(np.isfinite(value) for value in values.values())
-    guesses, failed = answer_simply(task, rows, rows, labels)
-    assert not failed
-    for guess in guesses.values():
-        assert guess.shape == output.shape
+    fitted, failed = fit_all(task.baselines(rows, labels))
+    assert fitted and not failed
+    for answer in fitted.values():
+        guesses = answer(rows)
+        assert isinstance(guesses, task.answer_kind()) and guesses.finite and len(guesses) == len(rows)
+    few = [2, 0]
+    parts = [answers.take(np.array([place])) for place in few]
+    assert type(answers).join(parts).as_json() == [predictions[place] for place in few]
+    assert len(answers.mistakes(references)) <= len(rows)
 
 
 @pytest.mark.parametrize("name", list_kinds("tasks"))

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 import hf_sft
-from hf_sft.batching import StepSampler
+from hf_sft.batching import Examples, StepSampler
 from hf_sft.dropout import drop
 from tests import tiny
 
@@ -75,10 +76,13 @@ def test_the_best_weights_are_the_ones_that_are_saved(checkpoints, tmp_path):
 
 
 def test_every_epoch_has_an_order_of_its_own_and_every_run_the_same_ones():
+    rows = Dataset.from_dict({"row": range(40), "cost": [5] * 40, "items": [1] * 40})
+    examples = Examples(rows, rows, lambda _: {})
+
     def order(seed: int, epoch: int) -> list[int]:
-        sampler = StepSampler(np.full(40, 5), np.ones(40), 8, 64, seed, 0, 1)
+        sampler = StepSampler(examples, 8, 64, seed, 0, 1)
         sampler.set_epoch(epoch)
-        return [row for step in sampler for micro_batch in step for row in micro_batch.rows]
+        return [row for step in sampler for micro_batch in step for row in micro_batch.places]
 
     assert order(0, 0) != order(0, 1) and order(0, 0) != order(1, 0)
     assert order(0, 1) == order(0, 1) and sorted(order(0, 1)) == list(range(40))
@@ -91,7 +95,7 @@ def test_the_trainer_shows_each_epoch_its_own_order(checkpoints, tmp_path, monke
     step = StepTrainer.training_step
 
     def watch(self, model, inputs, *rest):
-        seen.append([row for _, micro_batch in inputs["micro_batches"] for row in micro_batch.rows])
+        seen.append([row for _, micro_batch in inputs["micro_batches"] for row in micro_batch.places])
         return step(self, model, inputs, *rest)
 
     monkeypatch.setattr(StepTrainer, "training_step", watch)
@@ -212,8 +216,6 @@ def test_build_trainer_predicts_and_saves_like_any_trainer(checkpoints, tmp_path
     trainer = hf_sft.build_trainer(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", training={"max_steps": 3}))
     assert isinstance(trainer, Trainer)
     trainer.train()
-    from datasets import Dataset
-
     test = Dataset.from_list(read(Path(files["test"])))
     found = trainer.predict(test)
     assert (
@@ -222,7 +224,7 @@ def test_build_trainer_predicts_and_saves_like_any_trainer(checkpoints, tmp_path
         and set(found.metrics) == {"test_accuracy", "test_f1_macro"}
     )
     assert trainer.predict(test.remove_columns("label")).label_ids is None
-    np.testing.assert_allclose(trainer.predict(trainer.examples["validation"].encoded).predictions.shape, (9, 3))
+    assert trainer.predict(trainer.examples["validation"]).predictions.shape == (9, 3)
     trainer.save_model(str(tmp_path / "saved"))
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from hf_sft.answers import AnswerKind, Answers
+from hf_sft.baselines import Fit
 from hf_sft.block import Block
 from hf_sft.losses import Items
 
@@ -93,13 +94,13 @@ class Task(Block, ABC):
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
         """Rows to examples; pure, for `Dataset.map(batched=True)`. Rows without labels give examples without them.
 
-        An example may say its `cost` (what it takes of a micro-batch; its tokens otherwise) and its `items` (how many of
-        them carry loss; one otherwise).
+        An example may say its `row` (its place in `rows`, never falling; one example for each row otherwise), its `cost`
+        (what it takes of a micro-batch; its tokens otherwise) and its `items` (how many of them carry loss; one otherwise).
         """
 
     @abstractmethod
     def targets(self, rows: dict[str, list], labels: Labels | None) -> list[Any]:
-        """The `labels` of examples: what the loss compares the model's output with."""
+        """The true answer of each row, as the loss and the metrics take it."""
 
     @abstractmethod
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
@@ -110,16 +111,20 @@ class Task(Block, ABC):
         """One forward pass: the logits and targets of what carries loss, and nothing else."""
 
     @abstractmethod
-    def output(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What is kept of a forward pass, float32, shape (rows, …): logits where they are small."""
+    def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+        """One forward pass: what is kept of it on the CPU, a small array for each example."""
 
     @abstractmethod
     def answer_kind(self) -> AnswerKind:
         """What an answer is; it decides which metrics fit. Of a resolved task."""
 
     @abstractmethod
-    def answers(self, output: np.ndarray, labels: Labels | None) -> Answers:
-        """Outputs of shape (rows, …) to the rows' answers."""
+    def answers(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+        """The rows' answers, from what was kept of the examples of each."""
+
+    @abstractmethod
+    def baselines(self, train: Dataset, labels: Labels | None) -> dict[str, Fit]:
+        """Simple methods that answer the same question: each is fitted on `train` when called, and then answers rows."""
 
     @abstractmethod
     def references(self, rows: Dataset) -> list[Any]:

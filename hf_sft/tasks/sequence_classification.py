@@ -13,6 +13,7 @@ position: splits whose `ClassLabel` orders differ are read rightly.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -26,6 +27,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from hf_sft.answers import AnswerKind, Answers, ClassAnswers, NumberAnswers, SetAnswers
+from hf_sft.baselines import Answerer, Fit, of_classes, of_numbers, of_sets
 from hf_sft.errors import DataError
 from hf_sft.label_columns import (
     MULTI,
@@ -211,22 +213,37 @@ class SequenceClassification(Task):
         return collate
 
     def items(self, model: nn.Module, batch: Batch) -> Items:
-        return Items(self.output(model, batch), batch["labels"])
+        return Items(self._logits(model, batch), batch["labels"])
 
-    def output(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Logits, float32, shape (rows, labels)."""
+    def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+        """The logits of each row, float32, shape (labels,)."""
+        return list(self._logits(model, batch).cpu().numpy())
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         return model(**{key: value for key, value in batch.items() if key != "labels"}).logits.float()
 
     def answer_kind(self) -> AnswerKind:
         return {SINGLE: ClassAnswers, MULTI: SetAnswers, REGRESSION: NumberAnswers}[self.problem_type or SINGLE]
 
-    def answers(self, output: np.ndarray, labels: Labels | None) -> Answers:
+    def answers(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+        logits = np.concatenate(kept).astype(np.float64)
         if labels is None:
-            return NumberAnswers(output[:, 0])
-        output = output.astype(np.float64)
+            return NumberAnswers(logits[:, 0].astype(np.float32))
         if self.problem_type == SINGLE:
-            return ClassAnswers(softmax(output, axis=-1), labels.names)
-        return SetAnswers(expit(output), labels.names)
+            return ClassAnswers(softmax(logits, axis=-1), labels.names)
+        return SetAnswers(expit(logits), labels.names)
+
+    def baselines(self, train: Dataset, labels: Labels | None) -> dict[str, Fit]:
+        texts, targets = self.texts(train), self.targets(train[:], labels)
+        if labels is None:
+            methods = of_numbers(texts, targets)
+        else:
+            methods = (of_classes if self.problem_type == SINGLE else of_sets)(texts, targets, labels.names)
+        return {name: partial(self._read_texts, fit) for name, fit in methods.items()}
+
+    def _read_texts(self, fit: Fit) -> Answerer:
+        answer = fit()
+        return lambda rows: answer(self.texts(rows))
 
     def references(self, rows: Dataset) -> list[Any]:
         columns = [list(rows[column]) for column in self._label_columns]
