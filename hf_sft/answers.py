@@ -22,6 +22,8 @@ class Mistake:
     """How sure the model was of what is wrong; for numbers how far off it is."""
     reference: str
     prediction: str
+    scored: str = "with a score of"
+    """The words before the score."""
     text: str | None = None
     """What was asked."""
 
@@ -79,9 +81,29 @@ class Answers(ABC):
 AnswerKind: TypeAlias = type[Answers]
 
 
+class Chosen(Answers):
+    """Answers that are chosen from classes: one, or any number, for each row, or for each word of it."""
+
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def chosen(self, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The classes of each item, as answered and as referred to: ids, shape (items,), or 0 and 1, (items, classes)."""
+
+    def sum_by_row(self, items: np.ndarray) -> np.ndarray:
+        """Numbers of shape (items, k) to (rows, k)."""
+        return items
+
+
+def count_pairs(referred: np.ndarray, predicted: np.ndarray, names: tuple[str, ...]) -> Counter[tuple[str | None, str | None]]:
+    """How often each true class and each predicted one, both ids, stand at one place."""
+    pairs, counts = np.unique(np.stack([referred, predicted]), axis=1, return_counts=True)
+    return Counter({(names[i], names[j]): int(n) for i, j, n in zip(*pairs, counts, strict=True)})
+
+
 @dataclass(frozen=True)
-class Scored(Answers):
-    """Answers that are chosen from classes, by the classes' probabilities."""
+class Scored(Chosen):
+    """Answers that are chosen for each row, by the classes' probabilities."""
 
     scores: np.ndarray
     """Probabilities, shape (rows, classes)."""
@@ -89,6 +111,14 @@ class Scored(Answers):
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    @property
+    @abstractmethod
+    def choices(self) -> np.ndarray:
+        """What is chosen for each row."""
+
+    def chosen(self, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.choices, references
 
     def take(self, rows: np.ndarray | slice) -> Self:
         return type(self)(self.scores[rows], self.names)
@@ -127,8 +157,7 @@ class ClassAnswers(Scored):
         return self.names
 
     def confusions(self, references: np.ndarray) -> Counter[tuple[str | None, str | None]]:
-        pairs, counts = np.unique(np.stack([references, self.choices]), axis=1, return_counts=True)
-        return Counter({(self.names[i], self.names[j]): int(n) for i, j, n in zip(*pairs, counts, strict=True)})
+        return count_pairs(references, self.choices, self.names)
 
     def mistakes(self, references: np.ndarray) -> list[Mistake]:
         wrong = [(int(row), references[row], self.choices[row]) for row in np.flatnonzero(self.choices != references)]
@@ -186,7 +215,7 @@ class NumberAnswers(Answers):
 
     def mistakes(self, references: np.ndarray) -> list[Mistake]:
         pairs = enumerate(zip(references, self.values, strict=True))
-        return [Mistake(row, float(abs(p - r)), f"{r:.3f}", f"{p:.3f}") for row, (r, p) in pairs]
+        return [Mistake(row, float(abs(p - r)), f"{r:.3f}", f"{p:.3f}", "off by") for row, (r, p) in pairs]
 
     @property
     def finite(self) -> bool:

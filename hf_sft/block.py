@@ -33,7 +33,9 @@ def load_kind(folder: str, name: str) -> type[Block]:
     kinds = list_kinds(folder)
     if "." not in name and name not in kinds:
         near = get_close_matches(name, kinds, n=1)
-        others = getattr(importlib.import_module(f"hf_sft.{folder}"), "OTHER_NAMES", {})
+        others: dict[str, str] = {}
+        for kind in kinds:
+            others |= getattr(load_kind(folder, kind), "other_names", {})
         hint = f" Did you mean `{near[0]}`?" if near else ""
         hint = f" That is {others[name]}." if name in others else hint
         raise ValueError(f"must be one of {', '.join(kinds)}, or a dotted module name; got '{name}'.{hint}")

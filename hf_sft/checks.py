@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from hf_sft.curves import TrainingCurve
 from hf_sft.fitting import fit_phases
 from hf_sft.run import RecipeLike, Run, as_recipe, claim_folder, is_taken, prepare
+from hf_sft.tasks import Labels
 
 TRIED = 32
 
@@ -43,15 +44,18 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     splits, labels, machine, rows = run.splits, run.splits.labels, run.machine, run.splits.rows
     found.facts["metrics"] = ", ".join(recipe.evaluation.names(splits.task))
     found.facts["rows"] = ", ".join(f"{len(split):,} {name}" for name, split in rows.items())
-    found.facts["labels"] = ", ".join(labels.names) if labels else "a number"
-    found.facts["problem type"] = str(getattr(splits.task, "problem_type", "—"))
+    found.facts["answers"] = splits.task.answer_kind().called
+    if labels:
+        found.facts["labels"] = ", ".join(labels.names)
+    given, inferred = recipe.task.model_dump(), splits.task.model_dump()
+    found.facts |= {name.replace("_", " "): str(value) for name, value in inferred.items() if value != given[name]}
     found.warnings += [*splits.notes, *run.loaded.notes]
     truncated = sum(run.examples["train"].encoded["truncated"][:])
     if truncated:
         few = len(run.examples["train"].rows)
         found.warnings.append(f"{truncated} of the first {few} rows are longer than the model is shown and are cut.")
     found.facts["first row"] = splits.task.texts(rows["train"].select([0]))[0][:200]
-    found.facts["as the model sees it"] = show_example(run.processor, run.examples["train"].encoded[0])
+    found.facts["as the model sees it"] = show_example(run.processor, run.examples["train"].encoded[0], labels)
     found.facts["new parameters"] = ", ".join(run.loaded.new) or "none: the checkpoint brings them all"
     for phase, curve in zip(run.phases, _rehearse(run), strict=True):
         share = curve.trainable / curve.parameters
@@ -89,8 +93,11 @@ def _passing_folder() -> Iterator[Path]:
             shutil.rmtree(str(name), ignore_errors=True)
 
 
-def show_example(processor: Any, example: dict[str, Any]) -> str:
-    """The tokens of an example, as the model gets them, cut to a few lines."""
-    tokens = processor.convert_ids_to_tokens(example["input_ids"]) if "input_ids" in example else []
+def show_example(processor: Any, example: dict[str, Any], labels: Labels | None) -> str:
+    """The tokens of an example, as the model gets them, cut to a few lines; a token's own label stands behind it."""
+    tokens, targets = processor.convert_ids_to_tokens(example["input_ids"]), example.get("labels")
+    if isinstance(targets, list) and len(targets) == len(tokens) and labels is not None:
+        tokens = [f"{t}/{labels.names[i]}" if i >= 0 else t for t, i in zip(tokens, targets, strict=True)]
+        targets = "behind them"
     shown = " ".join(tokens[:60]) + (" …" if len(tokens) > 60 else "")
-    return f"{shown}  [{len(tokens)} tokens, labels {example.get('labels')}]"
+    return f"{shown}  [{len(tokens)} tokens, labels {targets}]"

@@ -82,15 +82,18 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
 
 
 def hash_code(kind: type) -> str:
-    """Equal for equal source of the class's module and of this one, and equal versions of what they call."""
+    """Equal for equal source of the class's module, of what it takes from this package, and of this file, and equal versions
+    of what they call."""
     module = sys.modules[kind.__module__]
+    taken = {str(getattr(member, "__module__", "")) for member in vars(module).values()}
+    ours = sorted(name for name in {*taken, __name__} if name.startswith("hf_sft.") and name != module.__name__)
     try:
         source = inspect.getsource(module)
     except (OSError, TypeError):  # typed at a prompt
         source = repr(module)
     return digest(
         source,
-        inspect.getsource(sys.modules[__name__]),
+        *(inspect.getsource(sys.modules[name]) for name in ours),
         *(f"{package} {version(package.replace('_', '-'))}" for package in CODE),
     )
 

@@ -9,6 +9,7 @@ from pyarrow import ChunkedArray
 from pyarrow.types import is_nested
 
 from hf_sft.answers import Answers, ClassAnswers, NumberAnswers, SetAnswers
+from hf_sft.errors import RecipeError
 from hf_sft.metrics import find_metric
 from hf_sft.scoring import measure
 
@@ -67,6 +68,8 @@ def _read_column(column: ChunkedArray) -> np.ndarray:
 
 
 def load_metric(name: str, kind: type[Answers], num_labels: int = 1) -> evaluate.Metric:
-    """A metric for answers of a kind, as `evaluate` has it. Raises `RecipeError`."""
+    """A metric for answers of one class, any number of classes, or numbers, as `evaluate` has it. Raises `RecipeError`."""
     find_metric(name, kind)
+    if kind not in (ClassAnswers, SetAnswers, NumberAnswers):
+        raise RecipeError(f"`{name}` is not offered as an `evaluate.Metric` for answers of {kind.called}.")
     return LocalMetric(name, kind, num_labels)

@@ -74,7 +74,7 @@ def _say(folder: Path, recipe_text: str, facts: dict[str, Any]) -> dict[str, Any
         "table": [("this model", "test", metrics["test"]), *baselines, *others],
         "per_class": facts["per_class"].get("test", []),
         "confusions": facts["confusions"].get("test", []),
-        "regression": recipe["task"].get("problem_type") == "regression",
+        "counted": facts["answers"]["counted"],
     }
 
 

@@ -77,7 +77,8 @@ def _is_blank(cell: Any) -> bool:
 
 def _references(task: Task, rows: Dataset) -> list[Any]:
     """The true answers, None where a row has none; an empty list when the input brings no such column."""
-    columns = [column for field, names in task.columns().items() if field == "label" for column in names]
+    named = (column for names in task.columns().values() for column in names)
+    columns = [column for column in named if column not in task.input_columns()]
     if not set(columns) <= set(rows.column_names):
         return []
     known = [i for i, values in enumerate(zip(*(rows[column] for column in columns), strict=True)) if None not in values]

@@ -86,11 +86,12 @@ def gather_facts(
 ) -> dict[str, Any]:
     """The content of report.json."""
     truncated = {name: int(np.sum(each.encoded["truncated"][:])) for name, each in examples.items()}
-    total = sum(len(each.rows) for each in examples.values())
+    total, kind = sum(len(each.rows) for each in examples.values()), splits.task.answer_kind()
     return {
         "task": recipe["task"]["type"],
         "pipeline_tag": splits.task.pipeline_tag,
         "auto_model": splits.task.auto_model.__name__,
+        "answers": {"called": kind.called, "counted": kind.counted, "example_call": splits.task.example_call()},
         "method": recipe["method"]["type"],
         "checkpoint": {"name": recipe["model"]["checkpoint"], "revision": recipe["model"].get("revision")},
         "metrics": {e.split: _plain(e.scores) for e in evaluations},

@@ -67,9 +67,8 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     for name, rows in loaded.items():
         _require_columns(rows, name, task, source, ("keep", "group") if name == "train" else ("keep",))
     loaded = {name: _keep(rows, source, name, notes) for name, rows in loaded.items()}
-    resolved = task.resolve(loaded["train"])
-    notes += task.remarks(resolved, loaded["train"])
-    labels = resolved.labels(loaded["train"])
+    resolved, labels, remarks = task.resolve(loaded)
+    notes += remarks
     rows = {name: _name_classes(rows, resolved) for name, rows in loaded.items()}
     rows = _without_invalid(rows, resolved, labels, source.drop_invalid, notes)
     rows = _make_splits(rows, source, resolved, notes)

@@ -329,7 +329,7 @@ def test_the_page_shows_mistakes_of_other_kinds_of_labels(tmp_path, kind):
     # A label with a score of 0.01 that was there all the same is as sure a mistake in row 0 as in any other.
     first, sure = ("A story. 75", "1.938") if kind == "regression" else ("A story. 0", "0.990")
     assert first in words and sure in words and "By class" not in words
-    assert ("Largest errors" in words) == (kind == "regression")
+    assert ("off by" in words) == (kind == "regression")
 
 
 def test_scores_that_are_undefined_are_said_to_be(tmp_path):

@@ -27,8 +27,7 @@ def task(**fields) -> SequenceClassification:
 )
 def test_the_kind_of_label_is_inferred_from_the_column(column, problem_type, names):
     rows = Dataset.from_dict({"text": ["t"] * 3, "label": column})
-    resolved = task().resolve(rows)
-    labels = resolved.labels(rows)
+    resolved, labels, _ = task().resolve({"train": rows})
     assert resolved.problem_type == problem_type
     assert (labels.names if labels else None) == names
 
@@ -36,20 +35,19 @@ def test_the_kind_of_label_is_inferred_from_the_column(column, problem_type, nam
 def test_a_class_label_keeps_the_order_of_its_names():
     features = Features(text=Value("string"), label=ClassLabel(names=["zero", "alpha"]))
     rows = Dataset.from_dict({"text": ["t", "u"], "label": [0, 1]}, features=features)
-    assert task().resolve(rows).labels(rows) == Labels(("zero", "alpha"))
+    assert task().resolve({"train": rows})[1] == Labels(("zero", "alpha"))
 
 
 def test_lists_of_class_labels_are_multi_label():
     features = Features(text=Value("string"), label=List(ClassLabel(names=["joy", "anger"])))
     rows = Dataset.from_dict({"text": ["t"], "label": [[1]]}, features=features)
-    resolved = task().resolve(rows)
-    assert resolved.problem_type == MULTI and resolved.labels(rows) == Labels(("joy", "anger"))
+    resolved, labels, _ = task().resolve({"train": rows})
+    assert resolved.problem_type == MULTI and labels == Labels(("joy", "anger"))
 
 
 def test_several_columns_are_multi_label_by_their_names(checkpoints):
     rows = Dataset.from_dict({"text": ["the goal", "a law"], "toxic": [1, 0], "rude": [0, 1]})
-    resolved = task(label=("toxic", "rude")).resolve(rows)
-    labels = resolved.labels(rows)
+    resolved, labels, _ = task(label=("toxic", "rude")).resolve({"train": rows})
     encoded = resolved.encode(rows[:], load_processor(Checkpoint(checkpoint=str(checkpoints["bert"]))), labels)
     assert labels == Labels(("toxic", "rude"))
     assert encoded["labels"] == [[1.0, 0.0], [0.0, 1.0]]
@@ -77,7 +75,7 @@ def test_classes_are_mapped_by_name_whatever_their_order(checkpoints):
 def test_one_class_is_too_few():
     rows = Dataset.from_dict({"text": ["t", "u"], "label": ["same", "same"]})
     with pytest.raises(DataError, match="shows 1 class"):
-        task().resolve(rows).labels(rows)
+        task().resolve({"train": rows})
 
 
 def test_the_config_carries_the_names_of_the_classes():
@@ -88,8 +86,8 @@ def test_the_config_carries_the_names_of_the_classes():
 def resolved(column, asked=None, **fields):
     rows = Dataset.from_dict({"text": [f"t{i}" for i in range(len(column))], "label": column})
     asked = asked or task(**fields)
-    found = asked.resolve(rows)
-    return found, found.labels(rows), rows, asked.remarks(found, rows)
+    found, labels, said = asked.resolve({"train": rows})
+    return found, labels, rows, said
 
 
 @pytest.mark.parametrize("kind", [int, float, bool])
@@ -140,5 +138,4 @@ def test_single_values_asked_for_as_multi_label_are_sets_of_one(column, names):
 def test_class_labels_asked_for_as_multi_label_are_sets_of_one():
     features = Features(text=Value("string"), label=ClassLabel(names=["no", "yes"]))
     rows = Dataset.from_dict({"text": ["t", "u"], "label": [1, 0]}, features=features)
-    found = task(problem_type=MULTI).resolve(rows)
-    assert found.labels(rows) == Labels(("no", "yes"))
+    assert task(problem_type=MULTI).resolve({"train": rows})[1] == Labels(("no", "yes"))

@@ -18,8 +18,7 @@ from hf_sft.scoring import measure
 def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
     task, rows = load_kind("tasks", name).sample()
     assert task.type == name
-    task = task.resolve(rows)
-    labels = task.labels(rows)
+    task, labels, _ = task.resolve({"train": rows})
     assert task.invalid_rows(rows, labels) == {}
     checkpoint = Checkpoint(checkpoint=str(checkpoints[family]))
     processor = load_processor(checkpoint)

@@ -45,12 +45,12 @@ def list_metrics() -> dict[str, Metric]:
 def find_metric(name: str, kind: type[Answers]) -> Metric:
     """The metric of that name. Raises `RecipeError` when there is none, or when it doesn't fit the kind of answers."""
     metrics = list_metrics()
-    fitting = ", ".join(other for other, metric in metrics.items() if kind in metric.measures)
+    fitting = ", ".join(other for other, metric in metrics.items() if issubclass(kind, metric.measures))
     if name not in metrics:
         near = get_close_matches(name, metrics, n=1)
         hint = f" Did you mean `{near[0]}`?" if near else ""
         raise RecipeError(f"`{name}` is not a metric.{hint}\n  Metrics for answers of {kind.called}: {fitting}.")
-    if kind not in metrics[name].measures:
+    if not issubclass(kind, metrics[name].measures):
         raise RecipeError(f"the metric `{name}` does not measure answers of {kind.called}.\n  These do: {fitting}.")
     return metrics[name]
 

@@ -4,24 +4,24 @@ from functools import partial
 
 import numpy as np
 
-from hf_sft.answers import Answers, ClassAnswers, SetAnswers
+from hf_sft.answers import Answers, Chosen, ClassAnswers, SetAnswers
 from hf_sft.metrics import Metric, ratio
 
-BOTH = (ClassAnswers, SetAnswers)
+ANY, SCORED, SINGLE = (Chosen,), (ClassAnswers, SetAnswers), (ClassAnswers,)
 
 
 def count(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
-    """Of each row and class: predicted rightly, predicted, referred to; then: all right, a row, a row with a set."""
-    assert isinstance(answers, ClassAnswers | SetAnswers)
-    predicted, referred = answers.choices, np.asarray(references)
-    sets = isinstance(answers, SetAnswers)
+    """Of each row and class: predicted rightly, predicted, referred to; then: all right, items, items with a set."""
+    assert isinstance(answers, Chosen)
+    predicted, referred = answers.chosen(references)
+    sets = predicted.ndim == 2
     if not sets:
-        every = np.arange(max(answers.scores.shape[1], int(referred.max(initial=0)) + 1))
+        every = np.arange(max(len(answers.names), int(referred.max(initial=0)) + 1))
         predicted, referred = predicted[:, None] == every, referred[:, None] == every
     right = (predicted == referred).all(1, keepdims=True)
-    ones = np.ones((len(answers), 1))
+    ones = np.ones((len(predicted), 1))
     parts = (predicted & referred if not sets else predicted * referred, predicted, referred, right, ones, ones * sets)
-    return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
+    return answers.sum_by_row(np.concatenate([part.astype(np.float32) for part in parts], axis=1))
 
 
 def _split(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -94,16 +94,16 @@ _AVERAGES = {
     "weighted": "mean over labels, by their rows",
 }
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("Share of rows that are right (multi-label: in every label).", BOTH, count, accuracy),
+    "accuracy": Metric("Share of rows that are right (multi-label: in every label; tags: of words).", ANY, count, accuracy),
     **{
-        f"{kind}_{average}": Metric(f"{meaning[0].upper()}{meaning[1:]}; {over}.", BOTH, count, partial(rate, kind, average))
+        f"{kind}_{average}": Metric(f"{meaning[0].upper()}{meaning[1:]}; {over}.", ANY, count, partial(rate, kind, average))
         for kind, meaning in _RATES.items()
         for average, over in _AVERAGES.items()
     },
-    "matthews": Metric("Correlation of classes; 0 is chance, whatever their shares.", (ClassAnswers,), count, matthews),
+    "matthews": Metric("Correlation of classes; 0 is chance, whatever their shares.", SINGLE, count, matthews),
     "roc_auc": Metric(
         "Chance that a row with the label scores above one without; mean over the labels that rows differ in.",
-        BOTH,
+        SCORED,
         weighted=roc_auc,
         needs_scores=True,
     ),

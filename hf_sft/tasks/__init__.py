@@ -20,15 +20,6 @@ from hf_sft.losses import Items
 
 Batch: TypeAlias = dict[str, Tensor]
 
-OTHER_NAMES = {
-    "regression": "sequence_classification, with `problem_type: regression` beside it",
-    "text_classification": "sequence_classification",
-    "classification": "sequence_classification",
-    "multi_label_classification": "sequence_classification, with `problem_type: multi_label_classification` beside it",
-    "single_label_classification": "sequence_classification",
-}
-"""What others call a task, and what it is called here."""
-
 
 @dataclass(frozen=True)
 class Labels:
@@ -56,6 +47,8 @@ class Task(Block, ABC):
     """The pipeline that answers with the finished model."""
     peft_type: ClassVar[str]
     """PEFT's word for the task, so that its own loader finds the right class for an adapter."""
+    other_names: ClassVar[dict[str, str]] = {}
+    """What others call the task, and how to say that here."""
 
     @property
     @abstractmethod
@@ -71,16 +64,12 @@ class Task(Block, ABC):
         """The columns that a row must have to be predicted."""
 
     @abstractmethod
-    def resolve(self, train: Dataset) -> Self:
-        """This task with what it infers from the data filled in (`problem_type`). Raises `DataError`."""
+    def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
+        """Look at the data once: this task with what `train` tells filled in (`problem_type`), the classes that it shows (None
+        where the task has none), and what was read into the data that could be read otherwise, each with what to do then.
 
-    @abstractmethod
-    def remarks(self, resolved: Self, train: Dataset) -> list[str]:
-        """What `resolve` read into the data and could have read otherwise, each with what to do then."""
-
-    @abstractmethod
-    def labels(self, train: Dataset) -> Labels | None:
-        """The classes, by name, that `train` shows; None where the task has none. Raises `DataError`."""
+        Raises `DataError`.
+        """
 
     @abstractmethod
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
@@ -133,6 +122,10 @@ class Task(Block, ABC):
     @abstractmethod
     def texts(self, rows: Dataset) -> list[str]:
         """What a person would read of each row; equal texts never stand on two sides of a made split."""
+
+    @abstractmethod
+    def example_call(self) -> str:
+        """The Python that asks a pipeline, called `answer`, for the model's answer."""
 
     @classmethod
     @abstractmethod

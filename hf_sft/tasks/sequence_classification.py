@@ -50,6 +50,15 @@ class SequenceClassification(Task):
     auto_model: ClassVar[Any] = AutoModelForSequenceClassification
     pipeline_tag: ClassVar[str] = "text-classification"
     peft_type: ClassVar[str] = "SEQ_CLS"
+    other_names: ClassVar[dict[str, str]] = {
+        "text_classification": "sequence_classification",
+        "classification": "sequence_classification",
+        **{
+            name: f"sequence_classification, with `problem_type: {kind}` beside it"
+            for name, kind in {"regression": REGRESSION, MULTI: MULTI}.items()
+        },
+        SINGLE: "sequence_classification",
+    }
 
     text: str = "text"
     """The column of the text."""
@@ -85,14 +94,15 @@ class SequenceClassification(Task):
     def _label_columns(self) -> list[str]:
         return [self.label] if isinstance(self.label, str) else list(self.label)
 
-    def resolve(self, train: Dataset) -> Self:
+    def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
+        train = splits["train"]
         kind = self.problem_type or find_problem_type(train, self._label_columns)
         require_kind(train, self._label_columns, kind)
-        return self.model_copy(
-            update={"problem_type": kind, "label_names": find_label_names(train, self._label_columns, self.label_names)}
-        )
+        names = find_label_names(train, self._label_columns, self.label_names)
+        resolved = self.model_copy(update={"problem_type": kind, "label_names": names})
+        return resolved, resolved._labels(train), self._remarks(resolved, train)
 
-    def remarks(self, resolved: Self, train: Dataset) -> list[str]:
+    def _remarks(self, resolved: Self, train: Dataset) -> list[str]:
         column = self._label_columns[0]
         feature = train.features[column]
         if resolved.label_names is not None and self.label_names is None:
@@ -112,7 +122,7 @@ class SequenceClassification(Task):
             f"If they are amounts: `task.problem_type={REGRESSION}`."
         ]
 
-    def labels(self, train: Dataset) -> Labels | None:
+    def _labels(self, train: Dataset) -> Labels | None:
         if self.problem_type == REGRESSION:
             return None
         if len(self._label_columns) > 1:
@@ -256,6 +266,12 @@ class SequenceClassification(Task):
     def texts(self, rows: Dataset) -> list[str]:
         columns = [rows[column] for column in self.input_columns()]
         return ["\n".join(str(text) for text in row) for row in zip(*columns, strict=True)]
+
+    def example_call(self) -> str:
+        text = '[{"text": "One text.", "text_pair": "Another."}]' if self.text_pair else '["A text."]'
+        every = ", top_k=None" if self.problem_type == MULTI else ""
+        longest = f", max_length={self.max_length}" if self.max_length else ""
+        return f"answer({text}{every}, truncation=True{longest})"
 
     @classmethod
     def sample(cls) -> tuple[Self, Dataset]:
