@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hf_sft.block import list_kinds
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
-PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression", "entities")
 METHODS = tuple(list_kinds("methods"))
 TOLERANCE = 1e-5
 
@@ -48,7 +49,8 @@ def test_a_step_is_the_same_however_it_is_cut(family, problem, method, checkpoin
 
     def step(tokens: int) -> tuple[float, dict[str, torch.Tensor], int]:
         training = {"batch_size": 16, "micro_batch_tokens": tokens}
-        return one_step(tiny.recipe(checkpoints[family], files, tmp_path / "run", method, training=training))
+        asked = {"training": training, "task": tiny.task_of(problem)}
+        return one_step(tiny.recipe(checkpoints[family], files, tmp_path / "run", method, **asked))
 
     loss, gradients, cuts = step(tokens=10_000)
     assert cuts == 1
@@ -110,17 +112,17 @@ def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
             files = tiny.write_rows(tmp_path / problem, problem, train=17)
             for method in METHODS:
                 name = f"{family}-{problem}-{method}"
-                recipe = tiny.recipe(checkpoints[family], files, tmp_path / "one" / name, method)
+                folder = tmp_path / "one" / name
+                recipe = tiny.recipe(checkpoints[family], files, folder, method, task=tiny.task_of(problem))
                 hf_sft.train(hf_sft.Recipe.model_validate(recipe))
                 cases[name] = {**recipe, "output": {"folder": str(tmp_path / "two" / name)}}
-    files = tiny.write_rows(tmp_path / "aids", PROBLEMS[0], train=17)
-    for aid in list_kinds("aids"):
-        for method in METHODS:
-            name, scored = f"{aid}-{method}", {"eval_strategy": "steps", "eval_steps": 2}
-            recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "one" / name, method, training=scored)
-            recipe["aids"] = [{"type": aid}]
-            hf_sft.train(recipe)
-            cases[name] = {**recipe, "output": {"folder": str(tmp_path / "two" / name)}}
+    scored = {"eval_strategy": "steps", "eval_steps": 2}
+    for problem, aid, method in product((PROBLEMS[0], "entities"), list_kinds("aids"), METHODS):
+        name, files = f"{problem}-{aid}-{method}", tiny.write_rows(tmp_path / problem, problem, train=17)
+        asked = {"training": scored, "task": tiny.task_of(problem), "aids": [{"type": aid}]}
+        recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "one" / name, method, **asked)
+        hf_sft.train(recipe)
+        cases[name] = {**recipe, "output": {"folder": str(tmp_path / "two" / name)}}
     (tmp_path / "cases.json").write_text(json.dumps(list(cases.values())))
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     config = ["--config_file", str(ROOT / "accelerate_configs" / "cpu_multi.yaml")]
@@ -141,14 +143,17 @@ def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
             assert rows[0] == rows[1] == list(range(len(rows[0])))
 
 
-def test_the_same_recipe_twice_gives_the_same_metrics(checkpoints, tmp_path):
-    files = tiny.write_rows(tmp_path / "data", PROBLEMS[0])
-    reports = []
-    for name in ("first", "second"):
-        recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / name, training={"eval_strategy": "epoch"})
-        reports.append(hf_sft.train(hf_sft.Recipe.model_validate(recipe)))
+@pytest.mark.parametrize("aid", [None, *list_kinds("aids")])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("problem", [PROBLEMS[0], "entities"])
+def test_the_same_recipe_twice_gives_the_same_metrics(problem, method, aid, checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", problem)
+    asked = {"training": {"eval_strategy": "epoch"}, "task": tiny.task_of(problem), "aids": [{"type": aid}] if aid else []}
+    reports = [
+        hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / name, method, **asked)) for name in ("first", "second")
+    ]
     assert reports[0].metrics == reports[1].metrics
-    curves = [report.facts["training"]["curves"][0]["losses"] for report in reports]
+    curves = [[curve["losses"] for curve in report.facts["training"]["curves"]] for report in reports]
     assert curves[0] == curves[1]
 
 

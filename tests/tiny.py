@@ -86,7 +86,7 @@ def _bert() -> Any:
 
 
 def _gpt2() -> Any:
-    drop = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    drop = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "classifier_dropout": 0.0}
     ids = {"bos_token_id": 0, "eos_token_id": 0}
     return GPT2Model(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, **drop, **ids))
 
@@ -118,8 +118,25 @@ def rows(problem_type: str, count: int, start: int = 0) -> list[dict[str, Any]]:
             label = [name for k, name in enumerate(("short", "odd", "third")) if (first >> k) % 2]
         if problem_type == "regression":
             label = first / 10
-        made.append({"text": text, "label": label})
+        if problem_type == "entities":
+            made.append({"words": text.split(), "tags": _tag(text.split())})
+        else:
+            made.append({"text": text, "label": label})
     return made
+
+
+def _tag(words: list[str]) -> list[str]:
+    """Short words that touch are one entity, and each word at an odd place of the vocabulary is one."""
+    tags = []
+    for word in words:
+        short = "I-SHORT" if tags and tags[-1].endswith("SHORT") else "B-SHORT"
+        tags.append(short if len(word) < 4 else "B-ODD" if WORDS.index(word) % 2 else "O")
+    return tags
+
+
+def task_of(problem: str) -> dict[str, Any]:
+    """The block for rows of a problem; tagging goes through windows that are shorter than its rows."""
+    return {"type": "token_classification", "max_length": 8} if problem == "entities" else {"type": "sequence_classification"}
 
 
 def write_rows(folder: Path, problem_type: str, train: int = 17) -> dict[str, str]:

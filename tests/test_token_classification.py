@@ -1,0 +1,387 @@
+"""What only tagging must get right: words keep their tags through sub-words and windows, and entities are seqeval's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
+from seqeval import metrics as seqeval
+from seqeval.scheme import BILOU, IOB1, IOB2, IOBES, Entities
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
+
+import hf_sft
+from hf_sft.baselines import fit_all
+from hf_sft.evaluation import EvaluationPlan, evaluate_blocks
+from hf_sft.scoring import measure
+from hf_sft.tags import EntityAnswers, TagAnswers, count_repaired, find_scheme, is_iob1, read_entities, to_iob2
+from hf_sft.tasks import Labels
+from hf_sft.tasks.token_classification import TokenClassification
+from hf_sft.words import cut, cut_windows
+from tests import tiny
+
+NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+
+def task(**fields: Any) -> TokenClassification:
+    return TokenClassification(type="token_classification", **fields)
+
+
+@pytest.fixture(scope="module")
+def processor() -> PreTrainedTokenizerFast:
+    """One letter a token, the first of a word without ##; zero-width signs leave none."""
+    letters = "abcdefghijklmnopqrstuvwxyz.,'"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {token: i for i, token in enumerate([*special, *letters, *(f"##{letter}" for letter in letters)])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, model_input_names=inputs, **names)
+
+
+def sentences(count: int, most: int = 40) -> list[list[str]]:
+    rng = np.random.default_rng(0)
+    return [
+        ["".join(rng.choice(list("abcde"), rng.integers(1, 6))) for _ in range(rng.integers(1, most))] for _ in range(count)
+    ]
+
+
+def test_the_first_sub_word_of_a_word_carries_its_tag_and_nothing_else_does(processor):
+    rows = Dataset.from_dict({"words": [["abc", "d", "efg"]], "tags": [["B-PER", "O", "B-LOC"]]})
+    found, labels, _ = task().resolve({"train": rows})
+    encoded = found.encode(rows[:], processor, labels)
+    assert processor.convert_ids_to_tokens(encoded["input_ids"][0]) == [
+        "[CLS]",
+        "a",
+        "##b",
+        "##c",
+        "d",
+        "e",
+        "##f",
+        "##g",
+        "[SEP]",
+    ]
+    assert labels is not None and labels.names == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+    assert encoded["labels"] == [[-100, 3, -100, -100, 0, 1, -100, -100, -100]]
+    assert encoded["words"] == [[1, 4, 5]] and encoded["items"] == [3]
+
+
+@pytest.mark.parametrize("max_length", [8, 13, 40])
+def test_every_word_is_answered_once_where_most_is_seen_on_both_sides(max_length, processor):
+    rows = sentences(60)
+    windows = cut_windows([cut(words) for words in rows], processor, max_length)
+    assert max(len(ids) for ids in windows["input_ids"]) <= max_length
+    for row, words in enumerate(rows):
+        mine = [i for i, of in enumerate(windows["row"]) if of == row]
+        assert [number for i in mine for number in windows["numbers"][i]] == list(range(len(words)))
+        tokens = [f"##{letter}" if place else letter for word in words for place, letter in enumerate(word)]
+        firsts = [place for place, token in enumerate(tokens) if not token.startswith("##")]
+        start, shown = 0, []
+        for i in mine:
+            inner = processor.convert_ids_to_tokens(windows["input_ids"][i])[1:-1]
+            start = next(s for s in range(start, len(tokens)) if tokens[s : s + len(inner)] == inner) if i != mine[0] else 0
+            start = len(tokens) - len(inner) if i == mine[-1] else start
+            shown.append((start, start + len(inner)))
+        for i, (start, _) in zip(mine, shown, strict=True):
+            for place, number in zip(windows["words"][i], windows["numbers"][i], strict=True):
+                assert start + place - 1 == firsts[number]
+
+                def room(window: tuple[int, int], at: int = firsts[number], shown=shown) -> float:
+                    before = at - window[0] if window != shown[0] else np.inf
+                    after = window[1] - 1 - at if window != shown[-1] else np.inf
+                    return min(before, after) if window[0] <= at < window[1] else -1
+
+                assert room(shown[mine.index(i)]) == max(map(room, shown))
+
+
+def test_words_come_back_as_they_were_even_those_that_leave_no_token(processor):
+    words = ["ab", "\u200b", "c d", "", "\u00ad", "e"]
+    windows = cut_windows([cut(["a"]), cut(words)], processor, 8)
+    assert [n for numbers, row in zip(windows["numbers"], windows["row"], strict=True) if row == 1 for n in numbers] == [
+        *range(6)
+    ]
+    shown = [processor.convert_ids_to_tokens(ids) for ids in windows["input_ids"]]
+    assert sum(tokens.count("[UNK]") for tokens in shown[1:]) >= 3 and "[UNK]" not in shown[0]
+
+
+def random_tags(rng: np.random.Generator, count: int = 100) -> list[np.ndarray]:
+    return [rng.integers(len(NAMES), size=rng.integers(1, 20)) for _ in range(count)]
+
+
+def answers_of(ids: list[np.ndarray], kind: type[TagAnswers] = EntityAnswers) -> TagAnswers:
+    return kind([np.eye(len(NAMES))[each] for each in ids], NAMES, [["w"] * len(each) for each in ids], [None] * len(ids))
+
+
+def test_entity_metrics_are_seqevals_on_a_hundred_random_sentences():
+    rng = np.random.default_rng(0)
+    true = random_tags(rng)
+    said = [np.where(rng.random(len(ids)) < 0.6, ids, rng.integers(len(NAMES), size=len(ids))) for ids in true]
+    answers, references = answers_of(said), EntityAnswers.read_references(true)
+    named = [[[NAMES[i] for i in ids] for ids in tags] for tags in (true, said)]
+    strict: dict[str, Any] = {"mode": "strict", "scheme": IOB2}
+    wanted = {
+        "f1": seqeval.f1_score(*named, **strict),
+        "precision": seqeval.precision_score(*named, **strict),
+        "recall": seqeval.recall_score(*named, **strict),
+        "accuracy": seqeval.accuracy_score(*named),
+    }
+    assert measure(tuple(wanted), answers, references) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_the_scores_of_each_type_and_the_confusions_are_seqevals():
+    rng = np.random.default_rng(1)
+    true = [to_iob2([NAMES[i] for i in ids]) for ids in random_tags(rng)]
+    said = [np.where(rng.random(len(t)) < 0.6, [NAMES.index(x) for x in t], rng.integers(5, size=len(t))) for t in true]
+    rows = Dataset.from_dict({"words": [["w"] * len(tags) for tags in true], "tags": true})
+    kept = [[np.log(np.eye(5, dtype=np.float32)[ids] + 1e-6)] for ids in said]
+    found = evaluate_blocks("test", [(rows, kept)], task(scheme="iob"), Labels(NAMES), EvaluationPlan())
+    named = [[NAMES[i] for i in ids] for ids in said]
+    report: Any = seqeval.classification_report(true, named, output_dict=True, mode="strict", scheme=IOB2)
+    assert [row["label"] for row in found.per_class] == ["PER", "LOC"]
+    for row in found.per_class:
+        mine = (row["precision"], row["recall"], row["f1"], row["entities"])
+        assert mine == pytest.approx(tuple(report[row["label"]][n] for n in ("precision", "recall", "f1-score", "support")))
+    assert found.scores["f1"].value == pytest.approx(report["micro avg"]["f1-score"], abs=1e-12)
+    assert found.scores["f1"].low < found.scores["f1"].value < found.scores["f1"].high
+    pairs = {(row["reference"], row["prediction"]): row["entities"] for row in found.confusions}
+    true_per = sum(span[2] == "PER" for tags in true for span in read_entities(tags))
+    right = round(found.per_class[0]["recall"] * true_per)
+    assert right + pairs["PER", "LOC"] + pairs["PER", None] == true_per
+    worst = found.mistakes[0]
+    wrong = sum(a != b for a, b in zip(true[worst["row"]], named[worst["row"]], strict=True))
+    assert worst["score"] == pytest.approx(wrong, abs=0.01) and worst["scored"].startswith(f"{wrong} wrong tag(s)")
+
+
+def render(spans: list[tuple[int, int, str]], length: int, scheme: str) -> list[str]:
+    """Tags of entities in one of the four schemes."""
+    tags = ["O"] * length
+    for start, end, kind in spans:
+        inside = ["I"] * (end - start)
+        if scheme in ("iobes", "bilou"):
+            single, last = ("S", "E") if scheme == "iobes" else ("U", "L")
+            inside[0], inside[-1] = "B", last
+            inside = [single] if end - start == 1 else inside
+        elif scheme == "iob2" or (start and tags[start - 1][2:] == kind):
+            inside[0] = "B"
+        tags[start:end] = [f"{prefix}-{kind}" for prefix in inside]
+    return tags
+
+
+@pytest.mark.parametrize(("scheme", "theirs"), [("iob2", IOB2), ("iob1", IOB1), ("iobes", IOBES), ("bilou", BILOU)])
+def test_every_scheme_marks_in_iob2_the_entities_that_it_marked(scheme, theirs):
+    rng = np.random.default_rng(2)
+    made, wanted = [], []
+    for _ in range(100):
+        spans, place = [], int(rng.integers(0, 2))
+        while place < 12:
+            end = place + int(rng.integers(1, 4))
+            spans.append((place, end, str(rng.choice(["PER", "LOC"]))))
+            place = end + int(rng.integers(0, 2))
+        wanted.append(spans)
+        made.append(render(spans, 16, scheme))
+    read = [[(e.start, e.end, e.tag) for e in sentence] for sentence in Entities(made, theirs).entities]
+    assert read == wanted
+    assert [read_entities(to_iob2(tags)) for tags in made] == wanted
+    assert find_scheme({tag for tags in made for tag in tags}) == scheme.rstrip("12")
+    assert is_iob1(made) == (scheme == "iob1") and (sum(map(count_repaired, made)) > 0) == (scheme == "iob1")
+
+
+def test_an_inside_that_goes_on_with_nothing_begins_an_entity_and_is_counted():
+    rows = Dataset.from_dict({"words": [list("abcd")] * 2, "tags": [["O", "I-X", "I-X", "B-X"], ["B-X", "O", "I-Y", "O"]]})
+    found, labels, said = task().resolve({"train": rows})
+    assert found.references(rows) == [["O", "B-X", "I-X", "B-X"], ["B-X", "O", "B-Y", "O"]]
+    assert said == ["2 tags of split `train` are I- and go on with nothing: each is read as B-."]
+    assert labels is not None and found.invalid_rows(rows, labels) == {}
+
+
+@pytest.mark.parametrize("kind", ["names", "integers", "classes"])
+def test_tags_may_be_names_integers_or_a_class_label(kind):
+    tags: Any = [[0, 2, 1], [1, 1, 0]]
+    names = ["NOUN", "VERB", "X"]
+    features = Features(words=List(Value("string")), tags=List(ClassLabel(names=names)))
+    columns = {"words": [list("abc")] * 2, "tags": [[names[i] for i in row] for row in tags] if kind == "names" else tags}
+    rows = Dataset.from_dict(columns, features=features if kind == "classes" else None)
+    found, labels, _ = task().resolve({"train": rows})
+    assert found.scheme == "plain" and found.default_metrics[0] == "accuracy" and found.answer_kind() is TagAnswers
+    assert labels == Labels(("0", "1", "2") if kind == "integers" else tuple(names))
+
+
+def test_spans_of_text_become_tags_of_its_words_and_come_back_as_characters():
+    text = "Ann Lee, of Bern-West, left."
+    spans = [{"start": 0, "end": 7, "label": "PER"}, {"start": 12, "end": 21, "label": "LOC"}]
+    rows = Dataset.from_dict({"text": [text], "spans": [spans]})
+    asked = task(text="text", spans="spans")
+    found, labels, _ = asked.resolve({"train": rows})
+    (tags,) = found.references(rows)
+    assert tags == ["B-PER", "I-PER", "O", "O", "B-LOC", "I-LOC", "I-LOC", "O", "O", "O"]
+    assert labels is not None and found.invalid_rows(rows, labels) == {}
+    logits = np.log(np.eye(len(labels), dtype=np.float32)[found.targets(rows[:], labels)[0]] + 0.01)
+    (answer,) = found.answers([[logits]], rows, labels).as_json()
+    assert [(e["type"], text[e["start"] : e["end"]]) for e in answer["entities"]] == [("PER", "Ann Lee"), ("LOC", "Bern-West")]
+    assert answer["words"] == ["Ann", "Lee", ",", "of", "Bern", "-", "West", ",", "left", "."]
+
+
+GOOD = {"words": ["a", "b"], "tags": ["B-X", "O"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"words": ["a", "b"], "tags": ["O"]},
+            r"`tags` differ in length, at first 2 words and 1 tags, in 1 row\(s\) .*: 1",
+        ),
+        ({"words": ["a"], "tags": ["B-Z"]}, r"`tags` has the tag 'B-Z', which `train` never shows"),
+        ({"words": ["a"], "tags": ["X"]}, r"`tags` has the tag 'X', which is neither O nor a prefix with a type"),
+        ({"words": [], "tags": []}, r"`words` is empty in 1 row"),
+        ({"words": ["a", None], "tags": ["O", "O"]}, r"`words` holds a word that is null"),
+        ({"words": None, "tags": ["O"]}, r"`words` is null"),
+        ({"words": ["a"], "tags": None}, r"`tags` is null, or holds a null"),
+    ],
+)
+def test_rows_that_cannot_be_learned_from_are_named(row, message, tmp_path):
+    with pytest.raises(hf_sft.DataError, match=message):
+        load(tmp_path, [GOOD, GOOD], [GOOD, row])
+    assert len(load(tmp_path, [GOOD, GOOD], [GOOD, row], drop_invalid=True).rows["test"]) == 1
+
+
+def load(folder: Path, train: list[dict], test: list[dict], fields: dict | None = None, **data: Any) -> Any:
+    from hf_sft.sources import DataSource
+    from hf_sft.splitting import load_splits
+
+    files = {}
+    for name, rows in (("train", train), ("validation", train), ("test", test)):
+        files[name] = str(folder / f"{name}.jsonl")
+        Path(files[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_splits(DataSource(dataset="json", data_files=files, **data), task(**(fields or {})))
+
+
+SPANS = {"text": "Ann left", "spans": [{"start": 0, "end": 3, "label": "PER"}]}
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([{"start": 5, "end": 9, "label": "PER"}], "a span that does not lie in the text"),
+        ([{"start": 3, "end": 4, "label": "PER"}], "a span without a word"),
+        ([{"start": 0, "end": 8, "label": "PER"}, {"start": 4, "end": 8, "label": "PER"}], "spans that overlap"),
+        ([{"start": 0, "end": 3, "label": "LOC"}], "the label 'LOC', which `train` never shows"),
+    ],
+)
+def test_spans_that_cannot_be_learned_from_are_named(spans, message, tmp_path):
+    with pytest.raises(hf_sft.DataError, match=message):
+        load(tmp_path, [SPANS] * 2, [{**SPANS, "spans": spans}], {"text": "text", "spans": "spans"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "row", "message"),
+    [
+        (
+            {},
+            {"words": "a b", "tags": "O O"},
+            r"`words` \(`task.words`\) holds Value\('string'\).*\n  For text with marked spans",
+        ),
+        (
+            {"text": "text", "spans": "spans"},
+            {"text": "a", "spans": "PER"},
+            r"`spans` \(`task.spans`\) holds .*Expected lists of",
+        ),
+    ],
+)
+def test_columns_of_another_kind_are_told_apart(fields, row, message, tmp_path):
+    with pytest.raises(hf_sft.DataError, match=message):
+        load(tmp_path, [row, row], [row], fields)
+
+
+def test_text_and_spans_go_together():
+    with pytest.raises(hf_sft.RecipeError, match=r"task\.text +`text` and `spans` go together"):
+        hf_sft.check(tiny.recipe(Path("x"), {}, Path("y"), task={"type": "token_classification", "text": "t"}))
+
+
+def test_the_baseline_gives_each_word_its_most_frequent_tag():
+    train = Dataset.from_dict({"words": [["run", "run", "run", "dog"], ["cat"]], "tags": [["V", "V", "N", "N"], ["N"]]})
+    found, labels, _ = task().resolve({"train": train})
+    fitted, failed = fit_all(found.baselines(train, labels))
+    (answer,) = fitted["most_frequent_tag"](Dataset.from_dict({"words": [["run", "dog", "new"]]})).as_json()
+    assert not failed and answer["tags"] == ["V", "N", "N"] and answer["scores"] == [0.666667, 1.0, 0.6]
+
+
+@pytest.fixture(scope="module")
+def run(checkpoints, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tags")
+    files = tiny.write_rows(folder / "data", "entities", train=20)
+    hf_sft.train(tiny.recipe(checkpoints["bert"], files, folder / "run", task=tiny.task_of("entities")))
+    return folder / "run"
+
+
+def test_a_run_answers_words_and_text_and_keeps_empty_rows_in_their_place(run):
+    words = ["the", "goal", "was", "lost"] * 8
+    asked = [{"words": words}, {"words": []}, {"words": None}, {"words": ["goal"]}]
+    answers = hf_sft.predict(run, asked)
+    assert [answer["row"] for answer in answers] == [0, 1, 2, 3]
+    assert answers[0]["words"] == words and len(answers[0]["tags"]) == len(answers[0]["scores"]) == 32
+    assert answers[1] == answers[2] | {"row": 1} == {"row": 1, "words": None, "tags": None, "scores": None, "entities": None}
+    (text,) = hf_sft.predict(run, [" ".join(words)])
+    assert text["tags"] == answers[0]["tags"]
+    spans = [" ".join(words)[entity["start"] : entity["end"]] for entity in text["entities"]]
+    assert spans == [" ".join(words[e["start"] : e["end"]]) for e in answers[0]["entities"]] and spans
+
+
+def test_the_report_shows_types_confusions_and_both_taggings(run):
+    report = json.loads((run / "report.json").read_text())
+    assert report["task"] == "token_classification" and report["pipeline_tag"] == "token-classification"
+    assert set(report["metrics"]["test"]) == {"f1", "precision", "recall", "accuracy"}
+    assert [row["label"] for row in report["per_class"]["test"]] == ["ODD", "SHORT"]
+    assert set(report["baselines"]) == {"most_frequent_tag"}
+    page, card = (run / "report.html").read_text(), (run / "README.md").read_text()
+    assert ">entities</th>" in page and "wrong tag(s), whose scores add up to" in page and "]ODD" in page
+    assert 'pipeline("token-classification", model=run)' in card and 'aggregation_strategy="first"' in card
+    assert "it answers with one tag for each word, which mark entities" in card
+    lines = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
+    assert all(len(line["tags"]) == len(line["reference"]) == len(line["words"]) for line in lines)
+
+
+def test_check_shows_a_sentence_with_its_tags(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "entities")
+    found = hf_sft.check(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", task=tiny.task_of("entities")))
+    first = tiny.rows("entities", 1)[0]
+    shown = " ".join(f"{word}/{tag}" for word, tag in zip(first["words"], first["tags"], strict=True))
+    assert f"[CLS] {shown} [SEP]" in found.facts["as the model sees it"] and found.facts["scheme"] == "iob"
+
+
+@pytest.mark.parametrize("method", ["full", "head_only", "lora", "lp_ft"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_saved_tagger_gives_the_logits_it_had(family, method, checkpoints, tmp_path, monkeypatch):
+    import hf_sft.workflow
+
+    measured: list[Any] = []
+    evaluate = hf_sft.workflow.evaluate_blocks
+
+    def watch(split, ran, *rest):
+        measured[:] = list(ran)
+        return evaluate(split, measured, *rest)
+
+    monkeypatch.setattr("hf_sft.workflow.evaluate_blocks", watch)
+    files = tiny.write_rows(tmp_path / "data", "entities")
+    recipe = tiny.recipe(checkpoints[family], files, tmp_path / "run", method, task=tiny.task_of("entities"))
+    report = hf_sft.train(recipe)
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "run").eval()
+    ((rows, kept),) = measured
+    processor = hf_sft.run.load_run(tmp_path / "run").processor
+    windows = cut_windows([cut(words) for words in rows["words"]], processor, tiny.task_of("entities")["max_length"])
+    assert len(windows["row"]) > len(rows)
+    with torch.no_grad():
+        logits = [model(torch.tensor([ids])).logits[0].numpy() for ids in windows["input_ids"]]
+    flat = [part for parts in kept for part in parts]
+    for found, places, wanted in zip(logits, windows["words"], flat, strict=True):
+        np.testing.assert_allclose(found[places], wanted, atol=1e-5, rtol=1e-5)
+    again = hf_sft.evaluate(tmp_path / "run")
+    assert {n: s.value for n, s in again.scores.items()} == {n: s["value"] for n, s in report.metrics["test"].items()}
