@@ -241,6 +241,8 @@ def _without_invalid(
 def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes: list[str]) -> dict[str, Dataset]:
     """Hold out what no split of the data set brings. Equal texts, and rows of one group, stay together."""
     fractions: dict[str, float] = {}
+    strata = strata_of(rows["train"], task)
+    held_out = f"{'stratified, ' if any(strata) else ''}equal texts on one side"
     for name in SPLITS[1:]:
         if name in rows:
             continue
@@ -249,7 +251,7 @@ def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes
             raise DataError(f"`data.splits.{name}` must be a split's name or a fraction between 0 and 1; got {share!r}.")
         fractions[name] = share
         how = "as the recipe says" if name in source.splits else "since the data set has no such split"
-        notes.append(f"split `{name}` is {share:g} of train, {how}: stratified, equal texts on one side.")
+        notes.append(f"split `{name}` is {share:g} of train, {how}: {held_out}.")
     kept = share_of(source.splits.get("train", "train"))
     if kept is not None and not 0 < kept <= 1:
         raise DataError(f"`data.splits.train` must be a split's name or a fraction between 0 and 1; got {kept!r}.")
@@ -265,7 +267,7 @@ def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes
     if not fractions:
         return {name: rows[name] for name in SPLITS}
     train = rows["train"]
-    strata, units = strata_of(train, task), units_of(train, source, task)
+    units = units_of(train, source, task)
     sides = assign(units, strata, fractions, source.seed)
     made = {name: train.select(np.flatnonzero(sides == name)) for name in ("train", *fractions) if name != "unused"}
     for name, split in made.items():

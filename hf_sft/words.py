@@ -2,6 +2,7 @@
 
 import re
 from bisect import bisect_left, bisect_right
+from collections.abc import Container
 from math import inf
 from typing import Any
 
@@ -35,6 +36,23 @@ def flaw_of(cell: Any, is_text: bool) -> str | None:
     if isinstance(cell, list) and None in cell:
         return "holds a word that is null"
     return None if cut(cell)[1] else "is empty"
+
+
+def flaw_of_spans(text: str, spans: list[dict[str, Any]], known: Container[str] | None) -> str | None:
+    """What is wrong with the spans of a row's text."""
+    last = 0
+    for span in sorted(spans, key=lambda span: (span.get("start") or 0, span.get("end") or 0)):
+        start, end, label = (span.get(name) for name in ("start", "end", "label"))
+        if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end <= len(text):
+            return "has a span that does not lie in the text"
+        if not WORD.search(text[start:end]):
+            return "has a span without a word"
+        if start < last:
+            return "has spans that overlap"
+        if known is not None and str(label) not in known:
+            return f"has the label {label!r}, which `train` never shows,"
+        last = end
+    return None
 
 
 def tag_spans(places: list[tuple[int, int]], spans: list[dict[str, Any]]) -> list[str]:

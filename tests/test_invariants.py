@@ -20,7 +20,7 @@ from hf_sft.block import list_kinds
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
-PROBLEMS = ("single_label_classification", "multi_label_classification", "regression", "entities")
+PROBLEMS = tiny.PROBLEMS
 METHODS = tuple(list_kinds("methods"))
 TOLERANCE = 1e-5
 

@@ -106,6 +106,10 @@ def build(family: str, folder: Path) -> Path:
     return folder
 
 
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression", "entities")
+"""The kinds of rows that there are."""
+
+
 def rows(problem_type: str, count: int, start: int = 0) -> list[dict[str, Any]]:
     """Texts of 2 to 12 words whose label can be learned from their first word."""
     made = []

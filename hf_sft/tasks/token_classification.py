@@ -31,7 +31,7 @@ from hf_sft.errors import DataError
 from hf_sft.losses import Items
 from hf_sft.tags import OUTSIDE, EntityAnswers, Scheme, TagAnswers, count_repaired, find_scheme, is_iob1, to_iob2
 from hf_sft.tasks import Batch, Labels, Task
-from hf_sft.words import WORD, cut, cut_windows, flaw_of, tag_spans
+from hf_sft.words import cut, cut_windows, flaw_of, flaw_of_spans, tag_spans
 
 NOTHING = -100
 """The label of a token without loss."""
@@ -123,17 +123,15 @@ class TokenClassification(Task):
     def _say_repaired(self, splits: dict[str, Dataset]) -> list[str]:
         """What was read into tags that mark entities."""
         said = []
-        for name, rows in splits.items() if self.scheme == "iob" else ():
+        for name, rows in splits.items() if self.scheme != "plain" else ():
             if self.tags not in rows.column_names:
                 continue
             sentences = [[str(tag) for tag in tags or () if tag] for tags in _by_name(rows, self.tags)]
             count = sum(map(count_repaired, sentences))
             if count and is_iob1(sentences):
-                said.append(
-                    f"the tags of split `{name}` follow IOB1 (B- only between entities that touch): they are read as IOB2."
-                )
+                said.append(f"the tags of split `{name}` follow IOB1 (B- only where entities touch): they are read as IOB2.")
             elif count:
-                said.append(f"{count} tags of split `{name}` are I- and go on with nothing: each is read as B-.")
+                said.append(f"{count} tags of split `{name}` go on with an entity that has not begun: each is read as B-.")
         return said
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
@@ -153,29 +151,14 @@ class TokenClassification(Task):
         if tags is None or any(tag is None for tag in tags):
             return f"column `{column}` is null, or holds a null,"
         if self.spans:
-            return self._span_problem(cell, tags, labels)
-        count = len(cut(cell)[1])
-        if len(tags) != count:
-            return f"columns `{self.words}` and `{column}` differ in length, at first {count} words and {len(tags)} tags,"
+            known = None if labels is None else {name[2:] for name in labels.names}
+            return f"column `{column}` {flaw}" if (flaw := flaw_of_spans(cell, tags, known)) else None
+        if len(tags) != len(cut(cell)[1]):
+            return f"columns `{self.words}` and `{column}` differ in length"
         if self.scheme != "plain" and (odd := next((t for t in tags if not re.fullmatch("O|[BIESLU]-.+", str(t))), None)):
             return f"column `{column}` has the tag {str(odd)!r}, which is neither O nor a prefix with a type,"
         unknown = next((tag for tag in self._read_tags(tags) if labels is not None and tag not in labels.ids), None)
         return None if unknown is None else f"column `{column}` has the tag {unknown!r}, which `train` never shows,"
-
-    def _span_problem(self, text: str, spans: list[dict], labels: Labels | None) -> str | None:
-        column, last = f"column `{self.spans}`", 0
-        for span in sorted(spans, key=lambda span: (span.get("start") or 0, span.get("end") or 0)):
-            start, end, label = (span.get(name) for name in ("start", "end", "label"))
-            if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end <= len(text):
-                return f"{column} has a span that does not lie in the text"
-            if not WORD.search(text[start:end]):
-                return f"{column} has a span without a word"
-            if start < last:
-                return f"{column} has spans that overlap"
-            if labels is not None and f"B-{label}" not in labels.ids:
-                return f"{column} has the label {label!r}, which `train` never shows,"
-            last = end
-        return None
 
     def config_fields(self, labels: Labels | None) -> dict[str, Any]:
         id2label = dict(enumerate(labels.names if labels else ()))
