@@ -64,6 +64,10 @@ class Answers(ABC):
         """The task's targets of some rows as metrics take them."""
         return np.asarray(targets)
 
+    @abstractmethod
+    def for_evaluate(self, references: np.ndarray) -> tuple[list, list]:
+        """Predictions and references as modules of the `evaluate` library take them."""
+
     @property
     def classes(self) -> tuple[str, ...]:
         """What is scored by class, where there is such a thing."""
@@ -119,6 +123,9 @@ class Scored(Chosen):
 
     def chosen(self, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.choices, references
+
+    def for_evaluate(self, references: np.ndarray) -> tuple[list, list]:
+        return self.choices.tolist(), references.astype(np.int64).tolist()
 
     def take(self, rows: np.ndarray | slice) -> Self:
         return type(self)(self.scores[rows], self.names)
@@ -212,6 +219,9 @@ class NumberAnswers(Answers):
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
         return cls(np.concatenate([part.values for part in parts]))
+
+    def for_evaluate(self, references: np.ndarray) -> tuple[list, list]:
+        return self.values.tolist(), references.tolist()
 
     def mistakes(self, references: np.ndarray) -> list[Mistake]:
         pairs = enumerate(zip(references, self.values, strict=True))

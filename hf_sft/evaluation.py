@@ -21,7 +21,7 @@ from hf_sft.answers import Answers, Mistake
 from hf_sft.baselines import fit_all
 from hf_sft.batching import Block, cut_step, to_device
 from hf_sft.block import Block as RecipeBlock
-from hf_sft.metrics import find_metric, list_metrics
+from hf_sft.metrics import find_metric
 from hf_sft.scoring import Score, Tally, draw_weights, paired
 from hf_sft.tasks import Batch, Labels, Task
 from hf_sft.training import Machine
@@ -34,7 +34,7 @@ class EvaluationPlan(RecipeBlock):
     """What is measured, and which of it chooses the best checkpoint."""
 
     metrics: tuple[str, ...] | None = None
-    """Names from `hf-sft list metrics`; the task's own when not given."""
+    """Names from `hf-sft list metrics`, or `evaluate:NAME` for a module of that library; the task's own when not given."""
     best: str | None = None
     """The metric that chooses the checkpoint on validation; the first when not given."""
 
@@ -54,7 +54,7 @@ class EvaluationPlan(RecipeBlock):
     def choose_by(self, task: Task) -> tuple[str, bool]:
         """The metric that chooses the best checkpoint, and whether greater is better."""
         name = self.best or self.names(task)[0]
-        return name, list_metrics()[name].greater_is_better
+        return name, find_metric(name, task.answer_kind()).greater_is_better
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import html
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:299]}…"
 
 
+@cache
 def _templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("hf_sft", "templates"),

@@ -19,7 +19,7 @@ from hf_sft.block import Block, choose, list_kinds, load_kind
 from hf_sft.errors import RecipeError
 from hf_sft.evaluation import EvaluationPlan
 from hf_sft.methods import Method
-from hf_sft.metrics import list_metrics
+from hf_sft.metrics import FOREIGN, list_metrics
 from hf_sft.models import Checkpoint
 from hf_sft.problems import FOLDERS, explain, refuse_owned, show_place, show_value, suggest
 from hf_sft.sources import DataSource
@@ -203,7 +203,8 @@ def _check_metrics(given: dict[str, Any]) -> dict[Place, str]:
     metrics = plan.get("metrics")
     named: dict[Place, Any] = {("evaluation", "best"): plan.get("best")}
     named |= {("evaluation", "metrics", i): name for i, name in enumerate(metrics if isinstance(metrics, list) else [])}
-    unknown = {place: name for place, name in named.items() if isinstance(name, str) and name not in list_metrics()}
+    ours = {place: name for place, name in named.items() if isinstance(name, str) and not name.startswith(FOREIGN)}
+    unknown = {place: name for place, name in ours.items() if name not in list_metrics()}
     return {place: _explain_metric(name) for place, name in unknown.items()}
 
 

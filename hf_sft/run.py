@@ -20,6 +20,7 @@ from hf_sft.encoding import encode_rows, encode_splits
 from hf_sft.errors import RecipeError
 from hf_sft.evaluation import Kept, measure_blocks
 from hf_sft.methods import Phase
+from hf_sft.metrics import FOREIGN
 from hf_sft.models import Checkpoint, load_model, load_processor
 from hf_sft.recipe import Recipe, load_recipe, read_recipe
 from hf_sft.splitting import Splits, load_splits
@@ -80,7 +81,8 @@ class FinishedRun:
 def as_recipe(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Recipe:
     """A recipe from a file or a dict with overrides, or as it is.
 
-    The one gate for a checkpoint's own code: it is run only when the recipe and the caller both ask for it.
+    The one gate for code that is not ours, a checkpoint's or a metric's: it is run only when the recipe and the caller both
+    ask for it.
     """
     if isinstance(recipe, dict):
         recipe = read_recipe(recipe, overrides)
@@ -88,6 +90,12 @@ def as_recipe(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_co
         recipe = load_recipe(recipe, overrides)
     elif overrides:
         raise RecipeError("overrides go with a recipe file; a Recipe is changed with `model_copy(update=…)`.")
+    foreign = [name for name in recipe.evaluation.metrics or () if name.startswith(FOREIGN)]
+    if foreign and not trust_remote_code:
+        raise RecipeError(
+            f"the metric `{foreign[0]}` is code that is not ours, which the recipe alone can't ask for.\n"
+            "  If you trust it, say --trust-remote-code on the command line too (Python: trust_remote_code=True)."
+        )
     if recipe.model.trust_remote_code and not trust_remote_code:
         raise RecipeError(
             "`model.trust_remote_code` is true in the recipe, which is not enough to run a checkpoint's own code.\n"

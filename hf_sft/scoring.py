@@ -105,15 +105,18 @@ class Tally:
     def _value(self, metric: Metric) -> float:
         if metric.stats is not None and metric.value is not None:
             return float(metric.value(self._plain[metric.stats])[0])
-        assert metric.weighted is not None
         answers, references, _ = self._all
+        if metric.whole is not None:
+            return metric.whole(answers, references)
+        assert metric.weighted is not None
         return float(metric.weighted(answers, references, np.ones((len(answers), 1)))[0])
 
     def _draw(self, metric: Metric) -> np.ndarray:
         """The values of resamples; of a metric that needs all rows at once, some resamples at a time."""
         if metric.stats is not None and metric.value is not None:
             return metric.value(self._resampled[metric.stats])
-        assert metric.weighted is not None
+        if metric.weighted is None:
+            return np.empty(0)
         answers, references, weights = self._all
         size = max(1, CHUNK // len(answers))
         chunks = [weights[:, start : start + size].astype(np.float64) for start in range(0, weights.shape[1], size)]

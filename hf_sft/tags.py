@@ -119,6 +119,9 @@ class TagAnswers(Chosen):
     def chosen(self, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(self.choices), np.concatenate(list(references))
 
+    def for_evaluate(self, references: np.ndarray) -> tuple[list, list]:
+        return self.tags, [self.read_tags(ids) for ids in references]
+
     def sum_by_row(self, items: np.ndarray) -> np.ndarray:
         ends = np.cumsum([len(scores) for scores in self.scores])[:-1]
         return np.stack([words.sum(0) for words in np.split(items, ends)])

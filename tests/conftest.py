@@ -1,5 +1,6 @@
 """No network, the CPU, caches of the session's own, and tiny checkpoints built once."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -14,6 +15,7 @@ ATTEMPTS.touch()
 os.environ.update(
     HF_HOME=str(_SESSION / "hf_home"),
     HF_HUB_OFFLINE="1",
+    HF_EVALUATE_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
     TRANSFORMERS_VERBOSITY="error",
@@ -27,9 +29,12 @@ sys.path.insert(0, str(_HERE / "no_network"))
 import pytest  # noqa: E402
 import sitecustomize  # noqa: E402
 
+import hf_sft.workflow  # noqa: E402, F401
 from tests import tiny  # noqa: E402
 
 sitecustomize.install()
+# Trainer collects garbage before each training: what the libraries made when they were imported is none.
+gc.freeze()
 
 
 @pytest.fixture(scope="session")

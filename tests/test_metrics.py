@@ -11,12 +11,14 @@ from scipy import stats
 from scipy.special import expit
 from sklearn import metrics as sk
 
+import hf_sft
 from hf_sft import scoring
 from hf_sft.answers import ClassAnswers, NumberAnswers, SetAnswers
 from hf_sft.errors import RecipeError
 from hf_sft.evaluate_metric import load_metric
 from hf_sft.metrics import find_metric, list_metrics
 from hf_sft.scoring import draw_weights, measure, paired, score_rows
+from tests import tiny
 
 SINGLE, MULTI, REGRESSION = ClassAnswers, SetAnswers, NumberAnswers
 METRICS = list_metrics()
@@ -338,6 +340,43 @@ def test_a_hundred_thousand_rows_of_77_classes_take_less_than_five_seconds_and_l
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 80 * 2**20
+
+
+MODULE = """
+import datasets
+import evaluate
+
+class Mine(evaluate.Metric):
+    def _info(self):
+        kind = datasets.Value("int64")
+        features = datasets.Features(predictions=kind, references=kind)
+        return evaluate.MetricInfo(description="Mine.", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        right = sum(p == r for p, r in zip(predictions, references))
+        return {"rows": len(references), "mine": right / len(references)}
+"""
+
+
+def test_a_module_of_evaluate_gives_a_value_without_an_interval_and_only_when_it_is_trusted(checkpoints, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.py").write_text(MODULE)
+    name = f"evaluate:{tmp_path / 'mine'}"
+    files = tiny.write_rows(tmp_path / "data", "single_label_classification")
+    measured = {"metrics": [name, "accuracy"], "best": name}
+    recipe = tiny.recipe(
+        checkpoints["bert"], files, tmp_path / "run", evaluation=measured, training={"eval_strategy": "epoch"}
+    )
+    with pytest.raises(RecipeError, match=r"is code that is not ours(.|\n)*--trust-remote-code"):
+        hf_sft.train(recipe)
+    report = hf_sft.train(recipe, trust_remote_code=True)
+    assert report.metrics["test"][name]["value"] == report.metrics["test"]["accuracy"]["value"]
+    assert report.metrics["test"][name]["low"] is None
+    assert set(report.facts["baselines"]["majority"]["test"]) == {name, "accuracy"}
+    with pytest.raises(RecipeError, match=r"is code that is not ours"):
+        hf_sft.evaluate(tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"`evaluate:nowhere/at_all` can't be loaded"):
+        find_metric("evaluate:nowhere/at_all", SINGLE)
 
 
 def test_an_unknown_metric_is_answered_with_the_nearest():

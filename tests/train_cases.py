@@ -1,10 +1,12 @@
 """Trains every recipe of a JSON list, in order; run under a launcher by the tests that need several processes."""
 
+import gc
 import json
 import sys
 from pathlib import Path
 
-import hf_sft
+import hf_sft.workflow
 
+gc.freeze()  # as in conftest.py
 for case in json.loads(Path(sys.argv[1]).read_text()):
     hf_sft.train(hf_sft.Recipe.model_validate(case))

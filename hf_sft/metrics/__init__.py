@@ -1,4 +1,5 @@
-"""What a metric is, and where the metrics are: one file here for each kind of thing that is measured.
+"""What a metric is, and where the metrics are: one file here for each kind of thing that is measured. A name like
+`evaluate:NAME` or `evaluate:FOLDER` is a module that the `evaluate` library loads.
 
 A metric is a sum over rows and a function of the sum, so that a thousand resamples of the rows cost a matrix product. The few
 that are not sums (ranks) take weights.
@@ -11,6 +12,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 
+import evaluate
 import numpy as np
 
 from hf_sft.answers import Answers
@@ -22,7 +24,7 @@ Stats = Callable[[Answers, np.ndarray, float], np.ndarray]
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: `value(stats(…).sum(0))`, or, where that can't be, `weighted`."""
+    """One metric: `value(stats(…).sum(0))`; where that can't be, `weighted`; and of code that we don't know, `whole`."""
 
     description: str
     measures: tuple[type[Answers], ...]
@@ -31,8 +33,14 @@ class Metric:
     """Sums of shape (…, k) to values of shape (…); nan where there are no rows, or no value."""
     weighted: Callable[[Answers, np.ndarray, np.ndarray], np.ndarray] | None = None
     """Answers, references, and weights of shape (rows, resamples), to values of shape (resamples,)."""
+    whole: Callable[[Answers, np.ndarray], float] | None = None
+    """Answers and references to one value: it has no interval."""
     greater_is_better: bool = True
     needs_scores: bool = False
+
+
+FOREIGN = "evaluate:"
+"""What the names of other libraries' metrics begin with."""
 
 
 @cache
@@ -44,6 +52,8 @@ def list_metrics() -> dict[str, Metric]:
 
 def find_metric(name: str, kind: type[Answers]) -> Metric:
     """The metric of that name. Raises `RecipeError` when there is none, or when it doesn't fit the kind of answers."""
+    if name.startswith(FOREIGN):
+        return load_module(name.removeprefix(FOREIGN))
     metrics = list_metrics()
     fitting = ", ".join(other for other, metric in metrics.items() if issubclass(kind, metric.measures))
     if name not in metrics:
@@ -53,6 +63,27 @@ def find_metric(name: str, kind: type[Answers]) -> Metric:
     if not issubclass(kind, metrics[name].measures):
         raise RecipeError(f"the metric `{name}` does not measure answers of {kind.called}.\n  These do: {fitting}.")
     return metrics[name]
+
+
+@cache
+def load_module(name: str) -> Metric:
+    """A module of the `evaluate` library, from the Hub or a folder: its code is run. Raises `RecipeError`.
+
+    It is given classes as ids, sets of classes as 0 and 1, numbers, or lists of tags. Of what it answers the number of its own
+    name counts, or the first one. Greater is taken for better.
+    """
+    try:
+        module = evaluate.load(name, keep_in_memory=True)
+    except (FileNotFoundError, ConnectionError, ImportError, OSError, ValueError) as error:
+        raise RecipeError(f"the metric `{FOREIGN}{name}` can't be loaded: {str(error).strip().splitlines()[0]}") from error
+
+    def compute(answers: Answers, references: np.ndarray) -> float:
+        predictions, true = answers.for_evaluate(references)
+        found = module.compute(predictions=predictions, references=true) or {}
+        numbers = {key: value for key, value in found.items() if isinstance(value, int | float | np.number)}
+        return float(numbers.get(module.name, next(iter(numbers.values()), np.nan)))
+
+    return Metric(str(module.description), (Answers,), whole=compute)
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
