@@ -78,6 +78,11 @@ class Examples(TorchDataset):
     def __len__(self) -> int:
         return len(self.costs)
 
+    @property
+    def truncated(self) -> int:
+        """How many rows the model is not shown whole."""
+        return int(np.sum(self.encoded["truncated"][:]))
+
     def __getitem__(self, micro_batch: MicroBatch) -> tuple[Batch, MicroBatch]:
         return self.collate(micro_batch.places), micro_batch
 

@@ -50,7 +50,7 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     given, inferred = recipe.task.model_dump(), splits.task.model_dump()
     found.facts |= {name.replace("_", " "): str(value) for name, value in inferred.items() if value != given[name]}
     found.warnings += [*splits.notes, *run.loaded.notes]
-    truncated = sum(run.examples["train"].encoded["truncated"][:])
+    truncated = run.examples["train"].truncated
     if truncated:
         few = len(run.examples["train"].rows)
         found.warnings.append(f"{truncated} of the first {few} rows are longer than the model is shown and are cut.")

@@ -1,6 +1,6 @@
 """What a training looked like, step by step."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -32,8 +32,8 @@ class TrainingCurve:
     trainable: int = 0
     """How many of the parameters moved."""
 
-    def summary(self) -> dict[str, Any]:
-        """The phase as report.json has it."""
+    def facts(self) -> dict[str, Any]:
+        """The phase as report.json has it, but for its curves."""
         seconds = max(self.seconds, 1e-9)
         return {
             "name": self.name,
@@ -47,6 +47,3 @@ class TrainingCurve:
             "stored_features": self.stored_features,
             "best_step": self.best_step,
         }
-
-    def dict(self) -> dict[str, Any]:
-        return asdict(self)

@@ -28,6 +28,8 @@ from hf_sft.training import Machine
 
 WORST = 10
 """Mistakes that a report shows."""
+MOST_CONFUSIONS = 50
+"""Pairs of classes that report.json holds."""
 
 
 class EvaluationPlan(RecipeBlock):
@@ -77,6 +79,22 @@ class Evaluation:
     """The scores on the rows whose text train does not have, where it has some of them and not all."""
     notes: tuple[str, ...] = ()
     """What is to be said beside the scores: which rows they are of, baselines that could not be fitted."""
+
+    def facts(self) -> dict[str, Any]:
+        """What report.json says of the split."""
+        found: dict[str, Any] = {"metrics": {self.split: _plain(self.scores)}}
+        if self.unseen:
+            found["unseen"] = {self.split: _plain(self.unseen)}
+        for part in ("baselines", "gaps"):
+            found[part] = {name: {self.split: _plain(scores)} for name, scores in getattr(self, part).items()}
+        if self.per_class:
+            found["per_class"] = {self.split: self.per_class}
+            found["confusions"] = {self.split: self.confusions[:MOST_CONFUSIONS]}
+        return found
+
+
+def _plain(scores: dict[str, Score]) -> dict[str, dict[str, float]]:
+    return {name: score.as_json() for name, score in scores.items()}
 
 
 Kept: TypeAlias = list[list[np.ndarray]]

@@ -1,26 +1,25 @@
-"""A finished run to read: report.html, and a model card for the Hub."""
+"""A finished run to read: report.html, section by section, and a model card for the Hub."""
 
-import html
 import re
 import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from hf_sft.card import FILTERS, front_matter, hub_id, local_name
 from hf_sft.metrics import list_metrics
 from hf_sft.plots import draw_run
-from hf_sft.sources import FILES
+from hf_sft.sections import Code, Figures, Lines, Pairs, Quote, Quotes, Section, Table, Text
 
 SETTINGS = (
     *("batch_size", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     *("optim", "weight_decay", "max_grad_norm"),
 )
 """What the card says of `training`; the recipe below it has all."""
+MOST_CLASSES, MOST_CONFUSIONS = 200, 12
+"""Rows of the page's tables."""
 
 
 def write_pages(
@@ -28,10 +27,21 @@ def write_pages(
 ) -> None:
     """Writes README.md and report.html. `facts` is report.json's content; `measured` the same with its undefined numbers."""
     said, templates = _say(folder, recipe_text, facts), _templates()
-    card = templates.get_template("card.md").render(said, front_matter=_front_matter(said).to_yaml())
+    card = templates.get_template("card.md").render(said, front_matter=front_matter(said).to_yaml())
     (folder / "README.md").write_text(card, encoding="utf-8")
-    shown = [{**mistake, "text": mistake["text"] and _cut(mistake["text"])} for mistake in mistakes]
-    page = templates.get_template("report.html").render(said, plots=draw_run(measured, said["best"]), mistakes=shown)
+    plots = draw_run(measured, said["best"])
+    sections = [
+        *_training(facts, plots["phases"]),
+        *_classes(facts),
+        *_mistakes(mistakes),
+        _data(facts, said["data_name"]),
+        _cost(facts),
+        _environment(facts),
+        Section(
+            "Run it again", [Code(said["command"]), Text("The recipe, with every default written out:"), Code(recipe_text)]
+        ),
+    ]
+    page = templates.get_template("report.html").render(said, scores=_scores(said, plots["scores"]), sections=sections)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -58,7 +68,7 @@ def _say(folder: Path, recipe_text: str, facts: dict[str, Any]) -> dict[str, Any
     settings = {name: training[name] for name in SETTINGS if name in training}
     settings |= {f"method.{name}": value for name, value in recipe["method"].items() if name != "type"}
     settings |= {"aids": ", ".join(aid["type"] for aid in recipe.get("aids", ())) or "none", "seed": recipe["seed"]}
-    dataset = _hub_id(data["dataset"], is_data=True)
+    dataset = hub_id(data["dataset"], is_data=True)
     return {
         "name": recipe["output"].get("hub") or folder.absolute().name,
         "facts": facts,
@@ -68,33 +78,12 @@ def _say(folder: Path, recipe_text: str, facts: dict[str, Any]) -> dict[str, Any
         "command": f"{launch} {again}",
         "settings": settings,
         "dataset": dataset,
-        "data_name": " ".join((dataset or _local_name(data), *filter(None, [data.get("config")]))),
-        "base_model": _hub_id(facts["checkpoint"]["name"]),
+        "data_name": " ".join((dataset or local_name(data), *filter(None, [data.get("config")]))),
+        "base_model": hub_id(facts["checkpoint"]["name"]),
         "best": best,
         "rival": say_rival(facts, best),
         "table": [("this model", "test", metrics["test"]), *baselines, *others],
-        "per_class": facts["per_class"].get("test", []),
-        "confusions": facts["confusions"].get("test", []),
-        "counted": facts["answers"]["counted"],
     }
-
-
-def _hub_id(name: str, is_data: bool = False) -> str | None:
-    """The name, if it is a repository's on the Hub: neither a folder, nor in a package, nor a kind of file."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    elsewhere = Path(name).is_dir() or (is_data and name in (*FILES, "textfolder", "imagefolder"))
-    return None if elsewhere else name
-
-
-def _local_name(data: dict[str, Any]) -> str:
-    """Where rows of one's own come from: the package's folder, or a folder's or file's last name."""
-    where = data.get("data_dir") or data.get("data_files") or data["dataset"]
-    if not isinstance(where, str):
-        return data["dataset"]
-    return where.removeprefix("package:") if where.startswith("package:") else Path(where).name
 
 
 def best_of(facts: dict[str, Any]) -> str:
@@ -119,34 +108,100 @@ def say_rival(facts: dict[str, Any], metric: str) -> str | None:
     return f"{metric} {interval} against the best baseline, {name}: {told}."
 
 
-def _front_matter(said: dict[str, Any]) -> ModelCardData:
-    """The card's metadata; a value that is undefined is not claimed."""
-    facts, data = said["facts"], said["facts"]["recipe"]["data"]
-    split = data.get("splits", {}).get("test")
-    scores = {name: score["value"] for name, score in facts["metrics"]["test"].items()}
-    results = [
-        EvalResult(
-            task_type=facts["pipeline_tag"],
-            dataset_type=said["dataset"] or _local_name(data),
-            dataset_name=said["data_name"],
-            dataset_config=data.get("config"),
-            dataset_split=split if isinstance(split, str) else "test",
-            dataset_revision=data.get("revision"),
-            metric_type=name,
-            metric_value=round(value, 4),
+def _scores(said: dict[str, Any], plot: Any) -> list[Any]:
+    """The figure and the table that stand at the top."""
+    facts, names = said["facts"], list(said["facts"]["metrics"]["test"])
+    chosen = any(phase["best_step"] for phase in facts["training"]["phases"])
+    caption = "Value (95% bootstrap interval over rows)"
+    rows = [[answerer, split, *(say_score(scores[name]) for name in names)] for answerer, split, scores in said["table"]]
+    why = "; the validation split chose the step that was kept" if chosen else ""
+    return [Figures([plot]), Table(("", "split", *names), rows, 2, f"{caption}{why}", marked=1)]
+
+
+def _training(facts: dict[str, Any], plots: list[list[Any]]) -> list[Section]:
+    phases = facts["training"]["phases"]
+    found = []
+    for phase, drawn in zip(phases, plots, strict=True):
+        words = [f"{phase['steps']:,} steps."]
+        if phase["best_step"]:
+            words.append(f"The ring marks step {phase['best_step']:,}, whose weights were kept.")
+        if len(drawn) < 2:
+            words.append("The validation split was not scored during this phase.")
+        title = "Training curves" if len(phases) == 1 else f"Training curves of phase {phase['name']}"
+        found.append(Section(title, [Figures(drawn), Text(" ".join(words))]))
+    return found
+
+
+def _classes(facts: dict[str, Any]) -> list[Section]:
+    counted, rates = facts["answers"]["counted"], ("f1", "precision", "recall")
+    table, wrong = facts["per_class"].get("test", []), facts["confusions"].get("test", [])
+    found = []
+    if table:
+        worst = sorted(table, key=lambda row: row["f1"])[:MOST_CLASSES]
+        rows = [[row["label"], *(f"{row[rate]:.3f}" for rate in rates), f"{row[counted]:,}"] for row in worst]
+        few = f"; the lowest {MOST_CLASSES} of {len(table)} classes" if len(table) > MOST_CLASSES else ""
+        heads = ("class", "F1", "precision", "recall", counted)
+        found.append(Section("By class, on test", [Table(heads, rows, caption=f"Lowest F1 first{few}")]))
+    if wrong:
+        rows = [[row["reference"], row["prediction"], f"{row[counted]:,}"] for row in wrong[:MOST_CONFUSIONS]]
+        found.append(Section("Most frequent confusions, on test", [Table(("reference", "prediction", counted), rows, 2)]))
+    return found
+
+
+def _mistakes(mistakes: list[dict[str, Any]]) -> list[Section]:
+    quotes = [
+        Quote(
+            f"row {each['row']}:",
+            each["prediction"],
+            f"{each['scored']} {each['score']:.3f}; the reference is {each['reference']}",
+            each["text"] and _cut(each["text"]),
         )
-        for name, value in scores.items()
-        if value is not None
+        for each in mistakes
     ]
-    return ModelCardData(
-        library_name="peft" if facts["saved"] == "adapter" else "transformers",
-        pipeline_tag=facts["pipeline_tag"],
-        base_model=said["base_model"],
-        datasets=[said["dataset"]] if said["dataset"] else None,
-        tags=["hf_sft"],
-        model_name=said["name"] if results else None,
-        eval_results=results or None,
+    doubt = Text("What looks like a mistake of the model is sometimes one of the data: a wrong label.")
+    return [Section("Worst mistakes, on test", [Quotes(quotes), doubt])] if quotes else []
+
+
+def _data(facts: dict[str, Any], name: str) -> Section:
+    data = facts["data"]
+    pairs = {"data set": name, "rows": ", ".join(f"{count:,} {split}" for split, count in data["rows"].items())}
+    pairs |= {"classes": f"{len(data['labels']):,}"} if data["labels"] else {}
+    pairs["cut"] = f"{data['truncated_share']:.1%} of the rows are longer than the model is shown"
+    return Section("Data", [Pairs({**pairs, "fingerprint": data["fingerprint"]}), Lines(data["warnings"])])
+
+
+def _cost(facts: dict[str, Any]) -> Section:
+    heads = ("phase", "steps", "seconds", "examples/s", "tokens/s", "padding", "peak memory")
+    phases, parameters = facts["training"]["phases"], facts["parameters"]
+    rows = [
+        [
+            phase["name"],
+            f"{phase['steps']:,}",
+            f"{phase['seconds']:.1f}",
+            f"{phase['examples_per_second']:,.0f}",
+            f"{phase['tokens_per_second']:,.0f}",
+            f"{phase['padding_share']:.1%}",
+            f"{phase['peak_memory_bytes'] / 2**30:.2f} GiB",
+        ]
+        for phase in phases
+    ]
+    moved = f"{parameters['trainable']:,} of {parameters['total']:,} weights moved; {len(parameters['new']):,} tensors are new"
+    stored = (
+        " The body ran once, and the head was trained on what it gave." if any(p["stored_features"] for p in phases) else ""
     )
+    return Section("Cost", [Table(heads, rows), Text(f"{moved}, since the checkpoint did not bring them.{stored}")])
+
+
+def _environment(facts: dict[str, Any]) -> Section:
+    found = facts["environment"]
+    processes = f"{found['processes']} process{'es' if found['processes'] > 1 else ''}"
+    pairs = {
+        "device": f"{found['device']}, {processes}, {found['threads']} threads",
+        "precision": found["precision"],
+        "micro-batch": f"up to {found['micro_batch_tokens']:,} tokens",
+        "python": found["python"],
+    }
+    return Section("Environment", [Pairs(pairs | {name: version for name, version in found["packages"].items() if version})])
 
 
 def _cut(text: str) -> str:
@@ -164,38 +219,6 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters |= {"interval": say_score, "prose": _prose, "note": _note, "code": _code, "fenced": _fenced}
+    templates.filters |= {"interval": say_score, **FILTERS}
     templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return templates
-
-
-def _prose(text: Any) -> str:
-    """Words in Markdown that mean nothing but themselves: no HTML, no emphasis, no links, one line."""
-    return re.sub(r"([\\`*_\[\]|~$#!])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
-
-
-def _note(text: str) -> str:
-    """Prose with words of code between backticks, as our notes are written."""
-    parts = text.split("`")
-    if len(parts) % 2 == 0:  # a name of the data has one itself
-        return _prose(text.replace("`", "'"))
-    return "".join(_code(part) if i % 2 else _spaced(part) for i, part in enumerate(parts))
-
-
-def _spaced(text: str) -> str:
-    """Prose that stands between others: its outer spaces count."""
-    before, after = " " * text.startswith(" "), " " * text.endswith(" ")
-    return f"{before}{_prose(text)}{after}" if text.strip() else " " * bool(text)
-
-
-def _code(text: Any) -> str:
-    """The words as code in a line of Markdown, whatever backticks they hold."""
-    words = " ".join(str(text).split()) or " "
-    fence = "`" * (max((len(run) for run in re.findall("`+", words)), default=0) + 1)
-    return f"{fence} {words} {fence}" if "`" in words else f"{fence}{words}{fence}"
-
-
-def _fenced(text: str, language: str) -> str:
-    """The lines as a block of code, whatever backticks they hold."""
-    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from hf_sft.batching import Examples
 from hf_sft.curves import TrainingCurve
 from hf_sft.evaluation import Evaluation
 from hf_sft.pages import best_of, say_rival, say_score, write_pages
-from hf_sft.scoring import Score
 from hf_sft.splitting import Splits
 from hf_sft.strict_json import dump_json, finite
 from hf_sft.training import Machine
@@ -84,57 +83,54 @@ def gather_facts(
     evaluations: list[Evaluation],
     machine: Machine,
 ) -> dict[str, Any]:
-    """The content of report.json."""
-    truncated = {name: int(np.sum(each.encoded["truncated"][:])) for name, each in examples.items()}
-    total, kind = sum(len(each.rows) for each in examples.values()), splits.task.answer_kind()
+    """The content of report.json: each step says its own."""
+    task, truncated = splits.task, {name: each.truncated for name, each in examples.items()}
+    kind, total = task.answer_kind(), sum(len(each.rows) for each in examples.values())
+    warnings = [*splits.notes, *loaded.notes, *_say_truncated(truncated, examples), *(n for e in evaluations for n in e.notes)]
+    measured: dict[str, Any] = {name: {} for name in ("metrics", "unseen", "baselines", "gaps", "per_class", "confusions")}
+    for evaluation in evaluations:
+        _merge(measured, evaluation.facts())
     return {
         "task": recipe["task"]["type"],
-        "pipeline_tag": splits.task.pipeline_tag,
-        "auto_model": splits.task.auto_model.__name__,
-        "answers": {"called": kind.called, "counted": kind.counted, "example_call": splits.task.example_call()},
+        "pipeline_tag": task.pipeline_tag,
+        "auto_model": task.auto_model.__name__,
+        "answers": {"called": kind.called, "counted": kind.counted, "example_call": task.example_call()},
         "method": recipe["method"]["type"],
         "checkpoint": {"name": recipe["model"]["checkpoint"], "revision": recipe["model"].get("revision")},
-        "metrics": {e.split: _plain(e.scores) for e in evaluations},
-        "unseen": {e.split: _plain(e.unseen) for e in evaluations if e.unseen},
-        "baselines": _by_baseline(evaluations, "baselines"),
-        "gaps": _by_baseline(evaluations, "gaps"),
-        "per_class": {e.split: e.per_class for e in evaluations if e.per_class},
-        "confusions": {e.split: e.confusions[:50] for e in evaluations if e.per_class},
+        **measured,
         "parameters": {
             "total": curves[-1].parameters,
             "trainable": max(curve.trainable for curve in curves),
             "new": list(loaded.new),
         },
         "training": {
-            "phases": [curve.summary() for curve in curves],
+            "phases": [curve.facts() for curve in curves],
             "seconds": sum(curve.seconds for curve in curves),
-            "curves": [curve.dict() for curve in curves],
+            "curves": [asdict(curve) for curve in curves],
         },
         "data": {
-            "rows": {name: len(rows) for name, rows in splits.rows.items()},
-            "labels": list(splits.labels.names) if splits.labels else None,
+            **splits.facts(),
             "truncated_share": sum(truncated.values()) / total,
             "truncated": truncated,
-            "fingerprint": splits.fingerprint,
-            "fingerprints": splits.fingerprints,
-            "warnings": [
-                *splits.notes,
-                *loaded.notes,
-                *_say_truncated(truncated, examples),
-                *(note for e in evaluations for note in e.notes),
-            ],
+            "warnings": warnings,
         },
         "environment": {
             "packages": {name: _version(name) for name in PACKAGES},
             "python": platform.python_version(),
-            "device": machine.device,
-            "processes": machine.processes,
-            "precision": machine.precision,
-            "micro_batch_tokens": machine.micro_batch_tokens,
+            **machine.facts(),
             "threads": torch.get_num_threads(),
         },
         "recipe": recipe,
     }
+
+
+def _merge(facts: dict[str, Any], more: dict[str, Any]) -> None:
+    """Put the facts of a split beside those of others, however deep they lie."""
+    for name, value in more.items():
+        if isinstance(value, dict) and isinstance(facts.get(name), dict):
+            _merge(facts[name], value)
+        else:
+            facts[name] = value
 
 
 def _say_truncated(truncated: dict[str, int], examples: dict[str, Examples]) -> list[str]:
@@ -143,19 +139,6 @@ def _say_truncated(truncated: dict[str, int], examples: dict[str, Examples]) -> 
         for name, count in truncated.items()
         if count
     ]
-
-
-def _plain(scores: dict[str, Score]) -> dict[str, dict[str, float]]:
-    return {name: score.as_json() for name, score in scores.items()}
-
-
-def _by_baseline(evaluations: list[Evaluation], part: str) -> dict[str, dict[str, Any]]:
-    """What the evaluations say by baseline: its own scores, or the gaps to them."""
-    found: dict[str, dict[str, Any]] = {}
-    for evaluation in evaluations:
-        for name, scores in getattr(evaluation, part).items():
-            found.setdefault(name, {})[evaluation.split] = _plain(scores)
-    return found
 
 
 def _gather_resamples(evaluations: list[Evaluation]) -> dict[str, np.ndarray]:

@@ -40,10 +40,14 @@ class Splits:
         """By split, equal for equal rows."""
         return {name: hash_rows(rows) for name, rows in self.rows.items()}
 
-    @property
-    def fingerprint(self) -> str:
-        """Equal for equal rows of equal splits."""
-        return digest(*(f"{name}:{rows}" for name, rows in self.fingerprints.items()))
+    def facts(self) -> dict[str, Any]:
+        """What report.json says of the data."""
+        return {
+            "rows": {name: len(rows) for name, rows in self.rows.items()},
+            "labels": list(self.labels.names) if self.labels else None,
+            "fingerprint": digest(*(f"{name}:{rows}" for name, rows in self.fingerprints.items())),
+            "fingerprints": self.fingerprints,
+        }
 
 
 def hash_rows(rows: Dataset) -> str:

@@ -214,6 +214,10 @@ class Machine:
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device, dtype=dtype, enabled=self.precision != "fp32")
 
+    def facts(self) -> dict[str, Any]:
+        """What report.json says of the machine."""
+        return {name: getattr(self, name) for name in ("device", "processes", "precision", "micro_batch_tokens")}
+
 
 MICRO_BATCH_TOKENS = {"cpu": 1024, "other": 16384}
 """Small, so that sorting by length can take the padding away: on two cores a step of 32 rows of 256 tokens (MiniLM,
