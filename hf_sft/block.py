@@ -4,10 +4,11 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+from hf_sft.errors import nearest, suggest
 
 
 class Block(BaseModel):
@@ -32,12 +33,10 @@ def load_kind(folder: str, name: str) -> type[Block]:
     """
     kinds = list_kinds(folder)
     if "." not in name and name not in kinds:
-        near = get_close_matches(name, kinds, n=1)
         others: dict[str, str] = {}
         for kind in kinds:
             others |= getattr(load_kind(folder, kind), "other_names", {})
-        hint = f" Did you mean `{near[0]}`?" if near else ""
-        hint = f" That is {others[name]}." if name in others else hint
+        hint = f" That is {others[name]}." if name in others else suggest(nearest(name, kinds))
         raise ValueError(f"must be one of {', '.join(kinds)}, or a dotted module name; got '{name}'.{hint}")
     if not all(part.isidentifier() for part in name.split(".")):
         raise ValueError(f"must be one of {', '.join(kinds)}, or a dotted module name; got '{name}'.")

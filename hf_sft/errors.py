@@ -5,7 +5,8 @@ The command line prints it without a traceback and exits with 2.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 
 
 class HfSftError(Exception):
@@ -22,6 +23,21 @@ class DataError(HfSftError):
 
 class CheckpointError(HfSftError):
     """What the checkpoint is, or that it cannot be had."""
+
+
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The name that was probably meant, if one is near; case and hyphens are no difference."""
+    plain = {_plain(each): each for each in names}
+    return next((plain[near] for near in get_close_matches(_plain(name), plain, n=1, cutoff=cutoff)), None)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def suggest(name: str | None) -> str:
+    """What to say of the name that was probably meant: a sentence after a space, or nothing."""
+    return f" Did you mean `{name}`?" if name else ""
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """What pydantic found wrong with a recipe, in the user's words: where, what was expected, what to do."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from math import isfinite
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -14,6 +13,7 @@ from transformers import TrainingArguments
 
 from hf_sft.aids import Aid
 from hf_sft.block import Block, list_kinds, load_kind
+from hf_sft.errors import nearest, suggest
 from hf_sft.methods import Method
 from hf_sft.tasks import Task
 from hf_sft.training import OWNED, Training
@@ -57,7 +57,7 @@ def explain(error: ValidationError, top: type[Block], given: dict[str, Any]) -> 
             continue  # another member of a union fits better: its flaws are the telling ones
         if flaw.kind == "extra_forbidden":
             message, near = _explain_unknown(flaw.place, top, given)
-            suggested |= {(*flaw.place[:-1], name) for name in near}
+            suggested |= {(*flaw.place[:-1], near)} if near else set()
         else:
             message = _explain_flaw(flaw, top, given)
         messages.setdefault(flaw.place, message)
@@ -76,11 +76,6 @@ def show_value(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:59]}…"
-
-
-def suggest(name: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
-    """The nearest of some names, if one is near."""
-    return get_close_matches(name.lower().replace("-", "_"), list(names), n=1, cutoff=cutoff)
 
 
 def refuse_owned(name: str) -> str:
@@ -131,34 +126,29 @@ def _explain_flaw(flaw: Flaw, top: type[Block], given: Any) -> str:
     if flaw.of_key:
         declared = _options(_look_up(flaw.place[:-1], top, given)[0])
         names = get_args(next(get_args(option)[0] for option in declared if get_origin(option) is dict))
-        near = suggest(str(flaw.place[-1]), names)
-        return f"must be one of {', '.join(names)}.{_did_you_mean(near)}"
+        return f"must be one of {', '.join(names)}.{suggest(nearest(str(flaw.place[-1]), names))}"
     expected = _describe(annotation, value)
     hint = " Put it in quotes." if expected == "text" and isinstance(value, bool | int | float) else ""
     return f"must be {expected}; got {show_value(value)}.{hint}"
 
 
-def _explain_unknown(place: Place, top: type[Block], given: Any) -> tuple[str, list[str]]:
+def _explain_unknown(place: Place, top: type[Block], given: Any) -> tuple[str, str | None]:
     """What to say of a field that its block does not have, and the name that was probably meant."""
     block = _block(*_look_up(place[:-1], top, given))
     value, name = _look_up(place[:-1], top, given)[1], str(place[-1])
     called = value["type"] if "type" in block.model_fields else show_place(place[:-1]) or "a recipe"
     what = f"is not a field of {called}"
     if name in OWNED and name != "type":
-        return f"{what}; it {refuse_owned(name)}", []
+        return f"{what}; it {refuse_owned(name)}", None
     homes = _find_homes(name, place[:-1], top, given)
     if homes:
-        return f"{what}; it belongs to {' or '.join(homes)}.", []
-    near = [OTHER_NAMES[name]] if OTHER_NAMES.get(name) in block.model_fields else suggest(name, block.model_fields)
+        return f"{what}; it belongs to {' or '.join(homes)}.", None
+    near = other if (other := OTHER_NAMES.get(name)) in block.model_fields else nearest(name, block.model_fields)
     if block is Training and name not in OTHER_NAMES and name in {field.name for field in fields(TrainingArguments)}:
-        close = suggest(name, block.model_fields, cutoff=0.65)
-        return f"is a field of transformers.TrainingArguments that is not offered here.{_did_you_mean(close)}", []
+        close = suggest(nearest(name, block.model_fields, cutoff=0.65))
+        return f"is a field of transformers.TrainingArguments that is not offered here.{close}", None
     few = f" It has: {', '.join(block.model_fields)}." if len(block.model_fields) <= 16 and not near else ""
-    return f"{what}.{_did_you_mean(near)}{few}", near
-
-
-def _did_you_mean(near: list[str]) -> str:
-    return f" Did you mean `{near[0]}`?" if near else ""
+    return f"{what}.{suggest(near)}{few}", near
 
 
 def _find_homes(name: str, place: Place, top: type[Block], given: Any) -> list[str]:

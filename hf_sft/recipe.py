@@ -16,12 +16,12 @@ from ruamel.yaml import YAML
 
 from hf_sft.aids import Aid
 from hf_sft.block import Block, choose, list_kinds, load_kind
-from hf_sft.errors import RecipeError
+from hf_sft.errors import RecipeError, nearest, suggest
 from hf_sft.evaluation import EvaluationPlan
 from hf_sft.methods import Method
 from hf_sft.metrics import FOREIGN, list_metrics
 from hf_sft.models import Checkpoint
-from hf_sft.problems import FOLDERS, explain, refuse_owned, show_place, show_value, suggest
+from hf_sft.problems import FOLDERS, explain, refuse_owned, show_place, show_value
 from hf_sft.sources import DataSource
 from hf_sft.tasks import Task
 from hf_sft.training import OWNED, Training
@@ -209,9 +209,8 @@ def _check_metrics(given: dict[str, Any]) -> dict[Place, str]:
 
 
 def _explain_metric(name: str) -> str:
-    near = suggest(name, list_metrics())
-    hint = f"Did you mean `{near[0]}`?" if near else f"The metrics are {', '.join(list_metrics())}."
-    return f"must be a metric; got '{name}'. {hint}"
+    hint = suggest(nearest(name, list_metrics())) or f" The metrics are {', '.join(list_metrics())}."
+    return f"must be a metric; got '{name}'.{hint}"
 
 
 def _line(draft: Document, place: Place) -> int:

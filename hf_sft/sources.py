@@ -3,7 +3,6 @@
 import glob
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from pydantic import Field
 
 from hf_sft.block import Block
-from hf_sft.errors import DataError
+from hf_sft.errors import DataError, nearest, suggest
 from hf_sft.packages import locate
 
 FILES = ("csv", "json", "parquet", "arrow", "text")
@@ -160,10 +159,11 @@ def _locate_files(files: Any) -> Any:
     if not _exists(str(path)):
         what = "no file fits the pattern" if glob.has_magic(found) else "there is no file"
         folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-        near = get_close_matches(path.name, [each.name for each in folder.iterdir()], n=1)
-        hint = f"  Did you mean `{near[0]}`?" if near else f"  `{folder.name}` holds: {_list_folder(folder)}."
+        near = nearest(path.name, [each.name for each in folder.iterdir()])
+        hint = suggest(near) or f" `{folder.name}` holds: {_list_folder(folder)}."
         raise LookupError(
-            f"`data.data_files`: {what} `{files}`.{hint}\n  Paths are read from the folder you are in, then from the recipe's."
+            f"`data.data_files`: {what} `{files}`. {hint}\n"
+            "  Paths are read from the folder you are in, then from the recipe's."
         )
     return str(path)
 

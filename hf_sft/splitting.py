@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +12,7 @@ from datasets import ClassLabel, Dataset, LargeList, List, ReadInstruction, Valu
 
 from hf_sft.cache import digest
 from hf_sft.draws import assign, strata_of, subsample, units_of
-from hf_sft.errors import DataError
+from hf_sft.errors import DataError, nearest, suggest
 from hf_sft.sources import SPLITS, DataSource, load_source
 from hf_sft.tasks import Labels, Task
 
@@ -119,8 +118,7 @@ def _name_splits(
         if not missing:
             found[name] = _slice(brought, expression)
         elif name in source.splits or name == "train":
-            near = get_close_matches(missing[0], list(brought), n=1)
-            hint = f"  Did you mean `{near[0]}`?" if near else ""
+            hint = suggest(nearest(missing[0], brought))
             raise DataError(
                 f"`data.splits.{name}`: data set `{source.dataset}` has no split `{missing[0]}`.\n"
                 f"  It has: {', '.join(brought)}.{hint}"
@@ -157,8 +155,7 @@ def _require_columns(rows: Dataset, split: str, task: Task, source: DataSource, 
     problems = []
     for where, column in named:
         if column not in rows.column_names:
-            near = get_close_matches(column, rows.column_names, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
+            hint = suggest(nearest(column, rows.column_names))
             problems.append(f"`{where}` names column `{column}`, which split `{split}` doesn't have.{hint}")
     if problems:
         raise DataError("\n".join([*problems, f"  It has: {', '.join(rows.column_names)}."]))

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +17,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from transformers.training_args import OptimizerNames
 
 from hf_sft.block import Block
-from hf_sft.errors import RecipeError
+from hf_sft.errors import RecipeError, nearest, suggest
 
 Strategy = Literal["no", "steps", "epoch"]
 
@@ -64,9 +63,8 @@ def _one_of(names: type[Enum], what: str) -> Callable[[str], str]:
     def check(value: str) -> str:
         if value not in known:
             plain = value.lower().replace("_", "")
-            near = [name for name in known if name.replace("_", "").startswith(plain)]
-            near = near or get_close_matches(value, known, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
+            longer = next((name for name in known if name.replace("_", "").startswith(plain)), None)
+            hint = suggest(longer or nearest(value, known))
             raise ValueError(f"must be one of {', '.join(known[:6])} …; got the {what} '{value}'.{hint}")
         return value
 
@@ -76,8 +74,7 @@ def _one_of(names: type[Enum], what: str) -> Callable[[str], str]:
 def _require_trackers(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     for name in (value,) if isinstance(value, str) else value:
         if name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
-            near = get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
+            hint = suggest(nearest(name, INTEGRATION_TO_CALLBACK))
             raise ValueError(f"must be none, all, or trackers ({', '.join(INTEGRATION_TO_CALLBACK)}); got '{name}'.{hint}")
         if name not in ("none", "all", *get_available_reporting_integrations()):
             raise ValueError(f"names the tracker `{name}`, which is not installed. Install it: pip install {name}")

@@ -108,7 +108,7 @@ def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
     """17 rows in steps of 8: the last step of an epoch is one row, and one process has none. One launch runs all cases."""
     cases = {}
     for family in tiny.FAMILIES:
-        for problem in PROBLEMS:
+        for problem in PROBLEMS if family == "bert" else (PROBLEMS[0], "entities"):
             files = tiny.write_rows(tmp_path / problem, problem, train=17)
             for method in METHODS:
                 name = f"{family}-{problem}-{method}"

@@ -1,10 +1,10 @@
 """First the head, then everything. https://huggingface.co/papers/2202.10054"""
 
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError, field_validator
 
+from hf_sft.errors import nearest, suggest
 from hf_sft.methods import Method, Phase, keep
 from hf_sft.methods.full import Full, move_everything
 from hf_sft.methods.head_only import HeadOnly, freeze_body
@@ -33,8 +33,7 @@ class LpFt(Method):
         except ValidationError as error:
             flaw = error.errors(include_url=False)[0]
             name = ".".join(str(part) for part in flaw["loc"])
-            near = get_close_matches(name, Training.model_fields, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near and near[0] != name else ""
+            hint = "" if name in Training.model_fields else suggest(nearest(name, Training.model_fields))
             raise ValueError(f"must hold fields of `training`; `{name}`: {flaw['msg']}.{hint}") from None
         return fields
 

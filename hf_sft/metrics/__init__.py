@@ -8,7 +8,6 @@ that are not sums (ranks) take weights.
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 
@@ -16,7 +15,7 @@ import evaluate
 import numpy as np
 
 from hf_sft.answers import Answers
-from hf_sft.errors import RecipeError
+from hf_sft.errors import RecipeError, nearest, suggest
 
 Stats = Callable[[Answers, np.ndarray, float], np.ndarray]
 """Answers, their references, and a number near the references, to what is added up over rows, shape (rows, k)."""
@@ -57,8 +56,7 @@ def find_metric(name: str, kind: type[Answers]) -> Metric:
     metrics = list_metrics()
     fitting = ", ".join(other for other, metric in metrics.items() if issubclass(kind, metric.measures))
     if name not in metrics:
-        near = get_close_matches(name, metrics, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
+        hint = suggest(nearest(name, metrics))
         raise RecipeError(f"`{name}` is not a metric.{hint}\n  Metrics for answers of {kind.called}: {fitting}.")
     if not issubclass(kind, metrics[name].measures):
         raise RecipeError(f"the metric `{name}` does not measure answers of {kind.called}.\n  These do: {fitting}.")
