@@ -23,14 +23,14 @@ Fit: TypeAlias = Callable[[], Answerer]
 
 def of_classes(texts: Sequence[str], targets: Sequence[int], names: tuple[str, ...]) -> dict[str, Fit]:
     """The shares of the classes in train, which choose the most frequent; and TF-IDF with logistic regression."""
-    known = np.array(targets)
+    ids = np.array(targets)
 
     def majority() -> Answerer:
-        shares = np.bincount(known, minlength=len(names)) / len(known)
+        shares = np.bincount(ids, minlength=len(names)) / len(ids)
         return lambda asked: ClassAnswers(np.tile(shares, (len(asked), 1)), names)
 
     def tfidf_logreg() -> Answerer:
-        model = make_pipeline(_words(texts), _logistic()).fit(texts, known)
+        model = make_pipeline(_words(texts), _logistic()).fit(texts, ids)
 
         def answer(asked: Sequence[str]) -> Answers:
             scores = np.zeros((len(asked), len(names)))
@@ -44,13 +44,13 @@ def of_classes(texts: Sequence[str], targets: Sequence[int], names: tuple[str, .
 
 def of_sets(texts: Sequence[str], targets: Sequence[Sequence[float]], names: tuple[str, ...]) -> dict[str, Fit]:
     """The share of each class in train; and TF-IDF with a logistic regression for each class."""
-    known = np.array(targets)
+    sets = np.array(targets)
 
     def majority() -> Answerer:
-        return lambda asked: SetAnswers(np.tile(known.mean(0), (len(asked), 1)), names)
+        return lambda asked: SetAnswers(np.tile(sets.mean(0), (len(asked), 1)), names)
 
     def tfidf_logreg() -> Answerer:
-        model = make_pipeline(_words(texts), OneVsRestClassifier(_logistic())).fit(texts, known)
+        model = make_pipeline(_words(texts), OneVsRestClassifier(_logistic())).fit(texts, sets)
         # Of one class it gives two columns, no and yes.
         return lambda asked: SetAnswers(np.asarray(model.predict_proba(asked))[:, -len(names) :], names)
 
@@ -59,13 +59,13 @@ def of_sets(texts: Sequence[str], targets: Sequence[Sequence[float]], names: tup
 
 def of_numbers(texts: Sequence[str], targets: Sequence[float]) -> dict[str, Fit]:
     """The mean of train; and TF-IDF with ridge regression."""
-    known = np.array(targets)
+    numbers = np.array(targets)
 
     def mean() -> Answerer:
-        return lambda asked: NumberAnswers(np.full(len(asked), known.mean()))
+        return lambda asked: NumberAnswers(np.full(len(asked), numbers.mean()))
 
     def tfidf_ridge() -> Answerer:
-        model = make_pipeline(_words(texts), Ridge()).fit(texts, known)
+        model = make_pipeline(_words(texts), Ridge()).fit(texts, numbers)
         return lambda asked: NumberAnswers(model.predict(asked).reshape(-1))
 
     return {"mean": mean, "tfidf_ridge": tfidf_ridge}

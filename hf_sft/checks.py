@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from hf_sft.curves import TrainingCurve
 from hf_sft.fitting import fit_phases
-from hf_sft.run import RecipeLike, Run, as_recipe, claim_folder, is_taken, prepare
+from hf_sft.runs import Prepared, RecipeLike, as_recipe, claim_folder, is_taken, prepare
 from hf_sft.tasks import Labels
 
 TRIED = 32
@@ -35,49 +35,49 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     Writes nothing else but caches. Raises `RecipeError`, `DataError` or `CheckpointError` where training would.
     """
     recipe = as_recipe(recipe, overrides, trust_remote_code)
-    found = Findings()
+    findings = Findings()
     if is_taken(Path(recipe.output.folder).expanduser()):
-        found.warnings.append(f"output folder `{recipe.output.folder}` is not empty: training will ask for another one.")
+        findings.warnings.append(f"output folder `{recipe.output.folder}` is not empty: training will ask for another one.")
     else:
         claim_folder(recipe.output.folder)
-    run = prepare(recipe, TRIED, tell=lambda _: None)  # it is all in what is found
-    splits, labels, machine, rows = run.splits, run.splits.labels, run.machine, run.splits.rows
-    found.facts["metrics"] = ", ".join(recipe.evaluation.names(splits.task))
-    found.facts["rows"] = ", ".join(f"{len(split):,} {name}" for name, split in rows.items())
-    found.facts["answers"] = splits.task.answer_kind().called
+    prepared = prepare(recipe, TRIED, tell=lambda _: None)  # it is all among the findings
+    splits, labels, machine, rows = prepared.splits, prepared.splits.labels, prepared.machine, prepared.splits.rows
+    findings.facts["metrics"] = ", ".join(recipe.evaluation.names(splits.task))
+    findings.facts["rows"] = ", ".join(f"{len(split):,} {name}" for name, split in rows.items())
+    findings.facts["answers"] = splits.task.answer_kind().called
     if labels:
-        found.facts["labels"] = ", ".join(labels.names)
+        findings.facts["labels"] = ", ".join(labels.names)
     given, inferred = recipe.task.model_dump(), splits.task.model_dump()
-    found.facts |= {name.replace("_", " "): str(value) for name, value in inferred.items() if value != given[name]}
-    found.warnings += [*splits.notes, *run.loaded.notes]
-    truncated = run.examples["train"].truncated
+    findings.facts |= {name.replace("_", " "): str(value) for name, value in inferred.items() if value != given[name]}
+    findings.warnings += [*splits.notes, *prepared.loaded.notes]
+    truncated = prepared.examples["train"].truncated
     if truncated:
-        few = len(run.examples["train"].rows)
-        found.warnings.append(f"{truncated} of the first {few} rows are longer than the model is shown and are cut.")
-    found.facts["first row"] = splits.task.texts(rows["train"].select([0]))[0][:200]
-    found.facts["as the model sees it"] = show_example(run.processor, run.examples["train"].encoded[0], labels)
-    found.facts["new parameters"] = ", ".join(run.loaded.new) or "none: the checkpoint brings them all"
-    for phase, curve in zip(run.phases, _rehearse(run), strict=True):
+        few = len(prepared.examples["train"].rows)
+        findings.warnings.append(f"{truncated} of the first {few} rows are longer than the model is shown and are cut.")
+    findings.facts["first row"] = splits.task.texts(rows["train"].select([0]))[0][:200]
+    findings.facts["as the model sees it"] = show_example(prepared.processor, prepared.examples["train"].encoded[0], labels)
+    findings.facts["new parameters"] = ", ".join(prepared.loaded.new) or "none: the checkpoint brings them all"
+    for phase, curve in zip(prepared.phases, _rehearse(prepared), strict=True):
         share = curve.trainable / curve.parameters
-        found.facts[f"{phase.name}: parameters that move"] = f"{curve.trainable:,} of {curve.parameters:,} ({share:.1%})"
+        findings.facts[f"{phase.name}: parameters that move"] = f"{curve.trainable:,} of {curve.parameters:,} ({share:.1%})"
         epochs, steps = phase.training.num_train_epochs, phase.training.max_steps
         per_epoch = math.ceil(len(rows["train"]) / phase.training.batch_size)
         total = steps if steps > 0 else math.ceil(per_epoch * epochs)
-        found.facts[f"{phase.name}: optimizer steps"] = (
+        findings.facts[f"{phase.name}: optimizer steps"] = (
             f"{total:,} of {phase.training.batch_size} rows ({per_epoch:,} an epoch)"
         )
-        found.facts[f"{phase.name}: loss of the first rows"] = f"{curve.losses[0]:.4f}"
-    found.facts["machine"] = f"{machine.processes} process(es) on {machine.device}, {machine.precision}"
-    return found
+        findings.facts[f"{phase.name}: loss of the first rows"] = f"{curve.losses[0]:.4f}"
+    findings.facts["machine"] = f"{machine.processes} process(es) on {machine.device}, {machine.precision}"
+    return findings
 
 
-def _rehearse(run: Run) -> list[TrainingCurve]:
+def _rehearse(prepared: Prepared) -> list[TrainingCurve]:
     """One step of each phase as training would take it, but that no tracker hears of it."""
     once = {"max_steps": 1, "report_to": "none"}
-    phases = tuple(replace(phase, training=phase.training.model_copy(update=once)) for phase in run.phases)
+    phases = tuple(replace(phase, training=phase.training.model_copy(update=once)) for phase in prepared.phases)
     with _passing_folder() as folder:
-        settings = [run.setting(folder, place, store=False) for place in range(len(phases))]
-        return fit_phases(phases, run.loaded, run.examples, run.asked, settings)[1]
+        settings = [prepared.setting(folder, place, store=False) for place in range(len(phases))]
+        return fit_phases(phases, prepared.loaded, prepared.examples, prepared.asked, settings)[1]
 
 
 @contextlib.contextmanager

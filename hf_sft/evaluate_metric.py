@@ -46,17 +46,17 @@ class LocalMetric(evaluate.Metric):
 
     def _compute(self, *, predictions: ChunkedArray, references: ChunkedArray, **kwargs: Any) -> dict[str, float]:
         name, kind, num_labels = self._of
-        given, known = _read_column(predictions), _read_column(references)
+        answered, referred = _read_column(predictions), _read_column(references)
         if kind is NumberAnswers:
-            answers: Answers = NumberAnswers(given)
+            answers: Answers = NumberAnswers(answered)
         elif kind is SetAnswers:
-            answers = SetAnswers(given.astype(np.float64), ("",) * given.shape[1])
-        elif given.ndim == 2:
-            answers = ClassAnswers(given, ("",) * given.shape[1])
+            answers = SetAnswers(answered.astype(np.float64), ("",) * answered.shape[1])
+        elif answered.ndim == 2:
+            answers = ClassAnswers(answered, ("",) * answered.shape[1])
         else:
-            classes = max([num_labels, *(given + 1)])
-            answers = ClassAnswers(np.eye(int(classes))[given], ("",) * int(classes))
-        return measure([name], answers, known)
+            classes = max([num_labels, *(answered + 1)])
+            answers = ClassAnswers(np.eye(int(classes))[answered], ("",) * int(classes))
+        return measure([name], answers, referred)
 
 
 def _read_column(column: ChunkedArray) -> np.ndarray:

@@ -82,15 +82,15 @@ class Evaluation:
 
     def facts(self) -> dict[str, Any]:
         """What report.json says of the split."""
-        found: dict[str, Any] = {"metrics": {self.split: _plain(self.scores)}}
+        said: dict[str, Any] = {"metrics": {self.split: _plain(self.scores)}}
         if self.unseen:
-            found["unseen"] = {self.split: _plain(self.unseen)}
+            said["unseen"] = {self.split: _plain(self.unseen)}
         for part in ("baselines", "gaps"):
-            found[part] = {name: {self.split: _plain(scores)} for name, scores in getattr(self, part).items()}
+            said[part] = {name: {self.split: _plain(scores)} for name, scores in getattr(self, part).items()}
         if self.per_class:
-            found["per_class"] = {self.split: self.per_class}
-            found["confusions"] = {self.split: self.confusions[:MOST_CONFUSIONS]}
-        return found
+            said["per_class"] = {self.split: self.per_class}
+            said["confusions"] = {self.split: self.confusions[:MOST_CONFUSIONS]}
+        return said
 
 
 def _plain(scores: dict[str, Score]) -> dict[str, dict[str, float]]:
@@ -120,8 +120,8 @@ def run_blocks(
                     if micro_batch.counts:
                         mine.extend(zip(micro_batch.places, kept, strict=True))
                         bar.update(len(kept))
-            found = dict(gather_object(mine))
-            yield examples.rows.select(rows), [[found[i] for i in range(*each)] for each in pairwise(ends)]
+            by_place = dict(gather_object(mine))
+            yield examples.rows.select(rows), [[by_place[i] for i in range(*each)] for each in pairwise(ends)]
 
 
 @contextlib.contextmanager
@@ -179,7 +179,7 @@ def evaluate_blocks(
     tally, unseen, theirs = Tally(names, kind), Tally(names, kind), {name: Tally(names, kind) for name in fitted}
     confusions: Counter[tuple[str | None, str | None]] = Counter()
     mistakes: list[Mistake] = []
-    known, total, classes = np.array([] if seen is None else seen, dtype=np.int64), 0, ()
+    seen_rows, total, classes = np.array([] if seen is None else seen, dtype=np.int64), 0, ()
     for start, rows, answers in answer_blocks(ran, task, labels):
         total = start + len(rows)
         references = kind.read_references(task.targets(rows[:], labels))
@@ -187,13 +187,13 @@ def evaluate_blocks(
         tally.add(answers, references, weights)
         for name, answer in fitted.items():
             theirs[name].add(answer(rows), references, weights)
-        fresh = np.setdiff1d(np.arange(start, total), known) - start
+        fresh = np.setdiff1d(np.arange(start, total), seen_rows) - start
         unseen.add(answers.take(fresh), references[fresh], weights[fresh])
         classes, confusions = answers.classes, confusions + answers.confusions(references)
-        found = worst(answers.mistakes(references))
-        texts = task.texts(rows.select([mistake.row for mistake in found]))
-        found = [replace(each, row=start + each.row, text=text) for each, text in zip(found, texts, strict=True)]
-        mistakes = worst([*mistakes, *found])
+        wrong = worst(answers.mistakes(references))
+        texts = task.texts(rows.select([mistake.row for mistake in wrong]))
+        wrong = [replace(each, row=start + each.row, text=text) for each, text in zip(wrong, texts, strict=True)]
+        mistakes = worst([*mistakes, *wrong])
         if write:
             said = zip(answers.as_json(), task.references(rows), strict=True)
             for row, (answer, reference) in enumerate(said, start=start):
@@ -207,7 +207,7 @@ def evaluate_blocks(
         *_by_class(classes, confusions, kind.counted),
         [asdict(mistake) for mistake in mistakes],
         {other: {name: paired(scores[name], score[name]) for name in names} for other, score in baselines.items()},
-        unseen.scores() if 0 < len(known) < total else {},
+        unseen.scores() if 0 < len(seen_rows) < total else {},
         tuple(failed),
     )
     return _from_main(evaluation)
@@ -224,18 +224,18 @@ def _from_main(value: Any) -> Any:
 
 
 def _by_class(
-    classes: Sequence[str], found: Counter[tuple[str | None, str | None]], counted: str
+    classes: Sequence[str], pairs: Counter[tuple[str | None, str | None]], counted: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Precision, recall and F1 of each class, zero where there is nothing to divide by; and what is taken for what."""
     referred, answered = Counter(), Counter()
-    for (reference, prediction), count in found.items():
+    for (reference, prediction), count in pairs.items():
         referred[reference] += count
         answered[prediction] += count
     table = []
     for name in classes:
-        hits, said, true = found[name, name], answered[name], referred[name]
+        hits, said, true = pairs[name, name], answered[name], referred[name]
         rates = {"precision": (hits, said), "recall": (hits, true), "f1": (2 * hits, said + true)}
         table.append({"label": name, **{rate: a / b if b else 0.0 for rate, (a, b) in rates.items()}, counted: true})
     places = {name: place for place, name in enumerate((*classes, None))}
-    wrong = sorted((pair for pair in found if pair[0] != pair[1]), key=lambda pair: (-found[pair], *map(places.get, pair)))
-    return table, [{"reference": i, "prediction": j, counted: found[i, j]} for i, j in wrong]
+    wrong = sorted((pair for pair in pairs if pair[0] != pair[1]), key=lambda pair: (-pairs[pair], *map(places.get, pair)))
+    return table, [{"reference": i, "prediction": j, counted: pairs[i, j]} for i, j in wrong]

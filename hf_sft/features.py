@@ -129,14 +129,14 @@ def _stub_is_exact(loaded: LoadedModel, examples: Examples, items: ItemsOf) -> b
 
 def _read_vectors(loaded: LoadedModel, batch: Batch, items: ItemsOf, machine: Machine | None = None) -> Tensor | None:
     """For each example the vector that the head reads, shape (examples, width); None when it reads several."""
-    given: list[Tensor] = []
-    watching = loaded.body.register_forward_hook(lambda *call: given.append(call[-1].last_hidden_state))
+    states: list[Tensor] = []
+    watching = loaded.body.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
     try:
         with torch.no_grad(), machine.autocast() if machine else contextlib.nullcontext():
             items(loaded.model, batch)
     finally:
         watching.remove()
-    hidden = given[0].float()
+    hidden = states[0].float()
     with torch.enable_grad(), stored_body(loaded):
         hidden.requires_grad_(True)
         logits = items(loaded.model, {**batch, "inputs_embeds": hidden}).logits

@@ -56,8 +56,8 @@ def require_kind(train: Dataset, columns: list[str], kind: ProblemType) -> None:
         )
 
 
-def find_label_names(train: Dataset, columns: list[str], given: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """The classes of lists of 0 and 1, all equally long (multi-hot): those that are given, or their numbers.
+def find_label_names(train: Dataset, columns: list[str], asked: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The classes of lists of 0 and 1, all equally long (multi-hot): those that are asked for, or their numbers.
 
     None for everything else. Raises `DataError` for lists that can be read in two ways, or in none.
     """
@@ -65,7 +65,7 @@ def find_label_names(train: Dataset, columns: list[str], given: tuple[str, ...] 
     feature: Any = train.features[column]
     inner = feature.feature if isinstance(feature, List | LargeList) else None
     if len(columns) > 1 or not (isinstance(inner, Value) and inner.dtype.startswith((*NUMBERS, "bool"))):
-        if given is not None:
+        if asked is not None:
             raise DataError(
                 f"`task.label_names` goes with a column of lists of 0 and 1, all equally long; `{column}` is none.\n"
                 "  Leave it out: other classes bring their names."
@@ -74,7 +74,7 @@ def find_label_names(train: Dataset, columns: list[str], given: tuple[str, ...] 
     lists = [row for row in train[column] if row is not None]
     lengths, values = {len(row) for row in lists}, {value for row in lists for value in row}
     if len(lengths) != 1 or not values <= {0, 1}:
-        if given is None and inner.dtype.startswith(("int", "uint")):
+        if asked is None and inner.dtype.startswith(("int", "uint")):
             return None
         few = ", ".join(str(value) for value in sorted(values, key=str)[:5])
         raise DataError(
@@ -83,13 +83,13 @@ def find_label_names(train: Dataset, columns: list[str], given: tuple[str, ...] 
             "  (a place for each class)."
         )
     (count,) = lengths
-    if count == 1 and given is None:
+    if count == 1 and asked is None:
         raise DataError(
             f"column `{column}` holds lists of one 0 or 1, which can be read in two ways.\n"
             "  As yes or no for one class: name it, `task.label_names=[NAME]`.\n"
             "  As the numbers of the classes 0 and 1: make it a column of numbers, without lists."
         )
-    names = given or tuple(str(place) for place in range(count))
+    names = asked or tuple(str(place) for place in range(count))
     if len(names) != count:
         raise DataError(f"`task.label_names` has {len(names)} names, but the lists of column `{column}` {count} places.")
     return names

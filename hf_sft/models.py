@@ -114,9 +114,9 @@ def _load_weights(checkpoint: Checkpoint, task: Task, config: PretrainedConfig) 
         )
     if Path(where).is_dir() and not any(Path(where).glob("*.safetensors")):
         pickled = ", ".join(path.name for path in Path(where).glob("*.bin"))
-        found = f"only pickled ones ({pickled}), which can run code when loaded" if pickled else "none"
+        present = f"only pickled ones ({pickled}), which can run code when loaded" if pickled else "none"
         raise CheckpointError(
-            f"checkpoint `{checkpoint.checkpoint}`: expected weights in *.safetensors, found {found}.\n"
+            f"checkpoint `{checkpoint.checkpoint}`: expected weights in *.safetensors, found {present}.\n"
             "  Load the model once where you trust it, and save it with `save_pretrained`."
         )
     try:
@@ -137,7 +137,7 @@ def _load_weights(checkpoint: Checkpoint, task: Task, config: PretrainedConfig) 
 def merge_command(run: str) -> str:
     """The line of shell that makes an ordinary checkpoint of a run that was saved as an adapter."""
     python = (
-        f"from hf_sft.run import load_run; run = load_run({run!r}); "
+        f"from hf_sft.runs import load_run; run = load_run({run!r}); "
         f"[part.save_pretrained({f'{run}_merged'!r}) for part in (run.model.merge_and_unload(), run.processor)]"
     )
     return f"python -c {shlex.quote(python)}"
@@ -145,7 +145,7 @@ def merge_command(run: str) -> str:
 
 def _find_new(checkpoint: Checkpoint, model: PreTrainedModel, report: dict[str, Any]) -> set[str]:
     """The parameters that the checkpoint did not bring. Raises `CheckpointError` when parts of the body are among them."""
-    found = {key[0]: tuple(key[1]) for key in report["mismatched_keys"] if not isinstance(key, str)}
+    held = {key[0]: tuple(key[1]) for key in report["mismatched_keys"] if not isinstance(key, str)}
     mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     new = set(shapes) & {*report["missing_keys"], *mismatched}
@@ -153,7 +153,7 @@ def _find_new(checkpoint: Checkpoint, model: PreTrainedModel, report: dict[str, 
     body = {name for name in shapes if name.startswith(prefix) and not name.startswith(f"{prefix}pooler.")}
     if lacking := sorted(body & new):
         first = lacking[0]
-        what = f"`{first}` of shape {found[first]}" if first in found else f"no `{first}`"
+        what = f"`{first}` of shape {held[first]}" if first in held else f"no `{first}`"
         beside = [f"`{key}`" for key in sorted(report["unexpected_keys"])[:3]]
         other = f"  It holds {', '.join(beside)} …, which this model has not." if beside else ""
         raise CheckpointError(
@@ -203,10 +203,10 @@ def _load_config(checkpoint: Checkpoint, fields: dict[str, Any]) -> PretrainedCo
 def _where(checkpoint: Checkpoint) -> str:
     """The folder, or the Hub id."""
     try:
-        found = Path(locate(checkpoint.checkpoint)).expanduser()
+        path = Path(locate(checkpoint.checkpoint)).expanduser()
     except LookupError as error:
         raise CheckpointError(error.args[0]) from None
-    return str(found) if found.is_dir() else checkpoint.checkpoint
+    return str(path) if path.is_dir() else checkpoint.checkpoint
 
 
 def _source(checkpoint: Checkpoint) -> dict[str, Any]:

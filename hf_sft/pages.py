@@ -120,7 +120,7 @@ def _scores(said: dict[str, Any], plot: Any) -> list[Any]:
 
 def _training(facts: dict[str, Any], plots: list[list[Any]]) -> list[Section]:
     phases = facts["training"]["phases"]
-    found = []
+    sections = []
     for phase, drawn in zip(phases, plots, strict=True):
         words = [f"{phase['steps']:,} steps."]
         if phase["best_step"]:
@@ -128,24 +128,24 @@ def _training(facts: dict[str, Any], plots: list[list[Any]]) -> list[Section]:
         if len(drawn) < 2:
             words.append("The validation split was not scored during this phase.")
         title = "Training curves" if len(phases) == 1 else f"Training curves of phase {phase['name']}"
-        found.append(Section(title, [Figures(drawn), Text(" ".join(words))]))
-    return found
+        sections.append(Section(title, [Figures(drawn), Text(" ".join(words))]))
+    return sections
 
 
 def _classes(facts: dict[str, Any]) -> list[Section]:
     counted, rates = facts["answers"]["counted"], ("f1", "precision", "recall")
     table, wrong = facts["per_class"].get("test", []), facts["confusions"].get("test", [])
-    found = []
+    sections = []
     if table:
         worst = sorted(table, key=lambda row: row["f1"])[:MOST_CLASSES]
         rows = [[row["label"], *(f"{row[rate]:.3f}" for rate in rates), f"{row[counted]:,}"] for row in worst]
         few = f"; the lowest {MOST_CLASSES} of {len(table)} classes" if len(table) > MOST_CLASSES else ""
         heads = ("class", "F1", "precision", "recall", counted)
-        found.append(Section("By class, on test", [Table(heads, rows, caption=f"Lowest F1 first{few}")]))
+        sections.append(Section("By class, on test", [Table(heads, rows, caption=f"Lowest F1 first{few}")]))
     if wrong:
         rows = [[row["reference"], row["prediction"], f"{row[counted]:,}"] for row in wrong[:MOST_CONFUSIONS]]
-        found.append(Section("Most frequent confusions, on test", [Table(("reference", "prediction", counted), rows, 2)]))
-    return found
+        sections.append(Section("Most frequent confusions, on test", [Table(("reference", "prediction", counted), rows, 2)]))
+    return sections
 
 
 def _mistakes(mistakes: list[dict[str, Any]]) -> list[Section]:
@@ -193,15 +193,15 @@ def _cost(facts: dict[str, Any]) -> Section:
 
 
 def _environment(facts: dict[str, Any]) -> Section:
-    found = facts["environment"]
-    processes = f"{found['processes']} process{'es' if found['processes'] > 1 else ''}"
+    machine = facts["environment"]
+    processes = f"{machine['processes']} process{'es' if machine['processes'] > 1 else ''}"
     pairs = {
-        "device": f"{found['device']}, {processes}, {found['threads']} threads",
-        "precision": found["precision"],
-        "micro-batch": f"up to {found['micro_batch_tokens']:,} tokens",
-        "python": found["python"],
+        "device": f"{machine['device']}, {processes}, {machine['threads']} threads",
+        "precision": machine["precision"],
+        "micro-batch": f"up to {machine['micro_batch_tokens']:,} tokens",
+        "python": machine["python"],
     }
-    return Section("Environment", [Pairs(pairs | {name: version for name, version in found["packages"].items() if version})])
+    return Section("Environment", [Pairs(pairs | {name: version for name, version in machine["packages"].items() if version})])
 
 
 def _cut(text: str) -> str:

@@ -71,9 +71,9 @@ def draw_scores(name: str, metric: str, scores: Mapping[str, Mapping[str, float]
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.08)
-        known = any(np.isfinite(score["value"]) for score in scores.values())
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND) if known else NullLocator())
-        axes.set_xlabel(metric if known else f"{metric}: undefined")
+        defined = any(np.isfinite(score["value"]) for score in scores.values())
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND) if defined else NullLocator())
+        axes.set_xlabel(metric if defined else f"{metric}: undefined")
         return _svg(figure, name, f"{metric} of {', '.join(scores)}, with 95% intervals")
 
 
@@ -116,11 +116,11 @@ def _axes(height: float) -> tuple[Figure, Axes]:
 
 
 def _count_steps(axes: Axes, what: str) -> None:
-    known = bool(np.isfinite(axes.dataLim.y1))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND) if known else NullLocator())
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND) if known else NullLocator())
+    defined = bool(np.isfinite(axes.dataLim.y1))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND) if defined else NullLocator())
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND) if defined else NullLocator())
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-    axes.set_xlabel("step" if known else "undefined at every step")
+    axes.set_xlabel("step" if defined else "undefined at every step")
     axes.set_ylabel(_shorten(what))
 
 

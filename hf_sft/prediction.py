@@ -13,7 +13,7 @@ from datasets import Dataset
 from hf_sft.encoding import encode_blocks
 from hf_sft.errors import DataError
 from hf_sft.evaluation import answer_blocks, run_blocks
-from hf_sft.run import load_run
+from hf_sft.runs import load_run
 from hf_sft.sources import KINDS, DataSource, load_source
 from hf_sft.tasks import Task
 
@@ -56,9 +56,9 @@ def answer(
     asked = asked.select(filled)
     invalid = task.invalid_rows(asked, finished.labels)
     if invalid:
-        found = "; ".join(f"{problem} in row(s) {[filled[i] for i in places[:5]]}" for problem, places in invalid.items())
-        raise DataError(f"the input can't be answered: {found}")
-    known, nothing = _references(task, rows), dict(task.answer_kind().nothing)
+        problems = "; ".join(f"{problem} in row(s) {[filled[i] for i in places[:5]]}" for problem, places in invalid.items())
+        raise DataError(f"the input can't be answered: {problems}")
+    references, nothing = _references(task, rows), dict(task.answer_kind().nothing)
     blocks = encode_blocks(asked, task, finished.labels, finished.processor)
     ran = run_blocks(finished.model, blocks, task.keep, finished.machine)
     answers = chain.from_iterable(block.as_json() for _, _, block in answer_blocks(ran, task, finished.labels))
@@ -68,7 +68,7 @@ def answer(
         return
     for row in range(len(rows)):
         said = next(answers) if row in answered else nothing
-        yield {"row": row, **said, **({"reference": known[row]} if known else {})}
+        yield {"row": row, **said, **({"reference": references[row]} if references else {})}
 
 
 def _is_blank(cell: Any) -> bool:
@@ -81,12 +81,12 @@ def _references(task: Task, rows: Dataset) -> list[Any]:
     columns = [column for column in named if column not in task.input_columns()]
     if not set(columns) <= set(rows.column_names):
         return []
-    known = [i for i, values in enumerate(zip(*(rows[column] for column in columns), strict=True)) if None not in values]
+    labelled = [i for i, values in enumerate(zip(*(rows[column] for column in columns), strict=True)) if None not in values]
     try:
-        found = dict(zip(known, task.references(rows.select(known)), strict=True))
+        by_row = dict(zip(labelled, task.references(rows.select(labelled)), strict=True))
     except (TypeError, ValueError) as error:
         raise DataError(f"column(s) {', '.join(columns)} of the input hold no labels of this task: {error}") from None
-    return [found.get(i) for i in range(len(rows))]
+    return [by_row.get(i) for i in range(len(rows))]
 
 
 def _read(inputs: Any, task: Task) -> Dataset:

@@ -46,20 +46,20 @@ class Flaw:
     of_key: bool = False
 
 
-def explain(error: ValidationError, top: type[Block], given: dict[str, Any]) -> dict[Place, str]:
-    """One message per place of a recipe `given` as plain values."""
-    flaws = list(_flatten(error, given))
+def explain(error: ValidationError, top: type[Block], written: dict[str, Any]) -> dict[Place, str]:
+    """One message per place of a recipe `written` as plain values."""
+    flaws = list(_flatten(error, written))
     places = {flaw.place for flaw in flaws}
     messages: dict[Place, str] = {}
     suggested: set[Place] = set()
     for flaw in flaws:
         if flaw.kind in SHAPES and any(_is_inside(place, flaw.place) for place in places):
-            continue  # another member of a union fits better: its flaws are the telling ones
+            continue  # a union's other member fits better: the flaws inside it say what is wrong
         if flaw.kind == "extra_forbidden":
-            message, near = _explain_unknown(flaw.place, top, given)
+            message, near = _explain_unknown(flaw.place, top, written)
             suggested |= {(*flaw.place[:-1], near)} if near else set()
         else:
-            message = _explain_flaw(flaw, top, given)
+            message = _explain_flaw(flaw, top, written)
         messages.setdefault(flaw.place, message)
     missing = {flaw.place for flaw in flaws if flaw.kind == "missing"}
     return {place: message for place, message in messages.items() if place not in missing & suggested}
@@ -85,14 +85,14 @@ def refuse_owned(name: str) -> str:
     return f"has no place in a recipe: {where.removeprefix('nothing: ')}." if nothing else f"belongs to {where}."
 
 
-def _flatten(error: ValidationError, given: Any, above: tuple = ()) -> Iterator[Flaw]:
+def _flatten(error: ValidationError, written: Any, above: tuple = ()) -> Iterator[Flaw]:
     for flaw in error.errors(include_url=False):
         inner = flaw.get("ctx", {}).get("error")
         if isinstance(inner, ValidationError):  # raised inside a BeforeValidator: the block that `type` names
-            yield from _flatten(inner, given, (*above, *flaw["loc"]))
+            yield from _flatten(inner, written, (*above, *flaw["loc"]))
             continue
         kind, location = flaw["type"], (*above, *flaw["loc"])
-        place, value = _follow(location, given, kind == "missing")
+        place, value = _follow(location, written, kind == "missing")
         message = str(inner) if inner and kind in OWN_WORDS else flaw["msg"]
         if kind == "value_error" and flaw["loc"] and isinstance(value, dict) and "type" in value:
             place = (*place, "type")  # raised by `choose`
@@ -101,9 +101,9 @@ def _flatten(error: ValidationError, given: Any, above: tuple = ()) -> Iterator[
         yield Flaw(place, kind, message, location[-1:] == ("[key]",))
 
 
-def _follow(location: tuple, given: Any, missing: bool) -> tuple[Place, Any]:
-    """The place in what was given, and what is there; pydantic also names the members of unions on its way."""
-    place, value = (), given
+def _follow(location: tuple, written: Any, missing: bool) -> tuple[Place, Any]:
+    """The place in what was written, and what is there; pydantic also names the members of unions on its way."""
+    place, value = (), written
     for i, part in enumerate(location):
         if (isinstance(value, dict) and part in value) or (isinstance(value, list) and part in range(len(value))):
             place, value = (*place, part), value[part]
@@ -116,15 +116,15 @@ def _is_inside(place: Place, outer: Place) -> bool:
     return len(place) > len(outer) and place[: len(outer)] == outer
 
 
-def _explain_flaw(flaw: Flaw, top: type[Block], given: Any) -> str:
-    annotation, value = _look_up(flaw.place, top, given)
+def _explain_flaw(flaw: Flaw, top: type[Block], written: Any) -> str:
+    annotation, value = _look_up(flaw.place, top, written)
     if flaw.kind == "missing":
-        block = _block(*_look_up(flaw.place[:-1], top, given))
+        block = _block(*_look_up(flaw.place[:-1], top, written))
         return f"is required: {' '.join((block.model_fields[flaw.place[-1]].description or '').split())}"
     if flaw.kind not in SHAPES:
         return flaw.message if flaw.message.endswith((".", "?")) else f"{flaw.message}."
     if flaw.of_key:
-        declared = _options(_look_up(flaw.place[:-1], top, given)[0])
+        declared = _options(_look_up(flaw.place[:-1], top, written)[0])
         names = get_args(next(get_args(option)[0] for option in declared if get_origin(option) is dict))
         return f"must be one of {', '.join(names)}.{suggest(nearest(str(flaw.place[-1]), names))}"
     expected = _describe(annotation, value)
@@ -132,15 +132,15 @@ def _explain_flaw(flaw: Flaw, top: type[Block], given: Any) -> str:
     return f"must be {expected}; got {show_value(value)}.{hint}"
 
 
-def _explain_unknown(place: Place, top: type[Block], given: Any) -> tuple[str, str | None]:
+def _explain_unknown(place: Place, top: type[Block], written: Any) -> tuple[str, str | None]:
     """What to say of a field that its block does not have, and the name that was probably meant."""
-    block = _block(*_look_up(place[:-1], top, given))
-    value, name = _look_up(place[:-1], top, given)[1], str(place[-1])
+    block = _block(*_look_up(place[:-1], top, written))
+    value, name = _look_up(place[:-1], top, written)[1], str(place[-1])
     called = value["type"] if "type" in block.model_fields else show_place(place[:-1]) or "a recipe"
     what = f"is not a field of {called}"
     if name in OWNED and name != "type":
         return f"{what}; it {refuse_owned(name)}", None
-    homes = _find_homes(name, place[:-1], top, given)
+    homes = _find_homes(name, place[:-1], top, written)
     if homes:
         return f"{what}; it belongs to {' or '.join(homes)}.", None
     near = other if (other := OTHER_NAMES.get(name)) in block.model_fields else nearest(name, block.model_fields)
@@ -151,19 +151,19 @@ def _explain_unknown(place: Place, top: type[Block], given: Any) -> tuple[str, s
     return f"{what}.{suggest(near)}{few}", near
 
 
-def _find_homes(name: str, place: Place, top: type[Block], given: Any) -> list[str]:
+def _find_homes(name: str, place: Place, top: type[Block], written: Any) -> list[str]:
     """The other blocks of this recipe that have a field of that name."""
     if name == "type":
         return []
     if name in top.model_fields:
         return ["the top of the recipe (mind the indentation)"]
-    blocks = {part: _block(*_look_up((part,), top, given)) for part in top.model_fields if (part,) != place}
+    blocks = {part: _block(*_look_up((part,), top, written)) for part in top.model_fields if (part,) != place}
     return [f"`{part}`" for part, block in blocks.items() if block is not None and name in block.model_fields]
 
 
-def _look_up(place: Place, top: type[Block], given: Any) -> tuple[Any, Any]:
+def _look_up(place: Place, top: type[Block], written: Any) -> tuple[Any, Any]:
     """What a place is declared to hold, and what it holds."""
-    annotation, value = top, given
+    annotation, value = top, written
     for part in place:
         annotation = _declared(annotation, value, part)
         held: Any = dict(enumerate(value)) if isinstance(value, list) else value

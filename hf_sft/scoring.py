@@ -77,11 +77,11 @@ class Tally:
             self._origin = float(references[0]) if references.dtype.kind == "f" and references.ndim == 1 else 0.0
         self._rows += len(answers)
         for stats in {metric.stats for metric in self.metrics.values() if metric.stats is not None}:
-            found = stats(answers, references, self._origin)
-            self._plain[stats] = self._plain.get(stats, 0) + found.sum(0, keepdims=True, dtype=np.float64)
+            by_row = stats(answers, references, self._origin)
+            self._plain[stats] = self._plain.get(stats, 0) + by_row.sum(0, keepdims=True, dtype=np.float64)
             if weights is not None:
                 # Counts are exact in float32, within a block.
-                drawn = (weights.T.astype(found.dtype) @ found).astype(np.float64)
+                drawn = (weights.T.astype(by_row.dtype) @ by_row).astype(np.float64)
                 self._resampled[stats] = self._resampled.get(stats, 0) + drawn
         if any(metric.stats is None for metric in self.metrics.values()):
             self._blocks.append((answers, references, weights))

@@ -147,17 +147,17 @@ def _locate_files(files: Any) -> Any:
         return [_locate_files(each) for each in files]
     if files is None:
         return None
-    found = locate(files)
-    if "://" in found:
-        return found
-    path = Path(found).expanduser()
+    located = locate(files)
+    if "://" in located:
+        return located
+    path = Path(located).expanduser()
     if path.is_dir():
         raise LookupError(
             f"`data.data_files`: `{files}` is a folder.  It holds: {_list_folder(path)}.\n"
             f"  Name its files, or a pattern like {files.rstrip('/')}/*.csv; folders go into `data.data_dir`."
         )
     if not _exists(str(path)):
-        what = "no file fits the pattern" if glob.has_magic(found) else "there is no file"
+        what = "no file fits the pattern" if glob.has_magic(located) else "there is no file"
         folder = next(parent for parent in path.absolute().parents if parent.is_dir())
         near = nearest(path.name, [each.name for each in folder.iterdir()])
         hint = suggest(near) or f" `{folder.name}` holds: {_list_folder(folder)}."
@@ -175,10 +175,10 @@ def _list_folder(folder: Path) -> str:
 
 def _first_file(files: Any, folder: str | None) -> str:
     if files is None:
-        found = sorted(path for path in Path(str(folder)).rglob("*") if path.suffix in (".csv", ".tsv"))
-        if not found:
+        paths = sorted(path for path in Path(str(folder)).rglob("*") if path.suffix in (".csv", ".tsv"))
+        if not paths:
             raise DataError(f"`data.data_dir`: there is no csv below `{folder}`.")
-        return str(found[0])
+        return str(paths[0])
     while not isinstance(files, str):
         files = next(iter(files.values())) if isinstance(files, dict) else files[0]
     return sorted(glob.glob(files, recursive=True))[0] if glob.has_magic(files) and "://" not in files else files

@@ -65,7 +65,7 @@ def hash_rows(rows: Dataset) -> str:
 def load_splits(source: DataSource, task: Task) -> Splits:
     """Load, check and split the rows; classes become their names. Raises `DataError`, every problem of a kind at once."""
     notes: list[str] = []
-    brought, found = load_source(source, task.input_columns(), notes)
+    brought, source_as_read = load_source(source, task.input_columns(), notes)
     loaded, named = _name_splits(source, brought, notes)
     for name, rows in loaded.items():
         _require_columns(rows, name, task, source, ("keep", "group") if name == "train" else ("keep",))
@@ -77,9 +77,9 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     rows = _make_splits(rows, source, resolved, notes)
     rows["train"] = subsample(rows["train"], source, resolved, labels, notes)
     splits = {name: named[name] if name in loaded or name in source.splits else HELD_OUT for name in SPLITS}
-    found = found.model_copy(update={"splits": splits})
+    source_as_read = source_as_read.model_copy(update={"splits": splits})
     seen = _find_seen(rows, resolved, notes)
-    return Splits(rows, found, resolved, labels, tuple(notes), seen)
+    return Splits(rows, source_as_read, resolved, labels, tuple(notes), seen)
 
 
 def load_rows(
@@ -109,21 +109,21 @@ def _name_splits(
         wanted["validation"] = alias
         notes.append(f"split `{alias}` is taken for validation.  Another one: `data.splits.validation`.")
     wanted["train"] = "train" if share_of(wanted["train"]) is not None else wanted["train"]
-    found = {}
+    named = {}
     for name, expression in wanted.items():
         if share_of(expression) is not None:
             continue
         bases = [part.partition("[")[0].strip() for part in expression.split("+")]
         missing = [base for base in bases if base not in brought]
         if not missing:
-            found[name] = _slice(brought, expression)
+            named[name] = _slice(brought, expression)
         elif name in source.splits or name == "train":
             hint = suggest(nearest(missing[0], brought))
             raise DataError(
                 f"`data.splits.{name}`: data set `{source.dataset}` has no split `{missing[0]}`.\n"
                 f"  It has: {', '.join(brought)}.{hint}"
             )
-    return found, {**wanted, **source.splits}
+    return named, {**wanted, **source.splits}
 
 
 def share_of(share: Any) -> float | None:
@@ -197,17 +197,17 @@ def _namer(feature: ClassLabel) -> Callable[[int | None], str | None]:
 
 
 def _find_seen(rows: dict[str, Dataset], task: Task, notes: list[str]) -> dict[str, np.ndarray]:
-    """The rows of validation and test whose texts train has too: what is known by heart is no proof of learning."""
-    known: dict[str, set] = {}
+    """The rows of validation and test whose texts train has too: a right answer there may be remembered, not learned."""
+    labels_of: dict[str, set] = {}
     for text, reference in zip(task.texts(rows["train"]), task.references(rows["train"]), strict=True):
-        known.setdefault(text, set()).add(str(reference))
+        labels_of.setdefault(text, set()).add(str(reference))
     seen = {}
     for name in SPLITS[1:]:
         texts, references = task.texts(rows[name]), task.references(rows[name])
-        places = [i for i, text in enumerate(texts) if text in known]
+        places = [i for i, text in enumerate(texts) if text in labels_of]
         seen[name] = np.array(places, dtype=np.int64)
         if places:
-            equal = sum(str(references[i]) in known[texts[i]] for i in places)
+            equal = sum(str(references[i]) in labels_of[texts[i]] for i in places)
             notes.append(
                 f"{len(places)} of {len(texts)} rows of split `{name}` have a text that train has too ({equal} with the same "
                 "label): the score on the other rows is given beside."
@@ -221,15 +221,15 @@ def _without_invalid(
     problems, kept = [], {}
     for name, split in rows.items():
         invalid = task.invalid_rows(split, labels)
-        found = []
+        listed = []
         for problem, places in invalid.items():
             few = ", ".join(str(place) for place in places[:5]) + (", …" if len(places) > 5 else "")
-            found.append(f"{problem} in {len(places)} row(s) of split `{name}`: {few}")
-        problems += found
+            listed.append(f"{problem} in {len(places)} row(s) of split `{name}`: {few}")
+        problems += listed
         bad = {place for places in invalid.values() for place in places}
         if bad and drop:
             if len(bad) == len(split):
-                raise DataError("\n  ".join([f"split `{name}` has no rows left: none can be learned from.", *found[:5]]))
+                raise DataError("\n  ".join([f"split `{name}` has no rows left: none can be learned from.", *listed[:5]]))
             notes.append(f"{len(bad)} of {len(split)} rows of split `{name}` can't be learned from and were dropped.")
         kept[name] = split.select([i for i in range(len(split)) if i not in bad]) if bad else split
     if problems and not drop:

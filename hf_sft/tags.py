@@ -127,10 +127,10 @@ class TagAnswers(Chosen):
         return np.stack([words.sum(0) for words in np.split(items, ends)])
 
     def as_json(self) -> list[dict[str, Any]]:
-        found = []
+        written = []
         for words, tags, scores in zip(self.words, self.tags, self.scores, strict=True):
-            found.append({"words": words, "tags": tags, "scores": [round(float(p), 6) for p in scores.max(-1, initial=0)]})
-        return found
+            written.append({"words": words, "tags": tags, "scores": [round(float(p), 6) for p in scores.max(-1, initial=0)]})
+        return written
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -142,14 +142,14 @@ class TagAnswers(Chosen):
 
     def mistakes(self, references: np.ndarray) -> list[Mistake]:
         """Rows with wrong tags; their score is the sum of those tags' probabilities."""
-        found = []
+        listed = []
         for row, (ids, choices, scores) in enumerate(zip(references, self.choices, self.scores, strict=True)):
             wrong = ids != choices
             if wrong.any():
                 reference, prediction = (self._mark(self.words[row], self.read_tags(each), wrong) for each in (ids, choices))
                 score, scored = float(scores.max(-1)[wrong].sum()), f"{int(wrong.sum())} wrong tag(s), whose scores add up to"
-                found.append(Mistake(row, score, reference, prediction, scored))
-        return found
+                listed.append(Mistake(row, score, reference, prediction, scored))
+        return listed
 
     def _mark(self, words: list[str], tags: list[str], wrong: np.ndarray) -> str:
         """The sentence, with a tag at each word where the two taggings differ."""
@@ -192,11 +192,11 @@ class EntityAnswers(TagAnswers):
 
     def confusions(self, references: np.ndarray) -> Counter[tuple[str | None, str | None]]:
         """Entities of the same words by their types; an entity that is missing, or too much, is taken for None."""
-        found: Counter[tuple[str | None, str | None]] = Counter()
+        pairs: Counter[tuple[str | None, str | None]] = Counter()
         for true, said in zip(self.referred(references), self.entities, strict=True):
             types = [{(start, end): kind for start, end, kind in spans} for spans in (true, said)]
-            found.update((types[0].get(place), types[1].get(place)) for place in {*types[0], *types[1]})
-        return found
+            pairs.update((types[0].get(place), types[1].get(place)) for place in {*types[0], *types[1]})
+        return pairs
 
     def _mark(self, words: list[str], tags: list[str], wrong: np.ndarray) -> str:
         """The sentence, its entities in brackets with their types."""

@@ -58,14 +58,14 @@ OWNED = {
 
 def _one_of(names: type[Enum], what: str) -> Callable[[str], str]:
     """A validator that takes the values of an enumeration of transformers', and suggests the nearest to what is none."""
-    known = [str(name.value) for name in names]
+    allowed = [str(name.value) for name in names]
 
     def check(value: str) -> str:
-        if value not in known:
+        if value not in allowed:
             plain = value.lower().replace("_", "")
-            longer = next((name for name in known if name.replace("_", "").startswith(plain)), None)
-            hint = suggest(longer or nearest(value, known))
-            raise ValueError(f"must be one of {', '.join(known[:6])} …; got the {what} '{value}'.{hint}")
+            longer = next((name for name in allowed if name.replace("_", "").startswith(plain)), None)
+            hint = suggest(longer or nearest(value, allowed))
+            raise ValueError(f"must be one of {', '.join(allowed[:6])} …; got the {what} '{value}'.{hint}")
         return value
 
     return check

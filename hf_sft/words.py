@@ -104,24 +104,24 @@ def _share_words(windows: list[list[tuple[int, int]]], places: list[tuple[int, i
     token; the ends of the row are not the window's.
     """
     starts = [start for start, _ in places]
-    found: list[list[tuple[int, int, int]]] = []
+    shown: list[list[tuple[int, int, int]]] = []
     first: dict[int, int] = {}
     for tokens in windows:
-        found.append([])
+        shown.append([])
         for place, (start, end) in enumerate(tokens):
             number = bisect_right(starts, end - 1) - 1
             if start < end and number >= 0 and end - 1 < places[number][1]:
-                found[-1].append((place, number, start))
+                shown[-1].append((place, number, start))
                 first[number] = min(start, first.get(number, start))
     best: dict[int, tuple[float, int, int]] = {}
-    for window, tokens in enumerate(found):
+    for window, tokens in enumerate(shown):
         seen: set[int] = set()
         for place, number, start in tokens:
             if start != first[number] or number in seen:
                 continue
             seen.add(number)
             before = place - tokens[0][0] if window else inf
-            after = tokens[-1][0] - place if window < len(found) - 1 else inf
+            after = tokens[-1][0] - place if window < len(shown) - 1 else inf
             if number not in best or min(before, after) > best[number][0]:
                 best[number] = (min(before, after), window, place)
     shares: list[list[tuple[int, int]]] = [[] for _ in windows]

@@ -19,7 +19,7 @@ from hf_sft.fitting import fit_phases
 from hf_sft.models import save_model
 from hf_sft.recipe import Output, dump_recipe, load_recipe
 from hf_sft.report import Report, gather_facts, read_report, write_report
-from hf_sft.run import RecipeLike, Run, as_recipe, claim_folder, load_run, prepare, say
+from hf_sft.runs import Prepared, RecipeLike, as_recipe, claim_folder, load_run, prepare, say
 from hf_sft.sources import SPLITS, DataSource
 from hf_sft.splitting import hash_rows, load_rows, load_splits
 from hf_sft.strict_json import dump_json
@@ -37,18 +37,18 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     """
     recipe = as_recipe(recipe, overrides, trust_remote_code)
     folder = claim_folder(recipe.output.folder)
-    run = prepare(recipe)
+    prepared = prepare(recipe)
     checkpoints = folder / "checkpoints"
 
     with told_when_it_ends_early(folder):
-        settings = [run.setting(checkpoints, place) for place in range(len(run.phases))]
-        model, curves = fit_phases(run.phases, run.loaded, run.examples, run.asked, settings)
+        settings = [prepared.setting(checkpoints, place) for place in range(len(prepared.phases))]
+        model, curves = fit_phases(prepared.phases, prepared.loaded, prepared.examples, prepared.asked, settings)
     if PartialState().is_main_process:  # before anything else that can fail
-        save_model(model, run.loaded.model.config, run.processor, folder)
-    evaluations = [evaluate_split(run, model, split, folder) for split in ("validation", "test")]
+        save_model(model, prepared.loaded.model.config, prepared.processor, folder)
+    evaluations = [evaluate_split(prepared, model, split, folder) for split in ("validation", "test")]
 
     if PartialState().is_main_process:
-        write_report(folder, dump_recipe(run.recipe), collect_facts(run, curves, evaluations), evaluations)
+        write_report(folder, dump_recipe(prepared.recipe), collect_facts(prepared, curves, evaluations), evaluations)
         shutil.rmtree(checkpoints, ignore_errors=True)
         if recipe.output.hub:
             publish_or_say_how(folder, recipe.output)
@@ -81,19 +81,19 @@ def told_when_it_ends_early(folder: Path) -> Iterator[None]:
 
 def build_trainer(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Trainer:
     """The recipe's first phase as a `transformers.Trainer`, before `.train()`, to do with as you like."""
-    run = prepare(as_recipe(recipe, overrides, trust_remote_code))
-    phase, folder = run.phases[0], Path(run.recipe.output.folder) / "checkpoints"
-    model, curve = phase.prepare(run.loaded), TrainingCurve(phase.name)
-    return StepTrainer(phase, run.loaded, model, run.examples, run.asked, run.setting(folder), curve)
+    prepared = prepare(as_recipe(recipe, overrides, trust_remote_code))
+    phase, folder = prepared.phases[0], Path(prepared.recipe.output.folder) / "checkpoints"
+    model, curve = phase.prepare(prepared.loaded), TrainingCurve(phase.name)
+    return StepTrainer(phase, prepared.loaded, model, prepared.examples, prepared.asked, prepared.setting(folder), curve)
 
 
-def evaluate_split(run: Run, model: Any, split: str, folder: Path) -> Evaluation:
+def evaluate_split(prepared: Prepared, model: Any, split: str, folder: Path) -> Evaluation:
     """Score one split, the test split beside its baselines; its predictions are written to the run folder."""
-    task, train = run.splits.task, run.splits.rows["train"] if split == "test" else None
-    ran = run_blocks(model, run.examples[split].blocks(), task.keep, run.machine)
+    task, train = prepared.splits.task, prepared.splits.rows["train"] if split == "test" else None
+    ran = run_blocks(model, prepared.examples[split].blocks(), task.keep, prepared.machine)
     with written_lines(folder / "predictions" / f"{split}.jsonl") as write:
         return evaluate_blocks(
-            split, ran, task, run.splits.labels, run.recipe.evaluation, train, run.splits.seen[split], write
+            split, ran, task, prepared.splits.labels, prepared.recipe.evaluation, train, prepared.splits.seen[split], write
         )
 
 
@@ -112,10 +112,10 @@ def written_lines(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield write
 
 
-def collect_facts(run: Run, curves: list[TrainingCurve], evaluations: list[Evaluation]) -> dict[str, Any]:
+def collect_facts(prepared: Prepared, curves: list[TrainingCurve], evaluations: list[Evaluation]) -> dict[str, Any]:
     """The content of report.json."""
-    recipe = run.recipe.model_dump(mode="json")
-    return gather_facts(recipe, run.loaded, run.splits, run.examples, curves, evaluations, run.machine)
+    recipe = prepared.recipe.model_dump(mode="json")
+    return gather_facts(recipe, prepared.loaded, prepared.splits, prepared.examples, curves, evaluations, prepared.machine)
 
 
 def publish_or_say_how(folder: Path, output: Output) -> None:

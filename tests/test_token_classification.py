@@ -375,7 +375,7 @@ def test_a_saved_tagger_gives_the_logits_it_had(family, method, checkpoints, tmp
     report = hf_sft.train(recipe)
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "run").eval()
     ((rows, kept),) = measured
-    processor = hf_sft.run.load_run(tmp_path / "run").processor
+    processor = hf_sft.runs.load_run(tmp_path / "run").processor
     windows = cut_windows([cut(words) for words in rows["words"]], processor, tiny.task_of("entities")["max_length"])
     assert len(windows["row"]) > len(rows)
     with torch.no_grad():

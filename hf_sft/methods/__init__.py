@@ -57,6 +57,6 @@ class Method(Block, ABC):
         """The phases, in order."""
 
 
-def keep(model: PreTrainedModel) -> PreTrainedModel:
+def unchanged(model: PreTrainedModel) -> PreTrainedModel:
     """For phases whose trained model is saved as it is."""
     return model

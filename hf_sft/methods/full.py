@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 from hf_sft.anatomy import LoadedModel
-from hf_sft.methods import Method, Phase, keep
+from hf_sft.methods import Method, Phase, unchanged
 from hf_sft.tasks import Task
 from hf_sft.training import Training
 
@@ -20,7 +20,7 @@ class Full(Method):
     }
 
     def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
-        return (Phase("full", training.with_defaults(self.training_defaults), move_everything, keep),)
+        return (Phase("full", training.with_defaults(self.training_defaults), move_everything, unchanged),)
 
 
 def move_everything(loaded: LoadedModel) -> PreTrainedModel:

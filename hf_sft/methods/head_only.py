@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 from hf_sft.anatomy import LoadedModel
-from hf_sft.methods import Method, Phase, keep
+from hf_sft.methods import Method, Phase, unchanged
 from hf_sft.tasks import Task
 from hf_sft.training import Training
 
@@ -24,7 +24,7 @@ class HeadOnly(Method):
     }
 
     def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
-        return (Phase("head", training.with_defaults(self.training_defaults), freeze_body, keep),)
+        return (Phase("head", training.with_defaults(self.training_defaults), freeze_body, unchanged),)
 
 
 def freeze_body(loaded: LoadedModel) -> PreTrainedModel:

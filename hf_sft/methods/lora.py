@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.errors import RecipeError
-from hf_sft.methods import Method, Phase, keep
+from hf_sft.methods import Method, Phase, unchanged
 from hf_sft.tasks import Task
 from hf_sft.training import Training
 
@@ -38,7 +38,7 @@ class Lora(Method):
 
     def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
         training = training.with_defaults(self.training_defaults)
-        finish = _merge if self.merge else keep
+        finish = _merge if self.merge else unchanged
         return (Phase("lora", training, partial(self._wrap, peft_type=task.peft_type), finish),)
 
     def _wrap(self, loaded: LoadedModel, peft_type: str) -> PeftModel:

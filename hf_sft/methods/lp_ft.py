@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationError, field_validator
 
 from hf_sft.errors import nearest, suggest
-from hf_sft.methods import Method, Phase, keep
+from hf_sft.methods import Method, Phase, unchanged
 from hf_sft.methods.full import Full, move_everything
 from hf_sft.methods.head_only import HeadOnly, freeze_body
 from hf_sft.tasks import Task
@@ -43,4 +43,4 @@ class LpFt(Method):
         kept = {name: value for name, value in said.items() if name not in {*HeadOnly.training_defaults, "max_steps"}}
         head = Training.model_validate({**HeadOnly.training_defaults, **kept, **self.head})
         full = Training.model_validate({**self.training_defaults, **said, **self.full})
-        return (Phase("head", head, freeze_body, keep), Phase("full", full, move_everything, keep))
+        return (Phase("head", head, freeze_body, unchanged), Phase("full", full, move_everything, unchanged))

@@ -143,10 +143,10 @@ class SequenceClassification(Task):
         return Labels(names)
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
+        problems: dict[str, list[int]] = {}
 
         def note(problem: str, row: int) -> None:
-            found.setdefault(problem, []).append(row)
+            problems.setdefault(problem, []).append(row)
 
         for column in self.input_columns():
             if column not in rows.column_names:
@@ -161,7 +161,7 @@ class SequenceClassification(Task):
                 problem = self._label_problem(value, labels)
                 if problem:
                     note(f"column `{column}` {problem}", row)
-        return found
+        return problems
 
     def _label_problem(self, value: Any, labels: Labels | None) -> str | None:
         if value is None or value == "":

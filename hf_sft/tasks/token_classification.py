@@ -135,7 +135,7 @@ class TokenClassification(Task):
         return said
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
+        problems: dict[str, list[int]] = {}
         asked, column = self.input_columns()[0], self._tag_column
         tagged = rows[column] if column in rows.column_names else [None] * len(rows)
         for row, (cell, tags) in enumerate(zip(rows[asked], tagged, strict=True)):
@@ -143,8 +143,8 @@ class TokenClassification(Task):
             if problem is None and column in rows.column_names:
                 problem = self._tag_problem(cell, tags, labels)
             if problem:
-                found.setdefault(problem, []).append(row)
-        return found
+                problems.setdefault(problem, []).append(row)
+        return problems
 
     def _tag_problem(self, cell: Any, tags: Any, labels: Labels | None) -> str | None:
         column = self._tag_column

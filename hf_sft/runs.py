@@ -33,7 +33,7 @@ RecipeLike: TypeAlias = Recipe | dict[str, Any] | str | Path
 
 
 @dataclass(frozen=True)
-class Run:
+class Prepared:
     """Everything that a recipe stands for, before the first step."""
 
     recipe: Recipe
@@ -64,7 +64,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class Run:
     """A run folder, read back: what it takes to answer."""
 
     folder: Path
@@ -104,17 +104,18 @@ def as_recipe(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_co
     return recipe
 
 
-def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None] | None = None) -> Run:
+def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None] | None = None) -> Prepared:
     """Data, processor, examples (of all rows, or of the first `rows` of each split), model, phases. Writes only caches.
 
-    What the person waiting should know goes to `tell`, as it is found; to standard error when not given.
+    What the person waiting should know goes to `tell` at once; to standard error when there is no `tell`.
     """
     tell = tell or say
     machine = resolve_machine(recipe.training)
     splits = load_splits(recipe.data, recipe.task)
     recipe.evaluation.names(splits.task)  # refuses metrics that don't fit before the long part begins
-    asked, found = recipe.task.model_dump(), splits.task.model_dump()
-    for note in (*(f"{name}: {found[name]}, from the data" for name in found if found[name] != asked[name]), *splits.notes):
+    asked, inferred = recipe.task.model_dump(), splits.task.model_dump()
+    read = [f"{name}: {value}, from the data" for name, value in inferred.items() if value != asked[name]]
+    for note in (*read, *splits.notes):
         tell(note)
     most, notes = getattr(splits.task, "max_length", None), []
     processor = load_processor(recipe.model, most)
@@ -135,13 +136,13 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
         phases = tuple(aid.apply(phase, splits.task, splits.rows["train"]) for phase in phases)
     model = recipe.model.model_copy(update={"revision": loaded.revision or recipe.model.revision})
     resolved = {"model": model, "data": splits.source, "task": splits.task, "training": phases[-1].training}
-    return Run(recipe.model_copy(update=resolved), splits, processor, examples, loaded, machine, phases)
+    return Prepared(recipe.model_copy(update=resolved), splits, processor, examples, loaded, machine, phases)
 
 
-def load_run(folder: str | Path, trust_remote_code: bool = False) -> FinishedRun:
+def load_run(folder: str | Path, trust_remote_code: bool = False) -> Run:
     """Read a finished run back; an adapter is put on its base checkpoint.
 
-    Raises `RecipeError` when it is none, or when it would run a checkpoint's own code without being asked for twice.
+    Raises `RecipeError` when it is none, or when it would run code that is not ours and the caller does not ask for that.
     """
     folder = Path(folder)
     if not (folder / "report.json").is_file() or not (folder / "recipe.yaml").is_file():
@@ -157,7 +158,7 @@ def load_run(folder: str | Path, trust_remote_code: bool = False) -> FinishedRun
     loaded = load_model(recipe.model if adapter else here, recipe.task, labels, processor)
     model: Any = PeftModel.from_pretrained(loaded.model, str(folder)) if adapter else loaded.model
     machine = resolve_machine(recipe.training)
-    return FinishedRun(folder, recipe, facts, recipe.task, labels, processor, model.eval().to(machine.device), machine)
+    return Run(folder, recipe, facts, recipe.task, labels, processor, model.eval().to(machine.device), machine)
 
 
 def claim_folder(name: str) -> Path:
