@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
+from hf_sft.errors import CheckpointError
+
 WORD = re.compile(r"\w+|[^\w\s]")
 """How text is cut into words where the data does not do it: letters and digits together, every other sign alone."""
 OVERLAP = 0.25
@@ -68,6 +70,11 @@ def tag_spans(places: list[tuple[int, int]], spans: list[dict[str, Any]]) -> lis
 def cut_windows(sentences: list[Sentence], processor: Any, max_length: int | None) -> dict[str, list]:
     """The processor's columns for each window, its `row`, and for the words that it answers for the `words`' places among its
     tokens and their `numbers` in the row."""
+    if not getattr(processor, "is_fast", False):
+        raise CheckpointError(
+            "the checkpoint's tokenizer can't tell which characters a token stands for, and tags need that.\n"
+            "  Expected one with a tokenizer.json (a fast one).  Use another checkpoint, or convert its tokenizer."
+        )
     most = min(max_length or processor.model_max_length, processor.model_max_length)
     limited = most < VERY_LARGE_INTEGER
     inner = most - processor.num_special_tokens_to_add()
@@ -87,7 +94,9 @@ def cut_windows(sentences: list[Sentence], processor: Any, max_length: int | Non
         shares = _share_words(offsets[start:end], places)
         columns["words"] += [[place for place, _ in share] for share in shares]
         columns["numbers"] += [[number for _, number in share] for share in shares]
-        if missing := {*range(len(places))} - {number for share in shares for _, number in share}:
+        answered = [number for share in shares for _, number in share]
+        assert answered == sorted(answered), "windows answer for words in their order"
+        if missing := {*range(len(places))} - {*answered}:
             lost[row] = missing
     if not lost:
         return columns
@@ -111,6 +120,8 @@ def _share_words(windows: list[list[tuple[int, int]]], places: list[tuple[int, i
         for place, (start, end) in enumerate(tokens):
             number = bisect_right(starts, end - 1) - 1
             if start < end and number >= 0 and end - 1 < places[number][1]:
+                # Some tokenizers count the space before a word to its first token, and some only at a window's beginning.
+                start = max(start, starts[number])
                 shown[-1].append((place, number, start))
                 first[number] = min(start, first.get(number, start))
     best: dict[int, tuple[float, int, int]] = {}

@@ -10,7 +10,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from seqeval import metrics as seqeval
 from seqeval.scheme import BILOU, IOB1, IOB2, IOBES, Entities
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
 
 import hf_sft
@@ -385,3 +385,43 @@ def test_a_saved_tagger_gives_the_logits_it_had(family, method, checkpoints, tmp
         np.testing.assert_allclose(found[places], wanted, atol=1e-5, rtol=1e-5)
     again = hf_sft.evaluate(tmp_path / "run")
     assert {n: s.value for n, s in again.scores.items()} == {n: s["value"] for n, s in report.metrics["test"].items()}
+
+
+def byte_level() -> Tokenizer:
+    """As GPT-2's and RoBERTa's: a word that others stand before begins with its space, and some signs are several tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator([" ".join(words) for words in sentences(50)], trainer)
+    return tokenizer
+
+
+def metaspace() -> Tokenizer:
+    """As T5's and XLM-RoBERTa's: a word begins with a sign for its space, which may be a token of its own."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=60, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
+    tokenizer.train_from_iterator([" ".join(words) for words in sentences(50)], trainer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [byte_level, metaspace])
+def test_words_are_told_apart_by_any_tokenizer(make):
+    processor = PreTrainedTokenizerFast(tokenizer_object=make(), unk_token="<unk>", model_max_length=30)
+    rows = [*sentences(30), ["über", "5", "🙂🙂", "a b"]]
+    windows = cut_windows([cut(words) for words in rows], processor, None)
+    assert len(windows["row"]) > len(rows)
+    answered: list[list[str]] = [[] for _ in rows]
+    for row, ids, places, numbers in zip(*(windows[n] for n in ("row", "input_ids", "words", "numbers")), strict=True):
+        for place, number in zip(places, numbers, strict=True):
+            token = processor.decode([ids[place]]).strip("▁ ")
+            assert rows[row][number].startswith(token) or token == "<unk>" or not token.isascii()
+            answered[row].append(rows[row][number])
+    assert answered == rows
+
+
+def test_a_tagger_is_where_the_next_recipe_begins(run, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "entities", train=20)
+    report = hf_sft.train(tiny.recipe(run, files, tmp_path / "next", "head_only", task=tiny.task_of("entities")))
+    assert report.facts["parameters"]["new"] == []
