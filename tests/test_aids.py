@@ -148,15 +148,15 @@ def one_step(recipe: dict[str, Any]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "names", [*itertools.combinations(list_kinds("aids"), 1), ("label_smoothing", "r_drop")], ids="+".join
 )
-@pytest.mark.parametrize("method", ["full", "head_only", "lora"])
-def test_a_step_with_aids_is_the_same_however_it_is_cut(method, names, checkpoints, tmp_path):
-    files = tiny.write_rows(tmp_path / "data", SINGLE, train=16)
+@pytest.mark.parametrize("method", list_kinds("methods"))
+@pytest.mark.parametrize("problem", [SINGLE, "entities"])
+def test_a_step_with_aids_is_the_same_however_it_is_cut(problem, method, names, checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", problem, train=16)
     found = []
     for tokens in (10_000, 24):
         training = {"batch_size": 16, "micro_batch_tokens": tokens, "eval_strategy": "epoch"}
-        aids = [{"type": name} for name in names]
-        folder = tmp_path / f"{tokens}"
-        found.append(one_step(tiny.recipe(checkpoints["bert"], files, folder, method, training=training, aids=aids)))
+        asked = {"training": training, "task": tiny.task_of(problem), "aids": [{"type": name} for name in names]}
+        found.append(one_step(tiny.recipe(checkpoints["bert"], files, tmp_path / f"{tokens}", method, **asked)))
     apart = sum((found[0][name] - found[1][name]).square().sum() for name in found[0])
     assert float((apart / sum(tensor.square().sum() for tensor in found[0].values())).sqrt()) < 1e-5
 
