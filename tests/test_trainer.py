@@ -276,7 +276,7 @@ def test_interrupting_says_what_there_is_and_what_to_do(checkpoints, tmp_path):
     command = [sys.executable, "-m", "hf_sft", "train", str(tmp_path / "r.yaml")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
     for _ in range(600):
-        if list((tmp_path / "run").glob("checkpoints/checkpoint-*/model.safetensors")) or process.poll() is not None:
+        if list((tmp_path / "run").glob("checkpoints/*/checkpoint-*/model.safetensors")) or process.poll() is not None:
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
