@@ -5,6 +5,7 @@ Each is fitted on train when it is called, and gives what answers texts then.
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -82,12 +83,25 @@ def _logistic() -> LogisticRegression:
 
 def fit_all(methods: dict[str, Fit]) -> tuple[dict[str, Answerer], list[str]]:
     """Those that could be fitted; and which could not, with the reason: a finished training is not lost over a baseline."""
-    fitted, failed = {}, []
-    for name, fit in methods.items():
+    failed: list[str] = []
+    return _try_all(methods, "fitted", failed), failed
+
+
+def ask_all(rivals: dict[str, Answerer], rows: Any, failed: list[str]) -> dict[str, Answers]:
+    """The rivals' answers; one that fails is struck out, and said to have `failed`."""
+    answers = _try_all({name: partial(answer, rows) for name, answer in rivals.items()}, "asked", failed)
+    for name in rivals.keys() - answers.keys():
+        del rivals[name]
+    return answers
+
+
+def _try_all(calls: dict[str, Callable[[], Any]], done: str, failed: list[str]) -> dict[str, Any]:
+    results = {}
+    for name, call in calls.items():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of labels that all rows have or none; the score says the rest
-                fitted[name] = fit()
+                results[name] = call()
         except Exception as error:  # whatever scikit-learn finds wrong with these texts and labels
-            failed.append(f"baseline {name} could not be fitted: {str(error).strip().splitlines()[0]}")
-    return fitted, failed
+            failed.append(f"baseline {name} could not be {done}: {str(error).strip().splitlines()[0]}")
+    return results

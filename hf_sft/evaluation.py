@@ -18,7 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_sft.answers import Answers, Mistake
-from hf_sft.baselines import fit_all
+from hf_sft.baselines import ask_all, fit_all
 from hf_sft.batching import Block, cut_step, to_device
 from hf_sft.block import Block as RecipeBlock
 from hf_sft.metrics import find_metric
@@ -175,8 +175,8 @@ def evaluate_blocks(
     """
     names, kind = plan.names(task), task.answer_kind()
     simple = task.baselines(train, labels) if train is not None and PartialState().is_main_process else {}
-    fitted, failed = fit_all(simple)
-    tally, unseen, theirs = Tally(names, kind), Tally(names, kind), {name: Tally(names, kind) for name in fitted}
+    rivals, failed = fit_all(simple)
+    tally, unseen, theirs = Tally(names, kind), Tally(names, kind), {name: Tally(names, kind) for name in rivals}
     confusions: Counter[tuple[str | None, str | None]] = Counter()
     mistakes: list[Mistake] = []
     seen_rows, total, classes = np.array([] if seen is None else seen, dtype=np.int64), 0, ()
@@ -185,8 +185,8 @@ def evaluate_blocks(
         references = kind.read_references(task.targets(rows[:], labels))
         weights = draw_weights(start, total)
         tally.add(answers, references, weights)
-        for name, answer in fitted.items():
-            theirs[name].add(answer(rows), references, weights)
+        for name, guesses in ask_all(rivals, rows, failed).items():
+            theirs[name].add(guesses, references, weights)
         fresh = np.setdiff1d(np.arange(start, total), seen_rows) - start
         unseen.add(answers.take(fresh), references[fresh], weights[fresh])
         classes, confusions = answers.classes, confusions + answers.confusions(references)
@@ -198,7 +198,7 @@ def evaluate_blocks(
             said = zip(answers.as_json(), task.references(rows), strict=True)
             for row, (answer, reference) in enumerate(said, start=start):
                 write({"row": row, **answer, "reference": reference})
-    scores, baselines = tally.scores(), {name: each.scores() for name, each in theirs.items()}
+    scores, baselines = tally.scores(), {name: theirs[name].scores() for name in rivals}
     evaluation = Evaluation(
         split,
         total,

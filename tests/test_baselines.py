@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from hf_sft.baselines import fit_all
+from hf_sft.baselines import ask_all, fit_all
 from hf_sft.tasks import Labels
 from hf_sft.tasks.sequence_classification import SequenceClassification
 
@@ -43,3 +43,12 @@ def test_multi_label_baselines_have_a_column_for_each_class_even_for_one():
     assert notes == []
     assert [answer["labels"] for answer in found["tfidf_logreg"](train).as_json()] == [["a"], [], ["a"], []]
     assert found["majority"](train).as_json()[0]["scores"] == {"a": 0.5}
+
+
+def test_a_baseline_that_fails_while_it_answers_is_struck_out_and_said():
+    def fail(rows):
+        raise ValueError("no such word")
+
+    rivals, failed = {"good": len, "bad": fail}, []
+    assert ask_all(rivals, [1, 2], failed) == {"good": 2} and list(rivals) == ["good"]
+    assert failed == ["baseline bad could not be asked: no such word"]
