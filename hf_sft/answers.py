@@ -85,10 +85,23 @@ class Answers(ABC):
 AnswerKind: TypeAlias = type[Answers]
 
 
-class Chosen(Answers):
+class Judged(Answers):
+    """Answers that are right or wrong."""
+
+    @abstractmethod
+    def right(self, references: np.ndarray) -> np.ndarray:
+        """Of each row how many of its answers are right, and how many it has, shape (rows, 2)."""
+
+
+class Chosen(Judged):
     """Answers that are chosen from classes: one, or any number, for each row, or for each word of it."""
 
     names: tuple[str, ...]
+
+    def right(self, references: np.ndarray) -> np.ndarray:
+        said, true = self.chosen(references)
+        right = said == true if said.ndim == 1 else (said == true).all(1)
+        return self.sum_by_row(np.stack([right, np.ones(len(right))], axis=1))
 
     @abstractmethod
     def chosen(self, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

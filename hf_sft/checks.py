@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -15,7 +14,6 @@ from accelerate.utils import broadcast_object_list
 from hf_sft.curves import TrainingCurve
 from hf_sft.fitting import fit_phases
 from hf_sft.runs import Prepared, RecipeLike, as_recipe, claim_folder, is_taken, prepare
-from hf_sft.tasks import Labels
 
 TRIED = 32
 
@@ -55,7 +53,8 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
         few = len(prepared.examples["train"].rows)
         findings.warnings.append(f"{truncated} of the first {few} rows are longer than the model is shown and are cut.")
     findings.facts["first row"] = splits.task.texts(rows["train"].select([0]))[0][:200]
-    findings.facts["as the model sees it"] = show_example(prepared.processor, prepared.examples["train"].encoded[0], labels)
+    first = prepared.examples["train"].encoded[0]
+    findings.facts["as the model sees it"] = splits.task.show(first, prepared.processor, labels)
     findings.facts["new parameters"] = ", ".join(prepared.loaded.new) or "none: the checkpoint brings them all"
     for phase, curve in zip(prepared.phases, _rehearse(prepared), strict=True):
         share = curve.trainable / curve.parameters
@@ -91,13 +90,3 @@ def _passing_folder() -> Iterator[Path]:
     finally:
         if state.is_main_process:
             shutil.rmtree(str(name), ignore_errors=True)
-
-
-def show_example(processor: Any, example: dict[str, Any], labels: Labels | None) -> str:
-    """The tokens of an example, as the model gets them, cut to a few lines; a token's own label stands behind it."""
-    tokens, targets = processor.convert_ids_to_tokens(example["input_ids"]), example.get("labels")
-    if isinstance(targets, list) and len(targets) == len(tokens) and labels is not None:
-        tokens = [f"{t}/{labels.names[i]}" if i >= 0 else t for t, i in zip(tokens, targets, strict=True)]
-        targets = "behind them"
-    shown = " ".join(tokens[:60]) + (" …" if len(tokens) > 60 else "")
-    return f"{shown}  [{len(tokens)} tokens, labels {targets}]"

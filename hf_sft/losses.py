@@ -7,6 +7,9 @@ from typing import Any, TypeAlias
 from torch import Tensor
 from torch.nn import functional
 
+FAR = -1e4
+"""The logit of an output that an item does not have: its probability is 0, and differences of it are still numbers."""
+
 
 @dataclass(frozen=True)
 class Items:
@@ -16,6 +19,8 @@ class Items:
     """float32, shape (items, outputs)."""
     targets: Tensor
     """The class of each item, long, shape (items,); 0 and 1 for each class, float, (items, outputs); or a number, (items,)."""
+    real: Tensor | None = None
+    """Where items have different numbers of outputs: which are their own, bool, (items, outputs); others' logits are `FAR`."""
 
     def __len__(self) -> int:
         return len(self.targets)

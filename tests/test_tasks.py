@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
 from hf_sft.baselines import fit_all
 from hf_sft.block import list_kinds, load_kind
@@ -17,6 +18,8 @@ from hf_sft.scoring import measure
 @pytest.mark.parametrize("name", list_kinds("tasks"))
 def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
     task, rows = load_kind("tasks", name).sample()
+    if type(AutoConfig.from_pretrained(checkpoints[family])) not in task.auto_model._model_mapping:
+        pytest.skip(f"transformers has no head of {name} for {family}")
     assert task.type == name
     task, labels, _ = task.resolve({"train": rows})
     assert task.invalid_rows(rows, labels) == {}

@@ -198,7 +198,7 @@ def test_an_inside_that_goes_on_with_nothing_begins_an_entity_and_is_counted():
     rows = Dataset.from_dict({"words": [list("abcd")] * 2, "tags": [["O", "I-X", "I-X", "B-X"], ["B-X", "O", "I-Y", "O"]]})
     found, labels, said = task().resolve({"train": rows})
     assert found.references(rows) == [["O", "B-X", "I-X", "B-X"], ["B-X", "O", "B-Y", "O"]]
-    assert said == ["2 tags of split `train` go on with an entity that has not begun: each is read as B-."]
+    assert said == ["2 tag(s) of split `train` go on with an entity that has not begun: each is read as B-."]
     assert labels is not None and found.invalid_rows(rows, labels) == {}
 
 

@@ -5,7 +5,7 @@ from functools import partial
 
 from datasets import Dataset
 from pydantic import Field
-from torch import Tensor, full_like
+from torch import Tensor, full_like, ones_like
 
 from hf_sft.aids import Aid
 from hf_sft.answers import NumberAnswers
@@ -32,5 +32,6 @@ def smooth(plain: ItemLoss, epsilon: float, items: Items) -> Tensor:
     if items.has_sets:
         even = plain(replace(items, targets=full_like(items.targets, 0.5)))
     else:
-        even = -items.logits.log_softmax(-1).mean(-1)
+        real = ones_like(items.logits) if items.real is None else items.real.to(items.logits.dtype)
+        even = -(items.logits.log_softmax(-1) * real).sum(-1) / real.sum(-1)
     return (1 - epsilon) * plain(items) + epsilon * even

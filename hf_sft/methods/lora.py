@@ -41,7 +41,7 @@ class Lora(Method):
         finish = _merge if self.merge else unchanged
         return (Phase("lora", training, partial(self._wrap, peft_type=task.peft_type), finish),)
 
-    def _wrap(self, loaded: LoadedModel, peft_type: str) -> PeftModel:
+    def _wrap(self, loaded: LoadedModel, peft_type: str | None) -> PeftModel:
         """PEFT's own model; every module of the head is trained and saved whatever its name (peft #310, #577, #876)."""
         linear = {name: type(m) for name, m in loaded.body.named_modules() if isinstance(m, nn.Linear | Conv1D)}
         below_head = {f"{loaded.prefix}{name}": kind for name, kind in linear.items()}

@@ -4,44 +4,49 @@ from functools import partial
 
 import numpy as np
 
-from hf_sft.answers import Answers, Chosen, ClassAnswers, SetAnswers
+from hf_sft.answers import Answers, Chosen, ClassAnswers, Judged, SetAnswers
 from hf_sft.metrics import Metric, ratio
 
 ANY, SCORED, SINGLE = (Chosen,), (ClassAnswers, SetAnswers), (ClassAnswers,)
 
 
 def count(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
-    """Of each row and class: predicted rightly, predicted, referred to; then: all right, items, items with a set."""
+    """Of each row and class: predicted rightly, predicted, referred to; then: items, items with a set."""
     assert isinstance(answers, Chosen)
     predicted, referred = answers.chosen(references)
     sets = predicted.ndim == 2
     if not sets:
         every = np.arange(max(len(answers.names), int(referred.max(initial=0)) + 1))
         predicted, referred = predicted[:, None] == every, referred[:, None] == every
-    right = (predicted == referred).all(1, keepdims=True)
     ones = np.ones((len(predicted), 1))
-    parts = (predicted & referred if not sets else predicted * referred, predicted, referred, right, ones, ones * sets)
+    parts = (predicted & referred if not sets else predicted * referred, predicted, referred, ones, ones * sets)
     return answers.sum_by_row(np.concatenate([part.astype(np.float32) for part in parts], axis=1))
 
 
-def _split(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    hits, predicted, referred = np.split(totals[..., :-3], 3, axis=-1)
-    return hits, predicted, referred, totals[..., -3], totals[..., -2], totals[..., -1]
+def _split(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    hits, predicted, referred = np.split(totals[..., :-2], 3, axis=-1)
+    return hits, predicted, referred, totals[..., -2], totals[..., -1]
 
 
 def _where_rows(totals: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.where(totals[..., -2] > 0, values, np.nan)
 
 
+def judge(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
+    """Of each row how many answers are right, and how many there are."""
+    assert isinstance(answers, Judged)
+    return answers.right(references).astype(np.float32)
+
+
 def accuracy(totals: np.ndarray) -> np.ndarray:
-    *_, right, rows, _ = _split(totals)
-    return _where_rows(totals, ratio(right, rows))
+    right, answers = totals[..., 0], totals[..., 1]
+    return np.where(answers > 0, ratio(right, answers), np.nan)
 
 
 def rate(kind: str, average: str, totals: np.ndarray) -> np.ndarray:
     """Precision, recall or F1. As in scikit-learn, macro is the mean over the classes that references or predictions show;
     over all for sets."""
-    hits, predicted, referred, _, _, sets = _split(totals)
+    hits, predicted, referred, _, sets = _split(totals)
     above, below = {
         "precision": (hits, predicted),
         "recall": (hits, referred),
@@ -55,7 +60,7 @@ def rate(kind: str, average: str, totals: np.ndarray) -> np.ndarray:
 
 
 def matthews(totals: np.ndarray) -> np.ndarray:
-    hits, predicted, referred, _, rows, _ = _split(totals)
+    hits, predicted, referred, rows, _ = _split(totals)
     spread = [np.sqrt(np.maximum(rows**2 - (counts**2).sum(-1), 0)) for counts in (predicted, referred)]
     return _where_rows(totals, ratio(hits.sum(-1) * rows - (predicted * referred).sum(-1), spread[0] * spread[1]))
 
@@ -94,7 +99,9 @@ _AVERAGES = {
     "weighted": "mean over labels, by their rows",
 }
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("Share of rows that are right (multi-label: in every label; tags: of words).", ANY, count, accuracy),
+    "accuracy": Metric(
+        "Share of rows that are right (multi-label: in every label), of tags that are.", (Judged,), judge, accuracy
+    ),
     **{
         f"{kind}_{average}": Metric(f"{meaning[0].upper()}{meaning[1:]}; {over}.", ANY, count, partial(rate, kind, average))
         for kind, meaning in _RATES.items()

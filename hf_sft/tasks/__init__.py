@@ -45,8 +45,8 @@ class Task(Block, ABC):
     """The `AutoModelFor…` that brings the head."""
     pipeline_tag: ClassVar[str]
     """The pipeline that answers with the finished model."""
-    peft_type: ClassVar[str]
-    """PEFT's word for the task, so that its own loader finds the right class for an adapter."""
+    peft_type: ClassVar[str | None]
+    """PEFT's word for the task, so that its own loader finds the right class for an adapter; None where it has none."""
     other_names: ClassVar[dict[str, str]] = {}
     """What others call the task, and how to say that here."""
 
@@ -126,6 +126,15 @@ class Task(Block, ABC):
     @abstractmethod
     def example_call(self) -> str:
         """The Python that asks a pipeline, called `answer`, for the model's answer."""
+
+    def show(self, example: dict[str, Any], processor: Any, labels: Labels | None) -> str:
+        """An example as the model gets it, cut to a few lines; a token's own label stands behind it."""
+        tokens, targets = processor.convert_ids_to_tokens(example["input_ids"]), example.get("labels")
+        if isinstance(targets, list) and len(targets) == len(tokens) and labels is not None:
+            tokens = [f"{t}/{labels.names[i]}" if i >= 0 else t for t, i in zip(tokens, targets, strict=True)]
+            targets = "behind them"
+        shown = " ".join(tokens[:60]) + (" …" if len(tokens) > 60 else "")
+        return f"{shown}  [{len(tokens)} tokens, labels {targets}]"
 
     @classmethod
     @abstractmethod

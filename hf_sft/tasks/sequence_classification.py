@@ -49,7 +49,7 @@ class SequenceClassification(Task):
 
     auto_model: ClassVar[Any] = AutoModelForSequenceClassification
     pipeline_tag: ClassVar[str] = "text-classification"
-    peft_type: ClassVar[str] = "SEQ_CLS"
+    peft_type: ClassVar[str | None] = "SEQ_CLS"
     other_names: ClassVar[dict[str, str]] = {
         "text_classification": "sequence_classification",
         "classification": "sequence_classification",

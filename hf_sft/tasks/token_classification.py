@@ -42,7 +42,7 @@ class TokenClassification(Task):
 
     auto_model: ClassVar[Any] = AutoModelForTokenClassification
     pipeline_tag: ClassVar[str] = "token-classification"
-    peft_type: ClassVar[str] = "TOKEN_CLS"
+    peft_type: ClassVar[str | None] = "TOKEN_CLS"
     other_names: ClassVar[dict[str, str]] = dict.fromkeys(
         ("ner", "named_entity_recognition", "pos", "tagging", "sequence_labeling", "sequence_tagging"), "token_classification"
     )
@@ -131,7 +131,7 @@ class TokenClassification(Task):
             if count and is_iob1(sentences):
                 said.append(f"the tags of split `{name}` follow IOB1 (B- only where entities touch): they are read as IOB2.")
             elif count:
-                said.append(f"{count} tags of split `{name}` go on with an entity that has not begun: each is read as B-.")
+                said.append(f"{count} tag(s) of split `{name}` go on with an entity that has not begun: each is read as B-.")
         return said
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
