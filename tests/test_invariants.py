@@ -33,8 +33,12 @@ def relative_difference(found: dict[str, torch.Tensor], wanted: dict[str, torch.
 
 
 def one_step(recipe: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor], int]:
-    """Loss and gradients of the first optimizer step, and into how many micro-batches it was cut."""
+    """Loss and gradients of the first optimizer step, and into how many micro-batches it was cut.
+
+    In float64: endings that a fresh head hardly tells apart have gradients that almost cancel, and rounding would show.
+    """
     trainer = hf_sft.build_trainer(hf_sft.Recipe.model_validate(recipe))
+    trainer.model.double()
     inputs = next(iter(trainer.get_train_dataloader()))
     loss = trainer.training_step(trainer.model, inputs)
     gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
@@ -42,8 +46,7 @@ def one_step(recipe: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor], in
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(("family", "problem"), tiny.CASES)
 def test_a_step_is_the_same_however_it_is_cut(family, problem, method, checkpoints, tmp_path):
     files = tiny.write_rows(tmp_path / "data", problem, train=16)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,12 @@ def stand_in(recipe: hf_sft.Recipe, folder: Path) -> str:
 def rename(rows: list[dict], recipe: hf_sft.Recipe) -> list[dict]:
     inputs = recipe.task.input_columns()
     (truth,) = [name for names in recipe.task.columns().values() for name in names if name not in inputs]
-    return [{**dict.fromkeys(inputs, asked), truth: answer} for asked, answer in (row.values() for row in rows)]
+    renamed = []
+    for *asked, answer in (row.values() for row in rows):
+        if 1 < len(asked) < len(inputs):  # a list for several columns
+            asked = [asked[0], *asked[1]]
+        renamed.append({**dict(zip(inputs, cycle(asked), strict=False)), truth: answer})
+    return renamed
 
 
 def fits(rows: list[dict], recipe: hf_sft.Recipe) -> bool:

@@ -106,8 +106,10 @@ def build(family: str, folder: Path) -> Path:
     return folder
 
 
-PROBLEMS = ("single_label_classification", "multi_label_classification", "regression", "entities")
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression", "entities", "choices")
 """The kinds of rows that there are."""
+CASES = [(family, problem) for family in FAMILIES for problem in PROBLEMS if (family, problem) != ("gpt2", "choices")]
+"""Families and the kinds of rows that they have a head for."""
 
 
 def rows(problem_type: str, count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -124,6 +126,10 @@ def rows(problem_type: str, count: int, start: int = 0) -> list[dict[str, Any]]:
             label = first / 10
         if problem_type == "entities":
             made.append({"words": text.split(), "tags": _tag(text.split())})
+        elif problem_type == "choices":
+            right = i % (2 + i % 3)
+            endings = [WORDS[(first + place - right) % len(WORDS)] for place in range(2 + i % 3)]
+            made.append({"context": text, "choices": endings, "label": right})
         else:
             made.append({"text": text, "label": label})
     return made
@@ -140,7 +146,8 @@ def _tag(words: list[str]) -> list[str]:
 
 def task_of(problem: str) -> dict[str, Any]:
     """The block for rows of a problem; tagging goes through windows that are shorter than its rows."""
-    return {"type": "token_classification", "max_length": 8} if problem == "entities" else {"type": "sequence_classification"}
+    others = {"entities": {"type": "token_classification", "max_length": 8}, "choices": {"type": "multiple_choice"}}
+    return others.get(problem, {"type": "sequence_classification"})
 
 
 def write_rows(folder: Path, problem_type: str, train: int = 17) -> dict[str, str]:
