@@ -1,6 +1,7 @@
 """What holds for the package as a whole."""
 
 import ast
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import hf_sft
+from hf_sft.block import list_kinds, load_kind
 from tests import tiny
 
 PACKAGE = Path(hf_sft.__file__).parent
@@ -64,3 +66,10 @@ def test_upstream_lines_that_the_trainer_leans_on():
     assert "self._load_best_model()" in inspect.getsource(Trainer._finalize_training)
     assert "self._save(output_dir)" in inspect.getsource(Trainer.save_model)
     assert "metrics = self.evaluate(" in inspect.getsource(Trainer._evaluate)
+
+
+def test_the_readme_names_every_task_in_its_own_words():
+    told = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", (PACKAGE.parent / "README.md").read_text(), re.MULTILINE))
+    assert {name: told.get(name) for name in list_kinds("tasks")} == {
+        name: (load_kind("tasks", name).__doc__ or "").strip() for name in list_kinds("tasks")
+    }
