@@ -152,8 +152,8 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
     if kind == "metrics":
         from hf_sft.metrics import list_metrics
 
-        for name, metric in list_metrics().items():
-            table.add_row(name, metric.description)
+        for name, metrics in list_metrics().items():
+            table.add_row(name, "\n".join(metric.description for metric in metrics))
     elif kind in ("tasks", "methods", "aids"):
         from hf_sft.block import list_kinds, load_kind
 

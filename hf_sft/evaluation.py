@@ -144,7 +144,7 @@ def answer_blocks(
     start = 0
     for rows, kept in ran:
         if PartialState().is_main_process:
-            yield start, rows, task.answers(kept, rows, labels)
+            yield start, rows, task.answer(kept, rows, labels)
         start += len(rows)
 
 

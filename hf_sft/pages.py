@@ -93,7 +93,7 @@ def best_of(facts: dict[str, Any]) -> str:
 
 def say_rival(facts: dict[str, Any], metric: str) -> str | None:
     """How far this model is from the best baseline on test, and whether these rows can tell; None without one."""
-    sign = 1 if metric not in list_metrics() or list_metrics()[metric].greater_is_better else -1
+    sign = 1 if all(each.greater_is_better for each in list_metrics().get(metric, ())) else -1
     gaps = {name: splits["test"][metric] for name, splits in facts["gaps"].items()}
     gaps = {name: gap for name, gap in gaps.items() if None not in gap.values()}
     if not gaps:

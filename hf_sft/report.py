@@ -12,6 +12,7 @@ import torch
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
+from transformers.pipelines import SUPPORTED_TASKS
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples
@@ -94,6 +95,7 @@ def gather_facts(
         "task": recipe["task"]["type"],
         "pipeline_tag": task.pipeline_tag,
         "auto_model": task.auto_model.__name__,
+        "has_pipeline": task.pipeline_tag in SUPPORTED_TASKS,
         "answers": {"called": kind.called, "counted": kind.counted, "example_call": task.example_call()},
         "method": recipe["method"]["type"],
         "checkpoint": {"name": recipe["model"]["checkpoint"], "revision": recipe["model"].get("revision")},

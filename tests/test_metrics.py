@@ -21,7 +21,13 @@ from hf_sft.scoring import draw_weights, measure, paired, score_rows
 from tests import tiny
 
 SINGLE, MULTI, REGRESSION = ClassAnswers, SetAnswers, NumberAnswers
-METRICS = list_metrics()
+KINDS = (SINGLE, MULTI, REGRESSION)
+METRICS = {
+    name: metric
+    for name, metrics in list_metrics().items()
+    for metric in metrics
+    if any(issubclass(kind, metric.measures) for kind in KINDS)
+}
 SKLEARN = {"precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score}
 NUMBERS = {
     "pearson": lambda r, p: stats.pearsonr(r, p).statistic,
@@ -30,7 +36,6 @@ NUMBERS = {
     "mae": sk.mean_absolute_error,
     "r2": sk.r2_score,
 }
-KINDS = (SINGLE, MULTI, REGRESSION)
 CASES = [(name, kind) for name, metric in METRICS.items() for kind in KINDS if issubclass(kind, metric.measures)]
 IDS = [f"{name}-{kind.__name__}" for name, kind in CASES]
 

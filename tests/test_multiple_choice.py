@@ -140,7 +140,10 @@ def test_a_run_answers_scores_and_shows_its_mistakes(run):
     assert set(report["baselines"]) == {"majority", "word_overlap"} and report["data"]["labels"] is None
     again = hf_sft.evaluate(run)
     assert again.scores["accuracy"].value == pytest.approx(right) and again.mistakes[0]["text"].count("\n") >= 2
-    assert "it answers with one of a row's endings" in " ".join((run / "README.md").read_text().split())
+    card = (run / "README.md").read_text()
+    snippet = card.partition("```python\n")[2].partition("```")[0]
+    compile(snippet, "card", "exec")
+    assert "it answers with one of a row's endings" in card and "pipeline(" not in snippet and "hf_sft.predict(run" in snippet
 
 
 def test_check_shows_every_ending_and_marks_the_right_one(checkpoints, tmp_path):

@@ -46,7 +46,7 @@ def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
     of_row = encoded.get("row", range(len(rows)))
     assert list(of_row) == sorted(of_row)
     by_row = [[each for each, row in zip(kept, of_row, strict=True) if row == i] for i in range(len(rows))]
-    answers = task.answers(by_row, rows, labels)
+    answers = task.answer(by_row, rows, labels)
     assert isinstance(answers, task.answer_kind()) and answers.finite
     predictions = answers.as_json()
     assert len(predictions) == len(answers) == len(task.references(rows)) == len(rows)

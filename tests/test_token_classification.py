@@ -224,7 +224,7 @@ def test_spans_of_text_become_tags_of_its_words_and_come_back_as_characters():
     assert tags == ["B-PER", "I-PER", "O", "O", "B-LOC", "I-LOC", "I-LOC", "O", "O", "O"]
     assert labels is not None and found.invalid_rows(rows, labels) == {}
     logits = np.log(np.eye(len(labels), dtype=np.float32)[found.targets(rows[:], labels)[0]] + 0.01)
-    (answer,) = found.answers([[logits]], rows, labels).as_json()
+    (answer,) = found.answer([[logits]], rows, labels).as_json()
     assert [(e["type"], text[e["start"] : e["end"]]) for e in answer["entities"]] == [("PER", "Ann Lee"), ("LOC", "Bern-West")]
     assert answer["words"] == ["Ann", "Lee", ",", "of", "Bern", "-", "West", ",", "left", "."]
 

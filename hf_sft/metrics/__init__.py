@@ -43,10 +43,13 @@ FOREIGN = "evaluate:"
 
 
 @cache
-def list_metrics() -> dict[str, Metric]:
-    """All metrics by name, from the files of this folder."""
-    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    return {name: metric for module in modules for name, metric in getattr(module, "METRICS", {}).items()}
+def list_metrics() -> dict[str, tuple[Metric, ...]]:
+    """All metrics by name, from the files of this folder: under one name those of different kinds of answers."""
+    found: dict[str, tuple[Metric, ...]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        for name, metric in import_module(f"{__name__}.{module.name}").METRICS.items():
+            found[name] = (*found.get(name, ()), metric)
+    return found
 
 
 def find_metric(name: str, kind: type[Answers]) -> Metric:
@@ -54,13 +57,13 @@ def find_metric(name: str, kind: type[Answers]) -> Metric:
     if name.startswith(FOREIGN):
         return load_module(name.removeprefix(FOREIGN))
     metrics = list_metrics()
-    fitting = ", ".join(other for other, metric in metrics.items() if issubclass(kind, metric.measures))
+    fitting = {other: metric for other, each in metrics.items() for metric in each if issubclass(kind, metric.measures)}
     if name not in metrics:
         hint = suggest(nearest(name, metrics))
-        raise RecipeError(f"`{name}` is not a metric.{hint}\n  Metrics for answers of {kind.called}: {fitting}.")
-    if not issubclass(kind, metrics[name].measures):
-        raise RecipeError(f"the metric `{name}` does not measure answers of {kind.called}.\n  These do: {fitting}.")
-    return metrics[name]
+        raise RecipeError(f"`{name}` is not a metric.{hint}\n  Metrics for answers of {kind.called}: {', '.join(fitting)}.")
+    if name not in fitting:
+        raise RecipeError(f"the metric `{name}` does not measure answers of {kind.called}.\n  These do: {', '.join(fitting)}.")
+    return fitting[name]
 
 
 @cache

@@ -108,7 +108,7 @@ class Task(Block, ABC):
         """What an answer is; it decides which metrics fit. Of a resolved task."""
 
     @abstractmethod
-    def answers(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
         """The rows' answers, from what was kept of the examples of each."""
 
     @abstractmethod
@@ -125,7 +125,7 @@ class Task(Block, ABC):
 
     @abstractmethod
     def example_call(self) -> str:
-        """The Python that asks a pipeline, called `answer`, for the model's answer."""
+        """The Python that asks for an answer: a pipeline, called `answer`, or hf_sft where transformers has no pipeline."""
 
     def show(self, example: dict[str, Any], processor: Any, labels: Labels | None) -> str:
         """An example as the model gets it, cut to a few lines; a token's own label stands behind it."""

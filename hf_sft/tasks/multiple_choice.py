@@ -152,7 +152,7 @@ class MultipleChoice(Task):
     def answer_kind(self) -> AnswerKind:
         return ChoiceAnswers
 
-    def answers(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
         return ChoiceAnswers([softmax(logits.astype(np.float64)) for (logits,) in kept], self._endings(rows))
 
     def references(self, rows: Dataset) -> list[Any]:
@@ -195,7 +195,9 @@ class MultipleChoice(Task):
         return "\n".join(f"{'→' if place == right else ' '} {place}: … {each}" for place, each in enumerate(shown))
 
     def example_call(self) -> str:
-        return "answer  # there is no pipeline for choices: the model takes input_ids of shape (rows, choices, tokens)"
+        endings = '["One ending.", "Another."]'
+        named = [f'"{self.choices}": {endings}'] if isinstance(self.choices, str) else [f'"{c}": "…"' for c in self.choices]
+        return f'hf_sft.predict(run, [{{"{self.context}": "A context.", {", ".join(named)}}}])'
 
     @classmethod
     def sample(cls) -> tuple[Self, Dataset]:

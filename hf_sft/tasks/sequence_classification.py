@@ -235,7 +235,7 @@ class SequenceClassification(Task):
     def answer_kind(self) -> AnswerKind:
         return {SINGLE: ClassAnswers, MULTI: SetAnswers, REGRESSION: NumberAnswers}[self.problem_type or SINGLE]
 
-    def answers(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
         logits = np.concatenate(kept).astype(np.float64)
         if labels is None:
             return NumberAnswers(logits[:, 0].astype(np.float32))

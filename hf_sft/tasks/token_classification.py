@@ -227,7 +227,7 @@ class TokenClassification(Task):
     def answer_kind(self) -> AnswerKind:
         return TagAnswers if self.scheme == "plain" else EntityAnswers
 
-    def answers(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
         return self._answer([softmax(np.concatenate(parts).astype(np.float64), axis=-1) for parts in kept], rows, labels)
 
     def _answer(self, scores: list[np.ndarray], rows: Dataset, labels: Labels | None) -> TagAnswers:
