@@ -36,7 +36,8 @@ def rename(rows: list[dict], recipe: hf_sft.Recipe) -> list[dict]:
     for *asked, answer in (row.values() for row in rows):
         if 1 < len(asked) < len(inputs):  # a list for several columns
             asked = [asked[0], *asked[1]]
-        renamed.append({**dict(zip(inputs, cycle(asked), strict=False)), truth: answer})
+        grouped = {recipe.data.group: len(renamed)} if recipe.data.group else {}
+        renamed.append({**dict(zip(inputs, cycle(asked), strict=False)), truth: answer, **grouped})
     return renamed
 
 

@@ -106,7 +106,7 @@ def build(family: str, folder: Path) -> Path:
     return folder
 
 
-PROBLEMS = ("single_label_classification", "multi_label_classification", "regression", "entities", "choices")
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression", "entities", "choices", "questions")
 """The kinds of rows that there are."""
 CASES = [(family, problem) for family in FAMILIES for problem in PROBLEMS if (family, problem) != ("gpt2", "choices")]
 """Families and the kinds of rows that they have a head for."""
@@ -126,6 +126,11 @@ def rows(problem_type: str, count: int, start: int = 0) -> list[dict[str, Any]]:
             label = first / 10
         if problem_type == "entities":
             made.append({"words": text.split(), "tags": _tag(text.split())})
+        elif problem_type == "questions":
+            words = text.split()
+            start = sum(len(word) + 1 for word in words[: i % len(words)])
+            known = {"text": [words[i % len(words)]], "answer_start": [start]} if i % 5 else {"text": [], "answer_start": []}
+            made.append({"question": f"a {words[0]}", "context": text, "answers": known})
         elif problem_type == "choices":
             right = i % (2 + i % 3)
             endings = [WORDS[(first + place - right) % len(WORDS)] for place in range(2 + i % 3)]
@@ -146,7 +151,11 @@ def _tag(words: list[str]) -> list[str]:
 
 def task_of(problem: str) -> dict[str, Any]:
     """The block for rows of a problem; tagging goes through windows that are shorter than its rows."""
-    others = {"entities": {"type": "token_classification", "max_length": 8}, "choices": {"type": "multiple_choice"}}
+    others = {
+        "entities": {"type": "token_classification", "max_length": 8},
+        "choices": {"type": "multiple_choice"},
+        "questions": {"type": "question_answering"},
+    }
     return others.get(problem, {"type": "sequence_classification"})
 
 

@@ -1,0 +1,144 @@
+"""A span of a context as an answer: where it is, what SQuAD's script compares of it, and where it was meant to be."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeAlias
+
+import numpy as np
+
+from hf_sft.answers import Answers, Mistake
+
+Span: TypeAlias = tuple[int, int]
+"""The first character, and the one after the last."""
+AROUND = 60
+"""Characters that a report shows on both sides of a span."""
+SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?]+|\n|$)")
+
+
+def read_answers(cell: Any) -> list[tuple[Any, Any]]:
+    """Texts and their first characters, from `{text: […], answer_start: […]}` or a list of `{text, answer_start}`."""
+    if cell is None:
+        return []
+    if isinstance(cell, dict):
+        texts, starts = cell.get("text"), cell.get("answer_start")
+        texts, starts = ([each] if not isinstance(each, list) else each for each in (texts, starts))
+        return [(text, start) for text, start in zip(texts, starts, strict=True) if text is not None]
+    return [(each.get("text"), each.get("answer_start")) for each in cell]
+
+
+def place_answer(context: str, text: str, start: int) -> Span | None:
+    """Where an answer stands: at its offset; else where its text stands, if that is one place only."""
+    if start >= 0 and context[start : start + len(text)] == text:
+        return start, start + len(text)
+    found = context.find(text)
+    return (found, found + len(text)) if found >= 0 and context.find(text, found + 1) < 0 else None
+
+
+def normalise(text: str) -> str:
+    """As SQuAD's script compares: without case, punctuation, articles and spare spaces."""
+    text = "".join(sign for sign in text.lower() if sign not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def exact(prediction: str, reference: str) -> float:
+    return float(normalise(prediction) == normalise(reference))
+
+
+def overlap(prediction: str, reference: str) -> float:
+    """F1 of the words; where one side is empty, whether both are."""
+    said, true = normalise(prediction).split(), normalise(reference).split()
+    if not said or not true:
+        return float(said == true)
+    same = sum((Counter(said) & Counter(true)).values())
+    return 2 * same / (len(said) + len(true))
+
+
+def find_sentence(question: str, context: str) -> Span:
+    """The sentence of a context that shares most words with a question."""
+    asked = set(re.findall(r"\w+", question.casefold()))
+    sentences = [match.span() for match in SENTENCE.finditer(context)] or [(0, len(context))]
+    best = max(sentences, key=lambda span: len(asked & set(re.findall(r"\w+", context[slice(*span)].casefold()))))
+    return trim(context, *best)
+
+
+def trim(context: str, start: int, end: int) -> Span:
+    """A span without the spaces at its ends, which some tokenizers count to a word."""
+    text = context[start:end]
+    return start + len(text) - len(text.lstrip()), end - len(text) + len(text.rstrip())
+
+
+@dataclass(frozen=True)
+class SpanAnswers(Answers):
+    """A span of each row's context, or none. References are lists of texts, an array of objects, shape (rows,); an empty list
+    where there is no answer."""
+
+    called: ClassVar[str] = "a span of the context"
+    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("answer", "start", "end", "score"))
+
+    spans: list[Span | None]
+    scores: np.ndarray
+    """Probabilities among the spans that were considered, shape (rows,)."""
+    contexts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def take(self, rows: np.ndarray | slice) -> Self:
+        chosen = np.arange(len(self))[rows]
+        return type(self)([self.spans[i] for i in chosen], self.scores[rows], [self.contexts[i] for i in chosen])
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        spans, contexts = ([each for part in parts for each in getattr(part, name)] for name in ("spans", "contexts"))
+        return cls(spans, np.concatenate([part.scores for part in parts]), contexts)
+
+    @classmethod
+    def read_references(cls, targets: Sequence[Any]) -> np.ndarray:
+        references = np.empty(len(targets), dtype=object)
+        references[:] = [list(texts) for texts in targets]
+        return references
+
+    @property
+    def texts(self) -> list[str]:
+        """The answers' words; none where there is no answer."""
+        return ["" if span is None else context[slice(*span)] for span, context in zip(self.spans, self.contexts, strict=True)]
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.scores).all())
+
+    def compare(self, references: np.ndarray) -> np.ndarray:
+        """Of each row the best exact match and the best overlap with any of its references, shape (rows, 2)."""
+        pairs = zip(self.texts, references, strict=True)
+        best = [[max(score(text, true) for true in known or [""]) for score in (exact, overlap)] for text, known in pairs]
+        return np.array(best, dtype=np.float64).reshape(len(self), 2)
+
+    def for_evaluate(self, references: np.ndarray) -> tuple[list, list]:
+        return self.texts, [list(known) for known in references]
+
+    def as_json(self) -> list[dict[str, Any]]:
+        said = zip(self.texts, self.spans, self.scores, strict=True)
+        return [
+            {"answer": text, "start": span and span[0], "end": span and span[1], "score": round(float(score), 6)}
+            for text, span, score in said
+        ]
+
+    def mistakes(self, references: np.ndarray) -> list[Mistake]:
+        """Answers that match no reference; both are shown with what stands around them."""
+        found = []
+        for row in np.flatnonzero(self.compare(references)[:, 0] == 0):
+            context, span, known = self.contexts[row], self.spans[row], references[row]
+            said = "(no answer)" if span is None else _show(context, span)
+            start = context.find(known[0]) if known else -1
+            true = _show(context, (start, start + len(known[0]))) if start >= 0 else "(no answer)" if not known else known[0]
+            found.append(Mistake(int(row), float(self.scores[row]), true, said))
+        return found
+
+
+def _show(context: str, span: Span) -> str:
+    start, end = span
+    before, after = context[max(0, start - AROUND) : start], context[end : end + AROUND]
+    return f"{'…' * (start > AROUND)}{before}[{context[start:end]}]{after}{'…' * (end + AROUND < len(context))}"

@@ -1,0 +1,258 @@
+"""Which span of a context answers a question, or does none?
+
+The data are rows as SQuAD has them: a question, a context, and answers as `{text: […], answer_start: […]}` or as a list of
+`{text, answer_start}`; a row without any has no answer in its context. An answer that does not stand at its offset is read
+where its text stands, if that is one place, and counted.
+
+A context that is longer than the model takes goes through overlapping windows. A span counts when it lies in the context, ends
+after it begins, and is short enough; the best of all windows answers. A window that does not hold the answer is taught to say
+so, by pointing at its first token; a row has no answer when every window says so more than it says anything else.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from datasets import Dataset
+from pydantic import Field
+from scipy.special import softmax
+from torch import Tensor, nn
+from transformers import AutoModelForQuestionAnswering
+from transformers.data.data_collator import pad_without_fast_tokenizer_warning
+
+from hf_sft.answers import AnswerKind, Answers
+from hf_sft.baselines import Answerer, Fit
+from hf_sft.losses import FAR, Items
+from hf_sft.spans import SpanAnswers, find_sentence, place_answer, read_answers, trim
+from hf_sft.tasks import Batch, Labels, Task
+
+N_BEST = 20
+"""Spans of each window that are considered."""
+NULL = -1.0
+"""Where a span stands that says that there is no answer."""
+
+
+class QuestionAnswering(Task):
+    """Find the span of a context that answers a question, or say that none does."""
+
+    auto_model: ClassVar[Any] = AutoModelForQuestionAnswering
+    pipeline_tag: ClassVar[str] = "question-answering"
+    peft_type: ClassVar[str | None] = "QUESTION_ANS"
+    other_names: ClassVar[dict[str, str]] = dict.fromkeys(("qa", "squad", "extractive_qa"), "question_answering")
+
+    question: str = "question"
+    """The column of the question."""
+    context: str = "context"
+    """The column of the text that may hold the answer."""
+    answers: str = "answers"
+    """The column of the answers, as SQuAD has them."""
+    max_length: int | None = Field(default=384, ge=32)
+    """Tokens of a window, the question included."""
+    stride: int = Field(default=128, ge=1)
+    """Tokens that the next window shows again."""
+    max_answer_length: int = Field(default=30, ge=1)
+    """Tokens of the longest answer that is given."""
+    null_threshold: float = 0.0
+    """How much more no answer must be said than the best span, in logits."""
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        return ("exact_match", "f1")
+
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        return {"question": (self.question,), "context": (self.context,), "answers": (self.answers,)}
+
+    def input_columns(self) -> tuple[str, ...]:
+        return (self.question, self.context)
+
+    def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
+        said = []
+        for name, rows in splits.items():
+            known = [read_answers(cell) for cell in rows[self.answers]]
+            pairs = zip(rows[self.context], known, strict=True)
+            if moved := sum(any(_is_moved(context, *each) for each in answers) for context, answers in pairs):
+                said.append(
+                    f"{moved} row(s) of split `{name}` have answers that stand elsewhere than at their offset: read there."
+                )
+            if none := sum(not each for each in known):
+                said.append(f"{none} of {len(known)} rows of split `{name}` have no answer.")
+        return self, None, said
+
+    def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
+        problems: dict[str, list[int]] = {}
+        cells = rows[self.answers] if self.answers in rows.column_names else [None] * len(rows)
+        for row, (question, context, cell) in enumerate(zip(rows[self.question], rows[self.context], cells, strict=True)):
+            problem = None
+            for column, text in ((self.question, question), (self.context, context)):
+                if not isinstance(text, str) or not text.strip():
+                    problem = f"column `{column}` is empty, or no text,"
+            lost = [text for text, start in read_answers(cell) if not text or place_answer(str(context), text, start) is None]
+            if problem is None and lost:
+                problem = f"column `{self.answers}` has an answer that does not stand in the context at its offset,"
+            if problem:
+                problems.setdefault(problem, []).append(row)
+        return problems
+
+    def config_fields(self, labels: Labels | None) -> dict[str, Any]:
+        return {}
+
+    def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
+        """Windows of rows: `input_ids` (with `token_type_ids` where the processor has them), `starts` and `ends` (the
+        characters of the context that each token stands for, -1 for others), and `labels`: the answer's first and last token,
+        or 0, 0."""
+        most = min(self.max_length or processor.model_max_length, processor.model_max_length)
+        questions = [self._shorten(question, processor, most // 2) for question in rows[self.question]]
+        longest = max(len(processor(question)["input_ids"]) for question in questions)
+        windows = processor(
+            questions,
+            rows[self.context],
+            truncation="only_second",
+            max_length=most,
+            stride=max(1, min(self.stride, (most - longest) // 2)),
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        of_row = list(windows["overflow_to_sample_mapping"])
+        examples: dict[str, list] = {n: column for n, column in windows.items() if n in processor.model_input_names}
+        places = [
+            [place if part == 1 and place[0] < place[1] else (-1, -1) for part, place in zip(parts, offsets, strict=True)]
+            for parts, offsets in zip(map(windows.sequence_ids, range(len(of_row))), windows["offset_mapping"], strict=True)
+        ]
+        examples |= {"row": of_row, "truncated": [questions[i] != rows[self.question][i] for i in of_row]}
+        examples["starts"] = [[start for start, _ in tokens] for tokens in places]
+        examples["ends"] = [[end for _, end in tokens] for tokens in places]
+        if self.answers in rows:
+            spans = [
+                place_answer(context, *known[0]) if (known := read_answers(cell)) else None
+                for context, cell in zip(rows[self.context], rows[self.answers], strict=True)
+            ]
+            examples["labels"] = [_find_tokens(tokens, spans[i]) for tokens, i in zip(places, of_row, strict=True)]
+            examples["items"] = [2] * len(of_row)
+        return examples
+
+    def _shorten(self, question: str, processor: Any, most: int) -> str:
+        """The beginning of a question that would leave the context no room."""
+        tokens = processor(question, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+        return question if len(tokens) <= most else question[: tokens[most - 1][1]]
+
+    def targets(self, rows: dict[str, list], labels: Labels | None) -> list[list[str]]:
+        return [[text for text, _ in read_answers(cell)] for cell in rows[self.answers]]
+
+    def references(self, rows: Dataset) -> list[Any]:
+        return self.targets({self.answers: rows[self.answers]}, None)
+
+    def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
+        def collate(examples: list[dict[str, Any]]) -> Batch:
+            inputs = [{k: v for k, v in example.items() if k in processor.model_input_names} for example in examples]
+            batch = dict(pad_without_fast_tokenizer_warning(processor, inputs, return_tensors="pt"))
+            for name in ("starts", "ends"):
+                batch[name] = torch.full(batch["input_ids"].shape, -1)
+                for i, example in enumerate(examples):
+                    batch[name][i, : len(example[name])] = torch.tensor(example[name])
+            if "labels" in examples[0]:
+                batch["labels"] = torch.tensor([example["labels"] for example in examples])
+            return batch
+
+        return collate
+
+    def items(self, model: nn.Module, batch: Batch) -> Items:
+        """Two for each window: where its answer begins, and where it ends; among its context's tokens and the first one."""
+        real = batch["starts"] >= 0
+        real[:, 0] = True
+        logits = torch.stack(self._logits(model, batch), dim=1)
+        real = real.unsqueeze(1).expand_as(logits).flatten(0, 1)
+        return Items(logits.flatten(0, 1).masked_fill(~real, FAR), batch["labels"].flatten(), real)
+
+    def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+        """Of each window its best spans, float32, shape (spans, 3): first character, the one after the last, the sum of both
+        logits; the first span says that there is none, at -1."""
+        logits = [each.cpu().numpy() for each in self._logits(model, batch)]
+        characters = [batch[name].cpu().numpy() for name in ("starts", "ends")]
+        return [self._best_spans(*window) for window in zip(*logits, *characters, strict=True)]
+
+    def _best_spans(self, first: np.ndarray, last: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        inside = np.flatnonzero(starts >= 0)
+        scores = first[inside, None] + last[None, inside]
+        length = inside[None, :] - inside[:, None] + 1
+        scores[(length < 1) | (length > self.max_answer_length)] = -np.inf
+        best = np.argsort(-scores, axis=None, kind="stable")[:N_BEST]
+        i, j = np.unravel_index(best[np.isfinite(scores.ravel()[best])], scores.shape)
+        spans = np.column_stack([starts[inside[i]], ends[inside[j]], scores[i, j]])
+        return np.vstack([[NULL, NULL, first[0] + last[0]], spans]).astype(np.float32)
+
+    def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        output = model(**{k: v for k, v in batch.items() if k not in ("labels", "starts", "ends")})
+        return output.start_logits.float(), output.end_logits.float()
+
+    def answer_kind(self) -> AnswerKind:
+        return SpanAnswers
+
+    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+        spans, scores = [], []
+        for windows, context in zip(kept, rows[self.context], strict=True):
+            # A row has no answer when all its windows say so: the one that says it least decides.
+            none = min(float(window[0, 2]) for window in windows)
+            found = np.concatenate([window[1:] for window in windows])
+            found = found[np.argsort(-found[:, 2], kind="stable")]
+            places = [None, *(trim(context, int(start), int(end)) for start, end, _ in found)]
+            logits = np.array([none - self.null_threshold, *found[:, 2]], dtype=np.float64)
+            distinct = dict(zip(reversed(places), reversed(logits.tolist()), strict=True))  # the best of equal spans
+            chances = softmax(list(distinct.values()))
+            best = int(np.argmax(chances))
+            spans.append(list(distinct)[best])
+            scores.append(chances[best])
+        return SpanAnswers(spans, np.array(scores), list(rows[self.context]))
+
+    def baselines(self, train: Dataset, labels: Labels | None) -> dict[str, Fit]:
+        def sentence() -> Answerer:
+            """The sentence of the context that shares most words with the question."""
+
+            def answer(rows: Dataset) -> Answers:
+                contexts = list(rows[self.context])
+                spans = [find_sentence(*pair) for pair in zip(rows[self.question], contexts, strict=True)]
+                return SpanAnswers([*spans], np.ones(len(rows)), contexts)
+
+            return answer
+
+        return {"sentence": sentence}
+
+    def texts(self, rows: Dataset) -> list[str]:
+        return ["\n".join(pair) for pair in zip(rows[self.question], rows[self.context], strict=True)]
+
+    def show(self, example: dict[str, Any], processor: Any, labels: Labels | None) -> str:
+        """A window's tokens, the answer in brackets."""
+        tokens, (first, last) = processor.convert_ids_to_tokens(example["input_ids"]), example.get("labels") or (0, 0)
+        if last:
+            tokens[first] = f"[[{tokens[first]}"
+            tokens[last] = f"{tokens[last]}]]"
+        around = tokens[max(0, first - 30) : last + 30] if last else tokens[:60]
+        return f"{' '.join(around)}  [{len(tokens)} tokens, answer at {first} to {last}]"
+
+    def example_call(self) -> str:
+        return f'hf_sft.predict(run, [{{"{self.question}": "Who left?", "{self.context}": "Ann left."}}])'
+
+    @classmethod
+    def sample(cls) -> tuple[Self, Dataset]:
+        contexts = ["the coach was good", "the bank cut its rates again", "the court ruled on the law"] * 4
+        answers = [
+            {"text": ["coach"], "answer_start": [4]},
+            {"text": ["its rates"], "answer_start": [13]},
+            {"text": [], "answer_start": []},
+        ]
+        rows = {"question": ["was good", "bank cut", "a film"] * 4, "context": contexts, "answers": answers * 4}
+        return cls(type="question_answering"), Dataset.from_dict(rows)
+
+
+def _find_tokens(places: list[tuple[int, int]], span: tuple[int, int] | None) -> list[int]:
+    """The first and the last token of a span of characters; 0 and 0 where the window does not hold it whole."""
+    inside = [i for i, (start, end) in enumerate(places) if span and start >= 0 and start < span[1] and end > span[0]]
+    whole = bool(inside) and span is not None and places[inside[0]][0] <= span[0] and places[inside[-1]][1] >= span[1]
+    return [inside[0], inside[-1]] if whole else [0, 0]
+
+
+def _is_moved(context: Any, text: str, start: int) -> bool:
+    """Whether an answer stands elsewhere than at its offset."""
+    place = place_answer(str(context), text, start)
+    return place is not None and place[0] != start

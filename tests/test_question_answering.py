@@ -1,0 +1,189 @@
+"""What only question answering must get right: characters through tokens and windows, no answers, SQuAD's figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+import hf_sft
+from hf_sft.models import Checkpoint, load_processor
+from hf_sft.scoring import measure
+from hf_sft.spans import SpanAnswers, exact, find_sentence, overlap, read_answers
+from hf_sft.tasks.question_answering import QuestionAnswering
+from tests import tiny
+
+
+def task(**fields: Any) -> QuestionAnswering:
+    return QuestionAnswering(type="question_answering", **fields)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "match", "f1"),
+    [
+        ("Denver Broncos", ["Denver Broncos"], 1, 1),
+        ("the Denver Broncos!", ["Denver Broncos"], 1, 1),
+        ("  DENVER  broncos ", ["Denver Broncos", "Broncos"], 1, 1),
+        ("Broncos", ["Denver Broncos"], 0, 2 / 3),
+        ("the Broncos of Denver", ["Denver Broncos"], 0, 4 / 5),
+        ("a cat", ["the cat"], 1, 1),
+        ("theatre", ["atre"], 0, 0),
+        ("308", ["308 points", "gave up 308"], 0, 2 / 3),
+        ("cat cat", ["cat"], 0, 2 / 3),
+        ("co-operate", ["cooperate"], 1, 1),
+        ("naïve café", ["naïve café"], 1, 1),
+        ("«Ann»", ["Ann"], 0, 0),
+        ("", [], 1, 1),
+        ("Ann", [], 0, 0),
+        ("", ["Ann"], 0, 0),
+    ],
+)
+def test_the_figures_are_those_of_squads_script(prediction, references, match, f1):
+    """`«` is punctuation to a reader, and not to the script: only ASCII is."""
+    answers = SpanAnswers([(0, len(prediction)) if prediction else None], np.ones(1), [prediction])
+    values = measure(("exact_match", "f1"), answers, SpanAnswers.read_references([references]))
+    assert values == pytest.approx({"exact_match": match, "f1": f1})
+    assert max(exact(prediction, each) for each in references or [""]) == match
+    assert max(overlap(prediction, each) for each in references or [""]) == pytest.approx(f1)
+
+
+def test_answerable_rows_and_others_are_scored_apart():
+    answers = SpanAnswers([(0, 3), None, (0, 3)], np.ones(3), ["Ann", "Bob", "Cid"])
+    known = SpanAnswers.read_references([["Ann"], [], []])
+    assert measure(("f1", "f1_answerable", "f1_unanswerable"), answers, known) == {
+        "f1": pytest.approx(2 / 3),
+        "f1_answerable": 1.0,
+        "f1_unanswerable": 0.5,
+    }
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("stride", [1, 10])
+def test_an_answer_in_any_place_of_a_long_context_comes_back_as_it_stands(family, stride, checkpoints):
+    """The model is one that has learned its labels by heart: it points at them in each window, and at nothing elsewhere."""
+    processor = load_processor(Checkpoint(checkpoint=str(checkpoints[family])))
+    words = [tiny.WORDS[(5 * i) % len(tiny.WORDS)] for i in range(150)]
+    context, asked = " ".join(words), task(max_length=32, stride=stride)
+    starts = np.cumsum([0, *(len(word) + 1 for word in words)])
+    for place in range(0, 148, 7):
+        text = " ".join(words[place : place + 2])
+        answers = {"text": [text], "answer_start": [int(starts[place])]}
+        rows = Dataset.from_dict({"question": ["the goal"], "context": [context], "answers": [answers]})
+        examples = asked.encode(rows[:], processor, None)
+        assert max(map(len, examples["input_ids"])) <= 32 and len(examples["row"]) > 4
+        kept = []
+        for (first, last), begins, ends in zip(examples["labels"], examples["starts"], examples["ends"], strict=True):
+            logits = np.zeros((2, len(begins)), dtype=np.float32)
+            logits[0, first] = logits[1, last] = 9.0
+            kept.append(asked._best_spans(*logits, np.array(begins), np.array(ends)))
+        assert any(last for _, last in examples["labels"])
+        (said,) = asked.answer([kept], rows, None).as_json()
+        assert (said["answer"], said["start"]) == (text, starts[place])
+
+
+def test_a_span_lies_in_the_context_ends_after_it_begins_and_is_short_enough():
+    asked, rng = task(max_answer_length=3), np.random.default_rng(0)
+    begins = np.array([-1, -1, -1, *range(0, 40, 2), -1, -1])
+    for _ in range(50):
+        first, last = rng.normal(size=(2, len(begins))).astype(np.float32)
+        best = asked._best_spans(first, last, begins, np.where(begins < 0, -1, begins + 1))
+        tokens = ((best[1:, 1] - 1) - best[1:, 0]) / 2 + 1
+        assert best[0, 0] == -1 and best[0, 2] == pytest.approx(first[0] + last[0])
+        assert (best[1:, 0] >= 0).all() and (tokens >= 1).all() and (tokens <= 3).all()
+        brute = max(first[i] + last[j] for i in range(3, 23) for j in range(i, min(i + 3, 23)))
+        assert best[1, 2] == pytest.approx(brute, abs=1e-6)
+
+
+def test_a_row_has_no_answer_when_every_window_says_so_and_a_threshold_moves_that():
+    rows = Dataset.from_dict({"question": ["q"], "context": ["Ann left"]})
+
+    def windows(*nulls: float) -> list[np.ndarray]:
+        return [np.array([[-1, -1, null], [0, 3, 4.0]], dtype=np.float32) for null in nulls]
+
+    for asked, nulls, answer in (
+        (task(), (5, 5), ""),
+        (task(), (5, 3), "Ann"),
+        (task(null_threshold=2.0), (5, 5), "Ann"),
+        (task(null_threshold=-2.0), (3, 3), ""),
+    ):
+        assert asked.answer([windows(*nulls)], rows, None).as_json()[0]["answer"] == answer
+
+
+def test_answers_come_in_squads_two_shapes_and_are_read_where_they_stand():
+    assert read_answers({"text": ["a"], "answer_start": [3]}) == read_answers([{"text": "a", "answer_start": 3}]) == [("a", 3)]
+    known = [
+        {"text": ["left"], "answer_start": [4]},
+        {"text": ["left"], "answer_start": [0]},
+        {"text": [], "answer_start": []},
+    ]
+    rows = Dataset.from_dict({"question": ["who"] * 3, "context": ["Ann left"] * 3, "answers": known})
+    found, labels, said = task().resolve({"train": rows})
+    assert labels is None and found.invalid_rows(rows, None) == {}
+    assert said == [
+        "1 row(s) of split `train` have answers that stand elsewhere than at their offset: read there.",
+        "1 of 3 rows of split `train` have no answer.",
+    ]
+
+
+GOOD = {"question": "who", "context": "Ann left, Ann came", "answers": {"text": ["left"], "answer_start": [4]}}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {**GOOD, "answers": {"text": ["Bob"], "answer_start": [0]}},
+            r"an answer that does not stand in the context at its offset",
+        ),
+        (
+            {**GOOD, "answers": {"text": ["Ann"], "answer_start": [3]}},
+            r"an answer that does not stand in the context at its offset",
+        ),
+        ({**GOOD, "context": " "}, r"`context` is empty, or no text, in 1 row\(s\) of split `test`: 1"),
+        ({**GOOD, "question": None}, r"`question` is empty, or no text"),
+    ],
+)
+def test_rows_that_cannot_be_learned_from_are_named(row, message, checkpoints, tmp_path):
+    files = {}
+    for name, rows in (("train", [GOOD, GOOD]), ("validation", [GOOD]), ("test", [GOOD, row])):
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        Path(files[name]).write_text("".join(json.dumps(each) + "\n" for each in rows))
+    with pytest.raises(hf_sft.DataError, match=message):
+        hf_sft.check(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", task={"type": "question_answering"}))
+
+
+def test_the_baseline_is_the_sentence_that_shares_most_words():
+    context = "Ann left early. The bank cut its rates in May! Who knows?"
+    start, end = find_sentence("When did the bank cut rates?", context)
+    assert context[start:end] == "The bank cut its rates in May!"
+
+
+@pytest.mark.parametrize("method", ["full", "head_only", "lora"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_run_answers_as_it_was_scored_and_shows_its_mistakes(family, method, checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "questions", train=20)
+    report = hf_sft.train(tiny.recipe(checkpoints[family], files, tmp_path / "run", method, task=tiny.task_of("questions")))
+    rows = tiny.rows("questions", 11, 200)
+    answers = hf_sft.predict(tmp_path / "run", [*rows, {"question": "", "context": "a", "answers": None}])
+    written = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()]
+    assert [(a["answer"], a["start"], a["reference"]) for a in answers[:-1]] == [
+        (w["answer"], w["start"], w["reference"]) for w in written
+    ]
+    assert answers[-1]["answer"] is None
+    for answer, row in zip(answers, rows, strict=False):
+        assert answer["start"] is None or row["context"][answer["start"] : answer["end"]] == answer["answer"]
+    again = hf_sft.evaluate(tmp_path / "run")
+    assert {n: s.value for n, s in again.scores.items()} == {n: s["value"] for n, s in report.metrics["test"].items()}
+    assert (
+        set(report.facts["baselines"]) == {"sentence"} and "Worst mistakes" in (tmp_path / "run" / "report.html").read_text()
+    )
+
+
+def test_check_marks_the_answer(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "questions")
+    Path(files["train"]).write_text("".join(json.dumps(row) + "\n" for row in tiny.rows("questions", 9, 1)))
+    found = hf_sft.check(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", task=tiny.task_of("questions")))
+    (answer,) = tiny.rows("questions", 1, 1)[0]["answers"]["text"]
+    assert f"[[{answer}]]" in found.facts["as the model sees it"]
