@@ -83,6 +83,18 @@ def test_an_answer_in_any_place_of_a_long_context_comes_back_as_it_stands(family
         assert (said["answer"], said["start"]) == (text, starts[place])
 
 
+def test_a_row_s_windows_do_not_depend_on_the_rows_beside_it_and_long_questions_are_cut(checkpoints):
+    processor = load_processor(Checkpoint(checkpoint=str(checkpoints["bert"])))
+    context = " ".join(tiny.WORDS * 3)
+    rows = {"question": ["the goal", "a match " * 60], "context": [context] * 2}
+    together = task().encode(rows, processor, None)
+    alone = task().encode({name: column[:1] for name, column in rows.items()}, processor, None)
+    count = len(alone["row"])
+    assert together["input_ids"][:count] == alone["input_ids"] and together["row"][:count] == [0] * count
+    assert together["truncated"] == [False] * count + [True] * (len(together["row"]) - count)
+    assert max(map(len, together["input_ids"])) <= 64
+
+
 def test_a_span_lies_in_the_context_ends_after_it_begins_and_is_short_enough():
     asked, rng = task(max_answer_length=3), np.random.default_rng(0)
     begins = np.array([-1, -1, -1, *range(0, 40, 2), -1, -1])
@@ -107,6 +119,7 @@ def test_a_row_has_no_answer_when_every_window_says_so_and_a_threshold_moves_tha
         (task(), (5, 3), "Ann"),
         (task(null_threshold=2.0), (5, 5), "Ann"),
         (task(null_threshold=-2.0), (3, 3), ""),
+        (task(no_answer=False), (9, 9), "Ann"),
     ):
         assert asked.answer([windows(*nulls)], rows, None).as_json()[0]["answer"] == answer
 
@@ -120,6 +133,7 @@ def test_answers_come_in_squads_two_shapes_and_are_read_where_they_stand():
     ]
     rows = Dataset.from_dict({"question": ["who"] * 3, "context": ["Ann left"] * 3, "answers": known})
     found, labels, said = task().resolve({"train": rows})
+    assert found.no_answer is True and task().resolve({"train": rows.select([0])})[0].no_answer is False
     assert labels is None and found.invalid_rows(rows, None) == {}
     assert said == [
         "1 row(s) of split `train` have answers that stand elsewhere than at their offset: read there.",

@@ -27,6 +27,8 @@ from hf_sft.losses import FAR, Items
 from hf_sft.spans import SpanAnswers, find_sentence, place_answer, read_answers, trim
 from hf_sft.tasks import Batch, Labels, Task
 
+QUESTION = 4
+"""A question takes at most this part of a window: a fourth."""
 N_BEST = 20
 """Spans of each window that are considered."""
 NULL = -1.0
@@ -53,6 +55,8 @@ class QuestionAnswering(Task):
     """Tokens that the next window shows again."""
     max_answer_length: int = Field(default=30, ge=1)
     """Tokens of the longest answer that is given."""
+    no_answer: bool | None = None
+    """Whether a row may have no answer; as train shows when not given."""
     null_threshold: float = 0.0
     """How much more no answer must be said than the best span, in logits."""
 
@@ -77,7 +81,8 @@ class QuestionAnswering(Task):
                 )
             if none := sum(not each for each in known):
                 said.append(f"{none} of {len(known)} rows of split `{name}` have no answer.")
-        return self, None, said
+        some = any(not read_answers(cell) for cell in splits["train"][self.answers])
+        return self.model_copy(update={"no_answer": some if self.no_answer is None else self.no_answer}), None, said
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         problems: dict[str, list[int]] = {}
@@ -102,14 +107,15 @@ class QuestionAnswering(Task):
         characters of the context that each token stands for, -1 for others), and `labels`: the answer's first and last token,
         or 0, 0."""
         most = min(self.max_length or processor.model_max_length, processor.model_max_length)
-        questions = [self._shorten(question, processor, most // 2) for question in rows[self.question]]
-        longest = max(len(processor(question)["input_ids"]) for question in questions)
+        longest = most // QUESTION
+        questions = [self._shorten(question, processor, longest) for question in rows[self.question]]
+        room = most - longest - processor.num_special_tokens_to_add(pair=True)
         windows = processor(
             questions,
             rows[self.context],
             truncation="only_second",
             max_length=most,
-            stride=max(1, min(self.stride, (most - longest) // 2)),
+            stride=max(1, min(self.stride, room // 2)),  # not of these questions: a row's windows are its own
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
             return_attention_mask=False,
@@ -198,6 +204,8 @@ class QuestionAnswering(Task):
             found = found[np.argsort(-found[:, 2], kind="stable")]
             places = [None, *(trim(context, int(start), int(end)) for start, end, _ in found)]
             logits = np.array([none - self.null_threshold, *found[:, 2]], dtype=np.float64)
+            if self.no_answer is False and len(found):
+                places, logits = places[1:], logits[1:]
             distinct = dict(zip(reversed(places), reversed(logits.tolist()), strict=True))  # the best of equal spans
             chances = softmax(list(distinct.values()))
             best = int(np.argmax(chances))
