@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 
 from hf_sft.tasks import Batch
 
-BOOKKEEPING = ("row", "cost", "items", "truncated")
+BOOKKEEPING = ("row", "cost", "items", "truncated", "lost")
 """Columns of examples that the model is not shown."""
 BLOCK = 2048
 """Rows that are evaluated at a time: what is in memory does not grow with their number."""
@@ -78,10 +78,21 @@ class Examples(TorchDataset):
     def __len__(self) -> int:
         return len(self.costs)
 
-    @property
-    def truncated(self) -> int:
-        """How many rows the model is not shown whole."""
-        return int(np.sum(self.encoded["truncated"][:]))
+    def count_rows(self, what: str) -> int:
+        """How many rows are `truncated` (not shown whole), or `lost` (none of their examples has their answer)."""
+        if what not in self.encoded.column_names:
+            return 0
+        pairs = zip(self.encoded["row"][:], self.encoded[what][:], strict=True)
+        return len({row for row, is_so in pairs if is_so})
+
+    def remarks(self, rows: str) -> list[str]:
+        """What of them the model is not shown, for people; `rows` is what to call them."""
+        said = {
+            "truncated": "are longer than the model is shown, and are cut",
+            "lost": "have an answer that no window holds whole",
+        }
+        counts = {what: self.count_rows(what) for what in said}
+        return [f"{count} of {len(self.rows)} {rows} {said[what]}." for what, count in counts.items() if count]
 
     def __getitem__(self, micro_batch: MicroBatch) -> tuple[Batch, MicroBatch]:
         return self.collate(micro_batch.places), micro_batch

@@ -48,10 +48,7 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     given, inferred = recipe.task.model_dump(), splits.task.model_dump()
     findings.facts |= {name.replace("_", " "): str(value) for name, value in inferred.items() if value != given[name]}
     findings.warnings += [*splits.notes, *prepared.loaded.notes]
-    truncated = prepared.examples["train"].truncated
-    if truncated:
-        few = len(prepared.examples["train"].rows)
-        findings.warnings.append(f"{truncated} of the first {few} rows are longer than the model is shown and are cut.")
+    findings.warnings += prepared.examples["train"].remarks("first rows")
     findings.facts["first row"] = splits.task.texts(rows["train"].select([0]))[0][:200]
     first = prepared.examples["train"].encoded[0]
     findings.facts["as the model sees it"] = splits.task.show(first, prepared.processor, labels)

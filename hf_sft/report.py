@@ -85,9 +85,11 @@ def gather_facts(
     machine: Machine,
 ) -> dict[str, Any]:
     """The content of report.json: each step says its own."""
-    task, truncated = splits.task, {name: each.truncated for name, each in examples.items()}
+    task = splits.task
+    truncated, lost = ({name: each.count_rows(what) for name, each in examples.items()} for what in ("truncated", "lost"))
     kind, total = task.answer_kind(), sum(len(each.rows) for each in examples.values())
-    warnings = [*splits.notes, *loaded.notes, *_say_truncated(truncated, examples), *(n for e in evaluations for n in e.notes)]
+    remarks = [said for name, each in examples.items() for said in each.remarks(f"rows of split `{name}`")]
+    warnings = [*splits.notes, *loaded.notes, *remarks, *(n for e in evaluations for n in e.notes)]
     measured: dict[str, Any] = {name: {} for name in ("metrics", "unseen", "baselines", "gaps", "per_class", "confusions")}
     for evaluation in evaluations:
         _merge(measured, evaluation.facts())
@@ -114,6 +116,7 @@ def gather_facts(
             **splits.facts(),
             "truncated_share": sum(truncated.values()) / total,
             "truncated": truncated,
+            "lost": lost,
             "warnings": warnings,
         },
         "environment": {
@@ -133,14 +136,6 @@ def _merge(facts: dict[str, Any], more: dict[str, Any]) -> None:
             _merge(facts[name], value)
         else:
             facts[name] = value
-
-
-def _say_truncated(truncated: dict[str, int], examples: dict[str, Examples]) -> list[str]:
-    return [
-        f"{count} of {len(examples[name].rows)} rows of split `{name}` are longer than the model is shown and were cut."
-        for name, count in truncated.items()
-        if count
-    ]
 
 
 def _gather_resamples(evaluations: list[Evaluation]) -> dict[str, np.ndarray]:

@@ -13,12 +13,13 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset
 from peft import PeftModel
+from torch import nn
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples
 from hf_sft.encoding import encode_rows, encode_splits
 from hf_sft.errors import RecipeError
-from hf_sft.evaluation import Kept, measure_blocks
+from hf_sft.evaluation import Kept, measure_blocks, run_blocks
 from hf_sft.methods import Phase
 from hf_sft.metrics import FOREIGN
 from hf_sft.models import Checkpoint, load_model, load_processor
@@ -57,6 +58,13 @@ class Prepared:
             return Examples(rows, encode_rows(rows, task, labels, self.processor), task.collator(self.processor))
 
         return Asked(task.items, task.keep, score, read, plan.choose_by(task))
+
+    def tuned(self, model: nn.Module) -> "Prepared":
+        """With what the task chooses on validation for a trained model."""
+        task, labels = self.splits.task, self.splits.labels
+        chosen, said = task.tune(run_blocks(model, self.examples["validation"].blocks(), task.keep, self.machine), labels)
+        splits = replace(self.splits, task=chosen, notes=(*self.splits.notes, *said))
+        return replace(self, recipe=self.recipe.model_copy(update={"task": chosen}), splits=splits)
 
     def setting(self, folder: Path, phase: int = 0, store: bool = True) -> Setting:
         """Where a phase runs: each has a folder and a seed of its own."""

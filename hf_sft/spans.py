@@ -64,6 +64,23 @@ def find_sentence(question: str, context: str) -> Span:
     return trim(context, *best)
 
 
+def choose_threshold(above: np.ndarray, gains: np.ndarray) -> float:
+    """Above which value of `above` a row should be answered by silence, when that changes its score by `gains`, both of
+    shape (rows,).
+
+    Of equally good values 0, or the middle between two rows that is nearest to it.
+    """
+    order = np.argsort(-above, kind="stable")
+    steps = np.concatenate([[np.inf], above[order], [-np.inf]])
+    totals = np.concatenate([[0.0], np.cumsum(gains[order])])
+    possible = steps[:-1] > steps[1:]  # rows of equal values fall on one side
+    best = np.flatnonzero(possible & (totals >= totals[possible].max() - 1e-9))
+    if any(steps[i + 1] <= 0 < steps[i] for i in best):
+        return 0.0
+    steps[0], steps[-1] = steps[1] + 2, steps[-2] - 2
+    return float(min((steps[best] + steps[best + 1]) / 2, key=abs))
+
+
 def trim(context: str, start: int, end: int) -> Span:
     """A span without the spaces at its ends, which some tokenizers count to a word."""
     text = context[start:end]

@@ -45,6 +45,7 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
         model, curves = fit_phases(prepared.phases, prepared.loaded, prepared.examples, prepared.asked, settings)
     if PartialState().is_main_process:  # before anything else that can fail
         save_model(model, prepared.loaded.model.config, prepared.processor, folder)
+    prepared = prepared.tuned(model)
     evaluations = [evaluate_split(prepared, model, split, folder) for split in ("validation", "test")]
 
     if PartialState().is_main_process:

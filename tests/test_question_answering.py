@@ -11,7 +11,7 @@ from datasets import Dataset
 import hf_sft
 from hf_sft.models import Checkpoint, load_processor
 from hf_sft.scoring import measure
-from hf_sft.spans import SpanAnswers, exact, find_sentence, overlap, read_answers
+from hf_sft.spans import SpanAnswers, choose_threshold, exact, find_sentence, overlap, read_answers
 from hf_sft.tasks.question_answering import QuestionAnswering
 from tests import tiny
 
@@ -122,6 +122,74 @@ def test_a_row_has_no_answer_when_every_window_says_so_and_a_threshold_moves_tha
         (task(no_answer=False), (9, 9), "Ann"),
     ):
         assert asked.answer([windows(*nulls)], rows, None).as_json()[0]["answer"] == answer
+
+
+def test_the_null_threshold_is_the_one_with_which_validation_has_the_best_f1():
+    """Tried against every threshold there is; equally good ones give 0, if it is among them."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        above, gains = rng.integers(-9, 9, 12) + 0.25, rng.choice([-1.0, -0.5, 0.0, 1.0], 12)
+        chosen = choose_threshold(above, gains)
+        tried = {least: gains[above > least].sum() for least in (*(np.sort(above) - 1e-3), above.max() + 1, 0)}
+        assert gains[above > chosen].sum() == max(tried.values())
+        assert chosen == 0 or tried[0] < max(tried.values())
+    assert choose_threshold(np.array([3.0, 1.0]), np.array([-1.0, -1.0])) == 4.0
+    assert choose_threshold(np.array([-3.0, -1.0]), np.array([1.0, 1.0])) == -4.0
+
+
+def test_what_validation_chose_is_saved_and_what_the_recipe_says_stays(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "questions", train=20)
+    given = tiny.task_of("questions")
+    report = hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", task=given))
+    threshold = report.facts["recipe"]["task"]["null_threshold"]
+    assert any(f"validation chose `null_threshold` {threshold:.3f}" in note for note in report.facts["data"]["warnings"])
+    best = report.metrics["validation"]["f1"]["value"]
+    for other in (-3, -1, 0, 1, 3):
+        again = [f"output.folder={tmp_path / str(other)}", f"task.null_threshold={other}"]
+        said = hf_sft.train(tmp_path / "run" / "recipe.yaml", again)
+        assert said.facts["recipe"]["task"]["null_threshold"] == other
+        assert said.metrics["validation"]["f1"]["value"] <= best
+    same = hf_sft.train(tmp_path / "run" / "recipe.yaml", [f"output.folder={tmp_path / 'same'}"])
+    assert same.metrics == report.metrics
+
+
+TAUGHT = {"batch_size": 16, "max_steps": 150, "optim": "adamw_torch", "learning_rate": 3e-3, "weight_decay": 0.0}
+
+
+def test_a_context_of_two_thousand_words_is_answered_as_a_short_one_by_a_model_taught_to(checkpoints, tmp_path):
+    """The answer is the word `court`, wherever it is; train has contexts of one window and of several."""
+    others = [word for word in tiny.WORDS if word != "court"]
+
+    def make(words: int, place: int, seed: int) -> dict[str, Any]:
+        said = [str(word) for word in np.random.default_rng(seed).choice(others, words)]
+        said[place] = "court"
+        known = {"text": ["court"], "answer_start": [sum(len(word) + 1 for word in said[:place])]}
+        return {"question": "the law", "context": " ".join(said), "answers": known}
+
+    files = {}
+    for name, count in (("train", 160), ("validation", 8), ("test", 8)):
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        made = [make(20 + (7 * i) % 100, (11 * i) % (20 + (7 * i) % 100), i) for i in range(count)]
+        Path(files[name]).write_text("".join(json.dumps(row) + "\n" for row in made))
+    recipe = tiny.recipe(
+        checkpoints["bert"], files, tmp_path / "run", task={"type": "question_answering", "stride": 8}, training=TAUGHT
+    )
+    hf_sft.train(recipe)
+    rows = [make(2000, place, 1000 + place) for place in (0, 1, 37, 500, 999, 1313, 1998, 1999)]
+    answers = hf_sft.predict(tmp_path / "run", rows)
+    assert [(a["answer"], a["start"]) for a in answers] == [("court", row["answers"]["answer_start"][0]) for row in rows]
+
+
+def test_an_answer_that_no_window_holds_is_counted(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "questions", train=20)
+    context = " ".join(tiny.WORDS)
+    whole = {"question": "a", "context": context, "answers": {"text": [context], "answer_start": [0]}}
+    with Path(files["train"]).open("a") as file:
+        file.write(json.dumps(whole) + "\n")
+    recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", task={**tiny.task_of("questions"), "max_length": 32})
+    report = hf_sft.train(recipe)
+    assert report.facts["data"]["lost"] == {"train": 1, "validation": 0, "test": 0}
+    assert "1 of 21 rows of split `train` have an answer that no window holds whole." in report.facts["data"]["warnings"]
 
 
 def test_answers_come_in_squads_two_shapes_and_are_read_where_they_stand():

@@ -201,7 +201,7 @@ def test_report_json_has_every_key_of_the_contract(tmp_path):
     assert phase["steps"] == 56 and facts["training"]["seconds"] == 12.5
     assert facts["data"]["rows"] == SIZES
     assert facts["data"]["truncated_share"] == 6 / 440 and facts["data"]["fingerprint"]
-    assert any("were cut" in warning for warning in facts["data"]["warnings"])
+    assert any("are cut" in warning for warning in facts["data"]["warnings"])
     environment = facts["environment"]
     assert (environment["device"], environment["processes"], environment["precision"]) == ("cpu", 1, "fp32")
     assert environment["packages"]["torch"] and environment["packages"]["transformers"]

@@ -4,7 +4,7 @@ A new task is a new file here: `type: span_ranking` means `hf_sft/tasks/span_ran
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self, TypeAlias
@@ -84,7 +84,8 @@ class Task(Block, ABC):
         """Rows to examples; pure, for `Dataset.map(batched=True)`. Rows without labels give examples without them.
 
         An example may say its `row` (its place in `rows`, never falling; one example for each row otherwise), its `cost`
-        (what it takes of a micro-batch; its tokens otherwise) and its `items` (how many of them carry loss; one otherwise).
+        (what it takes of a micro-batch; its tokens otherwise), its `items` (how many of them carry loss; one otherwise), and
+        whether its row's answer is `lost`: none of the row's examples has it.
         """
 
     @abstractmethod
@@ -110,6 +111,13 @@ class Task(Block, ABC):
     @abstractmethod
     def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
         """The rows' answers, from what was kept of the examples of each."""
+
+    def tune(self, ran: Iterable[tuple[Dataset, list[list[np.ndarray]]]], labels: Labels | None) -> tuple[Self, list[str]]:
+        """What is chosen on validation once the model is trained (a threshold) filled in, and what is to be said of it.
+
+        `ran` gives rows and what was kept of their examples; the model runs when it is asked for. Most tasks choose nothing.
+        """
+        return self, []
 
     @abstractmethod
     def baselines(self, train: Dataset, labels: Labels | None) -> dict[str, Fit]:
