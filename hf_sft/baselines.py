@@ -5,6 +5,7 @@ Each is fitted on train when it is called, and gives what answers texts then.
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -13,6 +14,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MaxAbsScaler
 
 from hf_sft.answers import Answers, ClassAnswers, NumberAnswers, SetAnswers
 
@@ -22,59 +24,74 @@ Fit: TypeAlias = Callable[[], Answerer]
 """Sees train; may fail as the method does."""
 
 
-def of_classes(texts: Sequence[str], targets: Sequence[int], names: tuple[str, ...]) -> dict[str, Fit]:
-    """The shares of the classes in train, which choose the most frequent; and TF-IDF with logistic regression."""
+@dataclass(frozen=True)
+class Features:
+    """What a simple method sees of its inputs."""
+
+    name: str
+    make: Callable[[int], Any]
+    """Rows of train to scikit-learn's transformer."""
+
+
+def of_classes(inputs: Any, targets: Sequence[int], names: tuple[str, ...], features: Features) -> dict[str, Fit]:
+    """The shares of the classes in train, which choose the most frequent; and logistic regression on features."""
     ids = np.array(targets)
 
     def majority() -> Answerer:
         shares = np.bincount(ids, minlength=len(names)) / len(ids)
         return lambda asked: ClassAnswers(np.tile(shares, (len(asked), 1)), names)
 
-    def tfidf_logreg() -> Answerer:
-        model = make_pipeline(_words(texts), _logistic()).fit(texts, ids)
+    def logreg() -> Answerer:
+        model = make_pipeline(features.make(len(ids)), _logistic()).fit(inputs, ids)
 
-        def answer(asked: Sequence[str]) -> Answers:
+        def answer(asked: Any) -> Answers:
             scores = np.zeros((len(asked), len(names)))
             scores[:, model.classes_] = model.predict_proba(asked)
             return ClassAnswers(scores, names)
 
         return answer
 
-    return {"majority": majority, "tfidf_logreg": tfidf_logreg}
+    return {"majority": majority, f"{features.name}_logreg": logreg}
 
 
-def of_sets(texts: Sequence[str], targets: Sequence[Sequence[float]], names: tuple[str, ...]) -> dict[str, Fit]:
-    """The share of each class in train; and TF-IDF with a logistic regression for each class."""
+def of_sets(inputs: Any, targets: Sequence[Sequence[float]], names: tuple[str, ...], features: Features) -> dict[str, Fit]:
+    """The share of each class in train; and a logistic regression on features for each class."""
     sets = np.array(targets)
 
     def majority() -> Answerer:
         return lambda asked: SetAnswers(np.tile(sets.mean(0), (len(asked), 1)), names)
 
-    def tfidf_logreg() -> Answerer:
-        model = make_pipeline(_words(texts), OneVsRestClassifier(_logistic())).fit(texts, sets)
+    def logreg() -> Answerer:
+        model = make_pipeline(features.make(len(sets)), OneVsRestClassifier(_logistic())).fit(inputs, sets)
         # Of one class it gives two columns, no and yes.
         return lambda asked: SetAnswers(np.asarray(model.predict_proba(asked))[:, -len(names) :], names)
 
-    return {"majority": majority, "tfidf_logreg": tfidf_logreg}
+    return {"majority": majority, f"{features.name}_logreg": logreg}
 
 
-def of_numbers(texts: Sequence[str], targets: Sequence[float]) -> dict[str, Fit]:
-    """The mean of train; and TF-IDF with ridge regression."""
+def of_numbers(inputs: Any, targets: Sequence[float], features: Features) -> dict[str, Fit]:
+    """The mean of train; and ridge regression on features."""
     numbers = np.array(targets)
 
     def mean() -> Answerer:
         return lambda asked: NumberAnswers(np.full(len(asked), numbers.mean()))
 
-    def tfidf_ridge() -> Answerer:
-        model = make_pipeline(_words(texts), Ridge()).fit(texts, numbers)
+    def ridge() -> Answerer:
+        model = make_pipeline(features.make(len(numbers)), Ridge()).fit(inputs, numbers)
         return lambda asked: NumberAnswers(model.predict(asked).reshape(-1))
 
-    return {"mean": mean, "tfidf_ridge": tfidf_ridge}
+    return {"mean": mean, f"{features.name}_ridge": ridge}
 
 
-def _words(texts: Sequence[str]) -> TfidfVectorizer:
+def _words(rows: int) -> TfidfVectorizer:
     """scikit-learn's defaults, but for sublinear counts of words and pairs of words."""
-    return TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2 if len(texts) > 500 else 1)
+    return TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2 if rows > 500 else 1)
+
+
+WORDS = Features("tfidf", _words)
+"""Of texts."""
+PIXELS = Features("pixels", lambda rows: MaxAbsScaler())
+"""Of small pictures: shape (rows, pixels)."""
 
 
 def _logistic() -> LogisticRegression:

@@ -1,6 +1,8 @@
 """What a column of labels holds: one class, any number of classes, or a number; and what it can't be read as."""
 
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from datasets import ClassLabel, Dataset, Json, LargeList, List, Value
@@ -10,6 +12,20 @@ from hf_sft.errors import DataError
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 NUMBERS = ("int", "uint", "float", "decimal")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes in the order of the head's outputs; a label's id is its place here."""
+
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
 
 
 def as_list(value: Any) -> list:

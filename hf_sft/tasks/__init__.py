@@ -5,8 +5,6 @@ A new task is a new file here: `type: span_ranking` means `hf_sft/tasks/span_ran
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
@@ -16,23 +14,10 @@ from torch import Tensor, nn
 from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Fit
 from hf_sft.block import Block
+from hf_sft.label_columns import Labels
 from hf_sft.losses import Items
 
 Batch: TypeAlias = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The classes in the order of the head's outputs; a label's id is its place here."""
-
-    names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @cached_property
-    def ids(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.names)}
 
 
 class Task(Block, ABC):
