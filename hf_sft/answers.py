@@ -26,6 +26,8 @@ class Mistake:
     """The words before the score."""
     text: str | None = None
     """What was asked."""
+    picture: str | None = None
+    """The same as a picture, a `data:` address."""
 
 
 class Answers(ABC):

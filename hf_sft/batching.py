@@ -66,13 +66,22 @@ def _micro_batch(places: np.ndarray, stand_in: int, step_items: int) -> MicroBat
 class Examples(TorchDataset):
     """Rows and their examples, one or several of each, given out a micro-batch at a time as the batch that the model takes."""
 
-    def __init__(self, rows: Dataset, encoded: Dataset, collate: Callable[[list[dict[str, Any]]], Batch]):
-        self.rows, self.encoded, self._collate = rows, encoded, collate
+    def __init__(
+        self,
+        rows: Dataset,
+        encoded: Dataset,
+        collate: Callable[[list[dict[str, Any]]], Batch],
+        raw: tuple[str, ...] = (),
+    ):
+        self.rows, self.encoded, self.raw = rows, encoded, rows.select_columns(list(raw)) if raw else None
+        """`raw` is what the collator is given of the rows as they are."""
+        self._collate = collate
         self._columns = encoded.select_columns([n for n in encoded.column_names if n not in BOOKKEEPING])
         numbers = encoded.with_format("numpy")
         self.costs = np.asarray(numbers["cost"][:], dtype=np.int64)
         self.items = np.asarray(numbers["items"][:], dtype=np.int64)
-        self.starts: list[int] = np.searchsorted(numbers["row"][:], np.arange(len(rows) + 1)).tolist()
+        self._row = np.asarray(numbers["row"][:], dtype=np.int64)
+        self.starts: list[int] = np.searchsorted(self._row, np.arange(len(rows) + 1)).tolist()
         """The examples of row i are those from starts[i] to starts[i + 1]."""
 
     def __len__(self) -> int:
@@ -106,7 +115,9 @@ class Examples(TorchDataset):
             yield self, range(start, min(start + BLOCK, len(self.rows)))
 
     def take(self, places: tuple[int, ...]) -> list[dict[str, Any]]:
-        columns = self._columns[list(places)]
+        columns = self._columns[list(places)] if self._columns.column_names else {}
+        if self.raw is not None:
+            columns |= self.raw[self._row[list(places)]]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

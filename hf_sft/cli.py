@@ -84,7 +84,9 @@ def evaluate(
 @app.command()
 def predict(
     run: RunFolder,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to answer.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to answer, or pictures and folders of them.")
+    ] = None,
     input: Annotated[str | None, typer.Option(help="A csv, json, jsonl, parquet or txt file; - for standard input.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the answers; standard output otherwise.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse rows without text, instead of answering null.")] = False,
@@ -96,12 +98,14 @@ def predict(
     """
     from hf_sft.errors import RecipeError
     from hf_sft.prediction import answer
+    from hf_sft.recipe import load_recipe
+    from hf_sft.runs import is_finished
     from hf_sft.strict_json import dump_json
 
     if bool(texts) == bool(input):
         raise RecipeError("give texts to answer, or --input with a file (or -), and not both.")
     files = [text for text in texts or () if Path(text).suffix and Path(text).is_file()]
-    if files:
+    if files and not (is_finished(run) and load_recipe(run / "recipe.yaml").task.reads_files):
         raise RecipeError(f"`{files[0]}` is a file here, not a text to answer.  For its rows: --input {files[0]}")
     if output and (output.is_dir() or not output.absolute().parent.is_dir()):
         what = "is a folder" if output.is_dir() else "lies in a folder that is not there"

@@ -15,8 +15,8 @@ from hf_sft.tasks import Labels, Task
 
 
 def units_of(rows: Dataset, source: DataSource, task: Task) -> np.ndarray:
-    """For each row the number of its unit: rows linked by equal text or equal group share one; no group is no link."""
-    links: list[list] = [task.texts(rows)]
+    """For each row the number of its unit: rows linked by equal content or equal group share one; no group is no link."""
+    links: list[list] = [task.identities(rows)]
     if source.group:
         links.append([(i, None) if value in (None, "") else value for i, value in enumerate(rows[source.group])])
     numbers = [_number(link) for link in links]

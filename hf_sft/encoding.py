@@ -54,10 +54,14 @@ def _select(rows: Dataset, task: Task) -> Dataset:
 
 def encode_blocks(rows: Dataset, task: Task, labels: Labels | None, processor: Any) -> Iterator[Block]:
     """Rows with their examples, a block at a time, each encoded when it is asked for. Not cached."""
-    collate = task.collator(processor)
     for start in range(0, len(rows), BLOCK):
         block = rows.select(range(start, min(start + BLOCK, len(rows))))
-        yield Examples(block, encode_rows(block, task, labels, processor), collate), range(len(block))
+        yield read_examples(block, task, labels, processor), range(len(block))
+
+
+def read_examples(rows: Dataset, task: Task, labels: Labels | None, processor: Any) -> Examples:
+    """Rows with their examples. Not cached."""
+    return Examples(rows, encode_rows(rows, task, labels, processor), task.collator(processor), task.raw_columns())
 
 
 def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dict[str, Examples]:
@@ -77,7 +81,7 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
                 with written_aside(folder) as aside:
                     encode_rows(rows, splits.task, splits.labels, processor).save_to_disk(str(aside))
         found: Any = load_from_disk(str(touch(folder)))
-        encoded[name] = Examples(rows, found, collate)
+        encoded[name] = Examples(rows, found, collate, splits.task.raw_columns())
     return encoded
 
 

@@ -191,9 +191,7 @@ def evaluate_blocks(
         unseen.add(answers.take(fresh), references[fresh], weights[fresh])
         classes, confusions = answers.classes, confusions + answers.confusions(references)
         wrong = worst(answers.mistakes(references))
-        texts = task.texts(rows.select([mistake.row for mistake in wrong]))
-        wrong = [replace(each, row=start + each.row, text=text) for each, text in zip(wrong, texts, strict=True)]
-        mistakes = worst([*mistakes, *wrong])
+        mistakes = worst([*mistakes, *_shown(wrong, start, rows, task)])
         if write:
             said = zip(answers.as_json(), task.references(rows), strict=True)
             for row, (answer, reference) in enumerate(said, start=start):
@@ -216,6 +214,15 @@ def evaluate_blocks(
 def worst(mistakes: Iterable[Mistake]) -> list[Mistake]:
     """Those that the model was surest of, or that are furthest off."""
     return sorted(mistakes, key=lambda mistake: -mistake.score)[:WORST]
+
+
+def _shown(mistakes: list[Mistake], start: int, rows: Dataset, task: Task) -> list[Mistake]:
+    """Mistakes of a block of rows, the first of which has the number `start`, with what was asked."""
+    asked = rows.select([mistake.row for mistake in mistakes])
+    return [
+        replace(mistake, row=start + mistake.row, text=text, picture=picture)
+        for mistake, text, picture in zip(mistakes, task.texts(asked), task.pictures(asked), strict=True)
+    ]
 
 
 def _from_main(value: Any) -> Any:

@@ -33,21 +33,26 @@ TOLERANCE = 1e-4
 
 
 class StoredBody(nn.Module):
-    """Stands in for the body: its last hidden state is what comes in as `inputs_embeds`; the pooler is the body's own."""
+    """Stands in for the body: its last hidden state is what comes in as `inputs_embeds`, or, for pictures, as `pixel_values`;
+    the pooler is the body's own."""
 
     def __init__(self, body: nn.Module):
         super().__init__()
         self.pooler = getattr(body, "pooler", None)
 
     def forward(
-        self, input_ids: Any = None, inputs_embeds: Tensor | None = None, **_: Any
+        self, first: Any = None, inputs_embeds: Tensor | None = None, pixel_values: Tensor | None = None, **_: Any
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        pooled = None if self.pooler is None else self.pooler(inputs_embeds)
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=inputs_embeds, pooler_output=pooled)
+        hidden = next(each for each in (inputs_embeds, pixel_values, first) if each is not None)
+        pooled = None if self.pooler is None else self.pooler(hidden)
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden, pooler_output=pooled)
 
 
 class FeatureExamples(Examples):
-    """Examples whose batches hold one stored vector per row, and one token for what the head asks of the ids."""
+    """Examples whose batches hold one stored vector per row, and one token for what the head asks of the ids.
+
+    Features have the shape of the body's last hidden state, of one position.
+    """
 
     def __init__(self, examples: Examples, features: np.ndarray):
         super().__init__(examples.rows, examples.encoded, examples._collate)
@@ -61,7 +66,13 @@ class FeatureExamples(Examples):
         return [self._rows[place] for place in places]
 
     def collate(self, places: tuple[int, ...]) -> Batch:
-        return {**super().collate(places), "inputs_embeds": torch.from_numpy(self.features[list(places)]).unsqueeze(1)}
+        batch = super().collate(places)
+        return {**batch, _input_of(batch): torch.from_numpy(self.features[list(places)])}
+
+
+def _input_of(batch: Batch) -> str:
+    """Under which name the model passes the stored vectors on to its body."""
+    return "inputs_embeds" if "input_ids" in batch else "pixel_values"
 
 
 def _with_one_token(row: dict[str, Any], inputs: set[str]) -> dict[str, Any]:
@@ -85,7 +96,9 @@ def stored_body(loaded: LoadedModel) -> Iterator[None]:
 
 
 def store_features(loaded: LoadedModel, examples: Examples, items: ItemsOf, machine: Machine) -> FeatureExamples | None:
-    """What the body gives the head for every row, float32, shape (rows, width): from the cache, or by one pass.
+    """What the body gives the head for every row, float32: from the cache, or by one pass.
+
+    Shape (rows, 1, width) where the body gives a sequence, (rows, width, 1, 1) where it gives a map, whose mean is stored.
 
     None when the head reads more than one position per row, or when the stub's answers are not the model's.
     """
@@ -115,7 +128,7 @@ def _stub_is_exact(loaded: LoadedModel, examples: Examples, items: ItemsOf) -> b
         vectors = _read_vectors(loaded, batch, items)
         if vectors is None:
             return False
-        few = Examples(examples.rows, examples.encoded.select(rows), examples._collate)
+        few = Examples(examples.rows, examples.encoded.select(rows), examples._collate)  # without what is only the body's
         stored = FeatureExamples(few, vectors.cpu().numpy()).collate(tuple(range(len(rows))))
         with torch.no_grad():
             wanted = items(loaded.model, batch).logits
@@ -128,7 +141,7 @@ def _stub_is_exact(loaded: LoadedModel, examples: Examples, items: ItemsOf) -> b
 
 
 def _read_vectors(loaded: LoadedModel, batch: Batch, items: ItemsOf, machine: Machine | None = None) -> Tensor | None:
-    """For each example the vector that the head reads, shape (examples, width); None when it reads several."""
+    """Of each example the vector that the head reads, as a last hidden state of one position; None when it reads several."""
     states: list[Tensor] = []
     watching = loaded.body.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
     try:
@@ -137,14 +150,16 @@ def _read_vectors(loaded: LoadedModel, batch: Batch, items: ItemsOf, machine: Ma
     finally:
         watching.remove()
     hidden = states[0].float()
+    if hidden.ndim == 4:
+        return hidden.mean((2, 3), keepdim=True)
     with torch.enable_grad(), stored_body(loaded):
         hidden.requires_grad_(True)
-        logits = items(loaded.model, {**batch, "inputs_embeds": hidden}).logits
+        logits = items(loaded.model, {**batch, _input_of(batch): hidden}).logits
         (gradient,) = torch.autograd.grad(logits.sum(), hidden)
     read = gradient.abs().sum(-1) > 0
     if not (read.sum(1) == 1).all():
         return None
-    return hidden.detach()[torch.arange(len(hidden), device=hidden.device), read.int().argmax(1)]
+    return hidden.detach()[torch.arange(len(hidden), device=hidden.device), read.int().argmax(1)].unsqueeze(1)
 
 
 def _run_body(loaded: LoadedModel, examples: Examples, items: ItemsOf, machine: Machine) -> np.ndarray:
@@ -157,14 +172,15 @@ def _run_body(loaded: LoadedModel, examples: Examples, items: ItemsOf, machine: 
         if micro_batch.counts:
             parts.append((micro_batch, vectors.cpu().numpy()))
     shared = gather_object(parts)
-    stored = np.empty((len(examples), shared[0][1].shape[1]), dtype=np.float32)
+    stored = np.empty((len(examples), *shared[0][1].shape[1:]), dtype=np.float32)
     for micro_batch, vectors in shared:
         stored[list(micro_batch.places)] = vectors
     return stored
 
 
 def _key(loaded: LoadedModel, examples: Examples, machine: Machine) -> str:
-    digest = hashlib.sha256(f"{hash_rows(examples.encoded)} {machine.precision} {hash_code(type(loaded.body))}".encode())
+    shown = hash_rows(examples.encoded), examples.raw and hash_rows(examples.raw)
+    digest = hashlib.sha256(f"{shown} {machine.precision} {hash_code(type(loaded.body))}".encode())
     for name, parameter in loaded.model.named_parameters():
         if name not in loaded.head:
             digest.update(name.encode())

@@ -21,6 +21,8 @@ from hf_sft.heads import fit_head
 from hf_sft.packages import locate
 from hf_sft.tasks import Labels, Task
 
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
 
 class Checkpoint(Block):
     """Where training starts: a checkpoint of the Hub, a folder, a finished run, or a folder inside an installed package."""
@@ -33,18 +35,25 @@ class Checkpoint(Block):
     """Run Python that the checkpoint brings; the command line must say --trust-remote-code too."""
 
 
-def load_processor(checkpoint: Checkpoint, max_length: int | None = None) -> Any:
-    """The checkpoint's tokenizer, with a pad token; its `model_max_length` is `max_length`, or its own, but never more than
-    the model has positions.
+def load_processor(checkpoint: Checkpoint, max_length: int | None = None, auto: Any = AutoTokenizer) -> Any:
+    """What the checkpoint brings to make inputs of rows, loaded by `auto`.
 
-    Raises `CheckpointError`.
+    A tokenizer gets a pad token; its `model_max_length` is `max_length`, or its own, but never more than the model has
+    positions. Raises `CheckpointError`.
     """
-    where = _where(checkpoint)
-    config = _load_config(checkpoint, {})
+    where, config = Path(_where(checkpoint)), _load_config(checkpoint, {})
+    if auto is not AutoTokenizer and where.is_dir() and not any((where / name).is_file() for name in IMAGE_PROCESSOR_FILES):
+        raise CheckpointError(
+            f"checkpoint `{checkpoint.checkpoint}` brings no image processor: expected {IMAGE_PROCESSOR_FILES[0]} beside its "
+            "config.json.\n  Is it a model for pictures?"
+        )
+    part = "tokenizer" if auto is AutoTokenizer else "image processor"
     try:
-        processor = AutoTokenizer.from_pretrained(where, **_source(checkpoint))
+        processor = auto.from_pretrained(str(where), **_source(checkpoint))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(_explain(checkpoint, "tokenizer", error)) from error
+        raise CheckpointError(_explain(checkpoint, part, error)) from error
+    if auto is not AutoTokenizer:
+        return processor
     if set(processor.get_vocab().values()) <= set(processor.all_special_ids):
         # transformers makes an empty tokenizer of a folder without tokenizer files, and every word becomes unknown.
         raise CheckpointError(
@@ -94,7 +103,8 @@ def load_model(checkpoint: Checkpoint, task: Task, labels: Labels | None, proces
     """
     theirs = _load_config(checkpoint, {})
     config = _load_config(checkpoint, task.config_fields(labels))
-    config.pad_token_id = processor.pad_token_id
+    if hasattr(processor, "pad_token_id"):
+        config.pad_token_id = processor.pad_token_id
     model, report = _load_weights(checkpoint, task, config)
     new = _find_new(checkpoint, model, report)
     notes: list[str] = []

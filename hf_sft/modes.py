@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.features import body_rests
@@ -25,7 +26,10 @@ def attending(loaded: LoadedModel, implementation: str | None) -> Iterator[None]
 
 
 def resting_modules(loaded: LoadedModel, model: nn.Module) -> list[nn.Module]:
-    """The largest parts of the body in which nothing moves; their dropout is off, since there is nothing to regularise."""
+    """The largest parts of the body in which nothing moves: their dropout is off, since there is nothing to regularise.
+
+    And every batch norm: it keeps the checkpoint's statistics. Those of a micro-batch would depend on how the step is cut.
+    """
 
     def search(module: nn.Module) -> list[nn.Module]:
         parameters = list(module.parameters())
@@ -34,7 +38,8 @@ def resting_modules(loaded: LoadedModel, model: nn.Module) -> list[nn.Module]:
         holds_layers = any(isinstance(part, nn.ModuleList) for part in module.modules())
         return [found for child in module.children() for found in search(child)] if holds_layers else []
 
-    return search(loaded.body)
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [*search(loaded.body), *norms]
 
 
 def attention_for_training(loaded: LoadedModel, machine: Machine) -> str | None:

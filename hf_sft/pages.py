@@ -155,6 +155,7 @@ def _mistakes(mistakes: list[dict[str, Any]]) -> list[Section]:
             each["prediction"],
             f"{each['scored']} {each['score']:.3f}; the reference is {each['reference']}",
             each["text"] and _cut(each["text"]),
+            each.get("picture"),
         )
         for each in mistakes
     ]

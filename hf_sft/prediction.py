@@ -18,6 +18,8 @@ from hf_sft.sources import KINDS, DataSource, load_source
 from hf_sft.tasks import Task
 
 STDIN = "-"
+FILE = "file"
+"""A column that says which file a row is; answers say it too."""
 
 
 def predict(
@@ -29,8 +31,9 @@ def predict(
     """Answers as in `predictions/`: `row`, the answer, and `reference` where the input knows it; on the main process.
 
     `inputs` is a file (csv, tsv, json, jsonl, parquet, arrow, txt), `-` for standard input (lines of text, lines of JSON,
-    or one JSON array), a list of texts, or a list of rows. A row without text keeps its place and its answer is None;
-    `strict` refuses it. Raises `RecipeError` and `DataError`.
+    or one JSON array), a list of texts, or a list of rows; where the task is about pictures also a picture, a folder of them,
+    or a list of such. A row without text keeps its place and its answer is None; `strict` refuses it. Raises `RecipeError` and
+    `DataError`.
     """
     return list(answer(run, inputs, strict, trust_remote_code))
 
@@ -50,7 +53,9 @@ def answer(
     missing = [column for column in columns if column not in rows.column_names]
     if missing:
         raise DataError(f"the input lacks column(s) {', '.join(missing)}.  It has: {', '.join(rows.column_names)}.")
-    asked = rows.select_columns(columns)
+    files = rows["file"] if FILE in rows.column_names else None
+    folder = Path(inputs).expanduser().parent if isinstance(inputs, str | Path) else Path()
+    asked = task.read(rows.select_columns(columns), folder)
     empty = {i for column in columns for i, cell in enumerate(asked[column]) if _is_blank(cell)}
     filled = [i for i in range(len(rows)) if strict or i not in empty]
     asked = asked.select(filled)
@@ -68,7 +73,8 @@ def answer(
         return
     for row in range(len(rows)):
         said = next(answers) if row in answered else nothing
-        yield {"row": row, **said, **({"reference": references[row]} if references else {})}
+        named = {"row": row, "file": files[row]} if files else {"row": row}
+        yield {**named, **said, **({"reference": references[row]} if references else {})}
 
 
 def _is_blank(cell: Any) -> bool:
@@ -100,11 +106,13 @@ def _read(inputs: Any, task: Task) -> Dataset:
     odd = next((i for i, row in enumerate(rows) if not (row is None or isinstance(row, str))), None)
     if odd is not None:
         raise DataError(f"row {odd} is {rows[odd]!r}: expected only texts, or only rows (a dict by column).")
-    return _from_texts(rows, task)
+    return task.from_words(rows)
 
 
 def _read_file(path: str | Path, task: Task) -> Dataset:
     path = Path(path).expanduser()
+    if task.reads_files and path.suffix.lower() not in KINDS:
+        return task.from_words([str(path)])
     if path.suffix.lower() not in KINDS or not path.is_file():
         there = "there is no such file" if path.suffix.lower() in KINDS else "its name says not what it holds"
         raise DataError(f"`{path}`: {there}.  Expected a file ending in {', '.join(KINDS)}, or - for standard input.")
@@ -130,7 +138,7 @@ def _read_text(content: bytes, where: str, task: Task) -> Dataset:
         except json.JSONDecodeError:
             pass  # a text may begin with a bracket
     if first != "{":
-        return _from_texts(lines, task)
+        return task.from_words(lines)
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -141,9 +149,3 @@ def _read_text(content: bytes, where: str, task: Task) -> Dataset:
             raise DataError(f"{where}, line {number}: expected a JSON object, as on the lines before.")
         rows.append(row)
     return Dataset.from_list(rows)
-
-
-def _from_texts(texts: Sequence[str | None], task: Task) -> Dataset:
-    if len(task.input_columns()) > 1 and any(texts):
-        raise DataError(f"this run answers pairs: give rows with the columns {', '.join(task.input_columns())}.")
-    return Dataset.from_dict(dict.fromkeys(task.input_columns(), texts))

@@ -17,7 +17,7 @@ from torch import nn
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples
-from hf_sft.encoding import encode_rows, encode_splits
+from hf_sft.encoding import encode_splits, read_examples
 from hf_sft.errors import RecipeError
 from hf_sft.evaluation import Kept, measure_blocks, run_blocks
 from hf_sft.methods import Phase
@@ -55,7 +55,7 @@ class Prepared:
             return measure_blocks(ran, task, labels, plan.names(task))
 
         def read(rows: Dataset) -> Examples:
-            return Examples(rows, encode_rows(rows, task, labels, self.processor), task.collator(self.processor))
+            return read_examples(rows, task, labels, self.processor)
 
         return Asked(task.items, task.keep, score, read, plan.choose_by(task))
 
@@ -126,7 +126,7 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     for note in (*read, *splits.notes):
         tell(note)
     most, notes = getattr(splits.task, "max_length", None), []
-    processor = load_processor(recipe.model, most)
+    processor = load_processor(recipe.model, most, splits.task.auto_processor)
     if most and processor.model_max_length < most:
         notes.append(
             f"`task.max_length` is {most}, but the model has {processor.model_max_length} positions: it is cut there."
@@ -153,7 +153,7 @@ def load_run(folder: str | Path, trust_remote_code: bool = False) -> Run:
     Raises `RecipeError` when it is none, or when it would run code that is not ours and the caller does not ask for that.
     """
     folder = Path(folder)
-    if not (folder / "report.json").is_file() or not (folder / "recipe.yaml").is_file():
+    if not is_finished(folder):
         unfinished = " It holds an unfinished one." if (folder / "checkpoints").is_dir() else ""
         raise RecipeError(f"`{folder}` holds no finished run: a run folder has recipe.yaml and report.json.{unfinished}")
     recipe = as_recipe(folder / "recipe.yaml", trust_remote_code=trust_remote_code)
@@ -162,11 +162,16 @@ def load_run(folder: str | Path, trust_remote_code: bool = False) -> Run:
     labels = Labels(tuple(names)) if names else None
     adapter = (folder / "adapter_config.json").is_file()
     here = Checkpoint(checkpoint=str(folder), trust_remote_code=recipe.model.trust_remote_code)
-    processor = load_processor(here)
+    processor = load_processor(here, auto=recipe.task.auto_processor)
     loaded = load_model(recipe.model if adapter else here, recipe.task, labels, processor)
     model: Any = PeftModel.from_pretrained(loaded.model, str(folder)) if adapter else loaded.model
     machine = resolve_machine(recipe.training)
     return Run(folder, recipe, facts, recipe.task, labels, processor, model.eval().to(machine.device), machine)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a finished run."""
+    return (folder / "report.json").is_file() and (folder / "recipe.yaml").is_file()
 
 
 def claim_folder(name: str) -> Path:

@@ -62,6 +62,8 @@ class Quote:
     words: str
     remark: str
     text: str | None
+    picture: str | None = None
+    """A `data:` address."""
 
 
 @dataclass(frozen=True)

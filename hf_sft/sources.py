@@ -32,8 +32,8 @@ class DataSource(Block):
     """Where the rows come from, and which of them are for training, for choosing, and for the score."""
 
     dataset: str
-    """A Hub id; a file; csv, json, parquet, arrow or text with `data_files`; textfolder with `data_dir`; a save_to_disk
-    folder."""
+    """A Hub id; a file; csv, json, parquet, arrow or text with `data_files`; textfolder or imagefolder with `data_dir`; a
+    save_to_disk folder."""
     config: str | None = None
     """The configuration of a Hub data set, like mrpc of nyu-mll/glue."""
     revision: str | None = None
@@ -41,7 +41,7 @@ class DataSource(Block):
     data_files: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
     """Files, or files by split; package:NAME/PATH finds them in an installed package."""
     data_dir: str | None = None
-    """A folder; for textfolder one with a sub-folder per label; package:NAME/PATH too."""
+    """A folder; for textfolder and imagefolder one with a sub-folder per label; package:NAME/PATH too."""
     encoding: str | None = None
     """Of text files; utf-8 when not given. What can't be read is replaced by U+FFFD and counted."""
     delimiter: str | None = None
@@ -117,6 +117,16 @@ def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> t
     if source.dataset == "csv":
         brought = _find_numbers(brought, set(texts))
     return brought, source.model_copy(update={"revision": _commit(brought) or source.revision})
+
+
+def folder_of(source: DataSource) -> Path:
+    """The folder in which the data lies, for paths that the rows hold; where one stands if it is not here."""
+    source = _name_kind(source)
+    named = source.data_dir or source.data_files or source.dataset
+    while not isinstance(named, str):
+        named = next(iter(named.values())) if isinstance(named, dict) else named[0]
+    path = Path(locate(named)).expanduser()
+    return path if path.is_dir() else path.parent
 
 
 def _name_kind(source: DataSource) -> DataSource:
@@ -238,7 +248,7 @@ def _explain_missing(source: DataSource, error: Exception) -> str:
     return (
         f"data set `{where}` can't be had: {_first_line(error)}\n"
         "  Expected a Hub id (online, or in the cache), a file, one of csv, json, parquet, arrow, text with\n"
-        "  `data.data_files`, textfolder with `data.data_dir`, or a folder written by save_to_disk."
+        "  `data.data_files`, textfolder or imagefolder with `data.data_dir`, or a folder written by save_to_disk."
     )
 
 

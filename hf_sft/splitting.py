@@ -13,7 +13,8 @@ from datasets import ClassLabel, Dataset, LargeList, List, ReadInstruction, Valu
 from hf_sft.cache import digest
 from hf_sft.draws import assign, strata_of, subsample, units_of
 from hf_sft.errors import DataError, nearest, suggest
-from hf_sft.sources import SPLITS, DataSource, load_source
+from hf_sft.images import hash_image
+from hf_sft.sources import SPLITS, DataSource, folder_of, load_source
 from hf_sft.tasks import Labels, Task
 
 HELD_OUT = 0.1
@@ -53,13 +54,23 @@ def hash_rows(rows: Dataset) -> str:
     """Equal for equal columns with equal values, whatever file they came from and however it was cut."""
     parts: list[str | bytes] = []
     for table in rows.select_columns(sorted(rows.column_names)).with_format("arrow").iter(1000):
-        table: Any = table
+        table: Any = _hash_files(table)
         kinds = [(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in table.schema]
         # Taken row by row, so that equal values lie in equal buffers.
         whole = table.cast(pa.schema(kinds)).take(pa.array(range(len(table)))).combine_chunks()
         parts += [str(kinds), *(batch.serialize().to_pybytes() for batch in whole.to_batches())]
         parts = [digest(*parts)]
     return digest(*parts)
+
+
+def _hash_files(table: Any) -> pa.Table:
+    """The table with hashes in place of files, which are read: the same path may hold something else today."""
+    for place, column in enumerate(table.schema):
+        if pa.types.is_struct(column.type) and {each.name for each in column.type} == {"bytes", "path"}:
+            table = table.set_column(
+                place, column.name, pa.array(map(hash_image, table[column.name].to_pylist()), pa.string())
+            )
+    return table
 
 
 def load_splits(source: DataSource, task: Task) -> Splits:
@@ -69,7 +80,7 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     loaded, named = _name_splits(source, brought, notes)
     for name, rows in loaded.items():
         _require_columns(rows, name, task, source, ("keep", "group") if name == "train" else ("keep",))
-    loaded = {name: _keep(rows, source, name, notes) for name, rows in loaded.items()}
+    loaded = {name: task.read(_keep(rows, source, name, notes), folder_of(source)) for name, rows in loaded.items()}
     resolved, labels, remarks = task.resolve(loaded)
     notes += remarks
     rows = {name: _name_classes(rows, resolved) for name, rows in loaded.items()}
@@ -95,7 +106,7 @@ def load_rows(
         asked = f"has no split `{split}`" if split else "has several splits, none of them called `test`"
         raise DataError(f"data set `{source.dataset}` {asked}.\n  It has: {', '.join(brought)}.  Say which: --split NAME.")
     _require_columns(brought[name], name, task, source, ("keep",))
-    rows = _name_classes(_keep(brought[name], source, name, notes), task)
+    rows = _name_classes(task.read(_keep(brought[name], source, name, notes), folder_of(source)), task)
     return name, _without_invalid({name: rows}, task, labels, source.drop_invalid, notes)[name]
 
 
@@ -199,11 +210,11 @@ def _namer(feature: ClassLabel) -> Callable[[int | None], str | None]:
 def _find_seen(rows: dict[str, Dataset], task: Task, notes: list[str]) -> dict[str, np.ndarray]:
     """The rows of validation and test whose texts train has too: a right answer there may be remembered, not learned."""
     labels_of: dict[str, set] = {}
-    for text, reference in zip(task.texts(rows["train"]), task.references(rows["train"]), strict=True):
+    for text, reference in zip(task.identities(rows["train"]), task.references(rows["train"]), strict=True):
         labels_of.setdefault(text, set()).add(str(reference))
     seen = {}
     for name in SPLITS[1:]:
-        texts, references = task.texts(rows[name]), task.references(rows[name])
+        texts, references = task.identities(rows[name]), task.references(rows[name])
         places = [i for i, text in enumerate(texts) if text in labels_of]
         seen[name] = np.array(places, dtype=np.int64)
         if places:

@@ -40,9 +40,14 @@ def one_step(recipe: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor], in
     trainer = hf_sft.build_trainer(hf_sft.Recipe.model_validate(recipe))
     trainer.model.double()
     inputs = next(iter(trainer.get_train_dataloader()))
+    inputs["micro_batches"] = [(_in_double(batch), place) for batch, place in inputs["micro_batches"]]
     loss = trainer.training_step(trainer.model, inputs)
     gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
     return float(loss), gradients, len(inputs["micro_batches"])
+
+
+def _in_double(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -110,15 +115,16 @@ def test_the_plain_trainer_has_the_same_loss_however_it_is_cut(checkpoints, tmp_
 def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
     """17 rows in steps of 8: the last step of an epoch is one row, and one process has none. One launch runs all cases."""
     cases = {}
-    for family in tiny.FAMILIES:
-        for problem in PROBLEMS if family == "bert" else (PROBLEMS[0], "entities"):
-            files = tiny.write_rows(tmp_path / problem, problem, train=17)
-            for method in METHODS:
-                name = f"{family}-{problem}-{method}"
-                folder = tmp_path / "one" / name
-                recipe = tiny.recipe(checkpoints[family], files, folder, method, task=tiny.task_of(problem))
-                hf_sft.train(hf_sft.Recipe.model_validate(recipe))
-                cases[name] = {**recipe, "output": {"folder": str(tmp_path / "two" / name)}}
+    for family, problem in tiny.CASES:
+        if family == "gpt2" and problem not in (PROBLEMS[0], "entities"):
+            continue
+        files = tiny.write_rows(tmp_path / problem, problem, train=17)
+        for method in METHODS:
+            name = f"{family}-{problem}-{method}"
+            folder = tmp_path / "one" / name
+            recipe = tiny.recipe(checkpoints[family], files, folder, method, task=tiny.task_of(problem))
+            hf_sft.train(hf_sft.Recipe.model_validate(recipe))
+            cases[name] = {**recipe, "output": {"folder": str(tmp_path / "two" / name)}}
     scored = {"eval_strategy": "steps", "eval_steps": 2}
     for problem, aid, method in product((PROBLEMS[0], "entities"), list_kinds("aids"), METHODS):
         name, files = f"{problem}-{aid}-{method}", tiny.write_rows(tmp_path / problem, problem, train=17)

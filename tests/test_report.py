@@ -290,7 +290,7 @@ def test_the_page_fetches_nothing_and_runs_nothing_whatever_the_data_says(tmp_pa
     assert not [name for name, _ in page.attributes if name.startswith("on") or name == "src"]
     links = [value for name, value in page.attributes if name in ("href", "xlink:href", "action", "data")]
     assert links and all(value and value.startswith("#") for value in links)
-    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in page.attributes
     styles = [value or "" for name, value in page.attributes if name == "style"]
     assert not any("//" in value or "@import" in value for value in styles)
     # What the data says is there to be read.

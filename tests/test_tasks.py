@@ -12,9 +12,10 @@ from hf_sft.block import list_kinds, load_kind
 from hf_sft.losses import item_loss
 from hf_sft.models import Checkpoint, load_model, load_processor
 from hf_sft.scoring import measure
+from tests import tiny
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.IMAGE_FAMILIES])
 @pytest.mark.parametrize("name", list_kinds("tasks"))
 def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
     task, rows = load_kind("tasks", name).sample()
@@ -24,12 +25,14 @@ def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
     task, labels, _ = task.resolve({"train": rows})
     assert task.invalid_rows(rows, labels) == {}
     checkpoint = Checkpoint(checkpoint=str(checkpoints[family]))
-    processor = load_processor(checkpoint)
+    processor = load_processor(checkpoint, auto=task.auto_processor)
     model = load_model(checkpoint, task, labels, processor).model
 
     encoded = task.encode(rows[:], processor, labels)
     assert len({len(column) for column in encoded.values()}) == 1
     examples = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+    for raw in task.raw_columns():
+        examples = [{**example, raw: cell} for example, cell in zip(examples, rows[raw], strict=True)]
     batch = task.collator(processor)(examples)
     items = task.items(model, batch)
     losses = item_loss(items)

@@ -6,10 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    ConvNextImageProcessor,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
 ELSEWHERE = "elsewhere.invalid"
+SIDE = 48
+"""Of the pictures that tiny models take."""
 WORDS = [
     "a",
     "the",
@@ -97,18 +112,41 @@ FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 }
 
 
+def _resnet() -> Any:
+    size = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}
+    model = ResNetModel(ResNetConfig(**size))
+    for module in model.modules():  # statistics as those of a trained one: neither 0 nor 1
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model
+
+
+def _vit() -> Any:
+    drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    return ViTModel(ViTConfig(image_size=SIDE, patch_size=16, **size, **drop), add_pooling_layer=False)
+
+
+IMAGE_FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "resnet": (_resnet, lambda: ConvNextImageProcessor(size={"shortest_edge": SIDE}, crop_pct=1.0)),
+    "vit": (_vit, lambda: ViTImageProcessor(size={"height": SIDE, "width": SIDE})),
+}
+
+
 def build(family: str, folder: Path) -> Path:
     """A checkpoint without a head, saved as the Hub would have it."""
-    make_model, make_tokenizer = FAMILIES[family]
+    make_model, make_processor = {**FAMILIES, **IMAGE_FAMILIES}[family]
     torch.manual_seed(0)
     make_model().save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    make_processor().save_pretrained(folder)
     return folder
 
 
 PROBLEMS = ("single_label_classification", "multi_label_classification", "regression", "entities", "choices", "questions")
-"""The kinds of rows that there are."""
+"""The kinds of rows that there are, but for pictures."""
 CASES = [(family, problem) for family in FAMILIES for problem in PROBLEMS if (family, problem) != ("gpt2", "choices")]
+CASES += [(family, "pictures") for family in IMAGE_FAMILIES]
 """Families and the kinds of rows that they have a head for."""
 
 
@@ -126,6 +164,8 @@ def rows(problem_type: str, count: int, start: int = 0) -> list[dict[str, Any]]:
             label = first / 10
         if problem_type == "entities":
             made.append({"words": text.split(), "tags": _tag(text.split())})
+        elif problem_type == "pictures":
+            made.append({"image": f"{i}.png", "label": label})
         elif problem_type == "questions":
             words = text.split()
             start = sum(len(word) + 1 for word in words[: i % len(words)])
@@ -138,6 +178,23 @@ def rows(problem_type: str, count: int, start: int = 0) -> list[dict[str, Any]]:
         else:
             made.append({"text": text, "label": label})
     return made
+
+
+def draw_files(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """The pictures that rows name."""
+    for row in rows:
+        if "image" in row:
+            draw(int(Path(row["image"]).stem)).save(folder / row["image"])
+
+
+def draw(i: int) -> Image.Image:
+    """A picture of stripes whose colour and width tell the label of row `i`; none is like another."""
+    first, size = (i * 5) % len(WORDS), (40 + i % 7, 30 + i % 5)
+    colour = [(200, 40, 40), (40, 200, 40), (40, 40, 200)][first % 3]
+    picture = Image.new("RGB", size, colour)
+    for x in range(0, size[0], 4 + first % 3):
+        picture.paste((i % 251, (7 * i) % 256, first), (x, 0, x + 1, size[1]))
+    return picture
 
 
 def _tag(words: list[str]) -> list[str]:
@@ -155,6 +212,7 @@ def task_of(problem: str) -> dict[str, Any]:
         "entities": {"type": "token_classification", "max_length": 8},
         "choices": {"type": "multiple_choice"},
         "questions": {"type": "question_answering"},
+        "pictures": {"type": "image_classification"},
     }
     return others.get(problem, {"type": "sequence_classification"})
 
@@ -164,8 +222,9 @@ def write_rows(folder: Path, problem_type: str, train: int = 17) -> dict[str, st
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for split, count, start in (("train", train, 0), ("validation", 9, 100), ("test", 11, 200)):
-        path = folder / f"{split}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows(problem_type, count, start)))
+        path, made = folder / f"{split}.jsonl", rows(problem_type, count, start)
+        path.write_text("".join(json.dumps(row) + "\n" for row in made))
+        draw_files(folder, made)
         files[split] = str(path)
     return files
 

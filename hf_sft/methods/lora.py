@@ -17,7 +17,10 @@ from hf_sft.training import Training
 
 
 class Lora(Method):
-    """Learn a low-rank update beside each linear layer of the body, and the head: near full, with a fraction of the memory."""
+    """Learn a low-rank update beside each linear layer of the body (each convolution, where it has none), and the head.
+
+    Near full, with a fraction of the memory.
+    """
 
     training_defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 5e-4,  # ten times that of full fine-tuning, whatever the rank (Schulman, LoRA Without Regret, 2025)
@@ -43,7 +46,9 @@ class Lora(Method):
 
     def _wrap(self, loaded: LoadedModel, peft_type: str | None) -> PeftModel:
         """PEFT's own model; every module of the head is trained and saved whatever its name (peft #310, #577, #876)."""
-        linear = {name: type(m) for name, m in loaded.body.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+        modules = dict(loaded.body.named_modules())
+        linear = {name: type(m) for name, m in modules.items() if isinstance(m, nn.Linear | Conv1D)}
+        linear = linear or {name: type(m) for name, m in modules.items() if isinstance(m, nn.Conv2d) and m.groups == 1}
         below_head = {f"{loaded.prefix}{name}": kind for name, kind in linear.items()}
         below_head = {name: kind for name, kind in below_head.items() if f"{name}.weight" not in loaded.head}
         chosen = self._targets(below_head)

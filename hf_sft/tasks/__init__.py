@@ -4,16 +4,19 @@ A new task is a new file here: `type: span_ranking` means `hf_sft/tasks/span_ran
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from datasets import Dataset
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Fit
 from hf_sft.block import Block
+from hf_sft.errors import DataError
 from hf_sft.label_columns import Labels
 from hf_sft.losses import Items
 
@@ -28,6 +31,10 @@ class Task(Block, ABC):
 
     auto_model: ClassVar[Any]
     """The `AutoModelFor…` that brings the head."""
+    auto_processor: ClassVar[Any] = AutoTokenizer
+    """What makes the model's inputs of a row."""
+    reads_files: ClassVar[bool] = False
+    """What is asked of the model are files, and not the words themselves."""
     pipeline_tag: ClassVar[str]
     """The pipeline that answers with the finished model."""
     peft_type: ClassVar[str | None]
@@ -47,6 +54,21 @@ class Task(Block, ABC):
     @abstractmethod
     def input_columns(self) -> tuple[str, ...]:
         """The columns that a row must have to be predicted."""
+
+    def raw_columns(self) -> tuple[str, ...]:
+        """Columns that the collator is given as the rows have them: what is too large to be written twice."""
+        return ()
+
+    def read(self, rows: Dataset, folder: Path) -> Dataset:
+        """The rows in the form that this task works on; paths in them are seen from `folder` too. Raises `DataError`."""
+        return rows
+
+    def from_words(self, words: Sequence[str | None]) -> Dataset:
+        """Rows of what somebody types to be answered. Raises `DataError`."""
+        columns = self.input_columns()
+        if len(columns) > 1 and any(words):
+            raise DataError(f"this run answers pairs: give rows with the columns {', '.join(columns)}.")
+        return Dataset.from_dict(dict.fromkeys(columns, words))
 
     @abstractmethod
     def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
@@ -114,7 +136,15 @@ class Task(Block, ABC):
 
     @abstractmethod
     def texts(self, rows: Dataset) -> list[str]:
-        """What a person would read of each row; equal texts never stand on two sides of a made split."""
+        """What a person would read of each row."""
+
+    def identities(self, rows: Dataset) -> list[str]:
+        """What makes a row the same as another; equal ones never stand on two sides of a made split."""
+        return self.texts(rows)
+
+    def pictures(self, rows: Dataset) -> list[str | None]:
+        """What a person would look at of each row, small, as `data:` addresses."""
+        return [None] * len(rows)
 
     @abstractmethod
     def example_call(self) -> str:
