@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +20,8 @@ SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().it
 """What the names of pictures end in."""
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow and files raise."""
+AT_ONCE = 100
+"""Pictures that are in memory at a time when all are looked at."""
 SMALL, SHOWN = 16, 128
 """Sides, in pixels, of the pictures that baselines are given, and of those that a report shows."""
 
@@ -36,10 +39,12 @@ def open_image(cell: Cell) -> Image.Image:
     return image.convert("RGB")
 
 
-def find_flaws(cells: Iterable[Cell | None]) -> Iterator[str | None]:
-    """Of each picture why it can't be read; None where it can."""
+def find_flaws(cells: Iterable[Cell | None]) -> Iterator[tuple[str, str | None]]:
+    """Of each picture its name, and why it can't be read; None where it can."""
+    waiting = iter(cells)
     with ThreadPoolExecutor() as threads:
-        yield from threads.map(_find_flaw, cells)
+        while some := list(islice(waiting, AT_ONCE)):
+            yield from zip(map(name_of, some), threads.map(_find_flaw, some), strict=True)
 
 
 def _find_flaw(cell: Cell | None) -> str | None:

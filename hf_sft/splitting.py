@@ -33,7 +33,7 @@ class Splits:
     labels: Labels | None
     notes: tuple[str, ...]
     seen: dict[str, np.ndarray] = field(default_factory=dict)
-    """For validation and test the rows whose text train has too."""
+    """For validation and test the rows whose input train has too."""
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -208,20 +208,20 @@ def _namer(feature: ClassLabel) -> Callable[[int | None], str | None]:
 
 
 def _find_seen(rows: dict[str, Dataset], task: Task, notes: list[str]) -> dict[str, np.ndarray]:
-    """The rows of validation and test whose texts train has too: a right answer there may be remembered, not learned."""
+    """The rows of validation and test whose inputs train has too: a right answer there may be remembered, not learned."""
     labels_of: dict[str, set] = {}
-    for text, reference in zip(task.identities(rows["train"]), task.references(rows["train"]), strict=True):
-        labels_of.setdefault(text, set()).add(str(reference))
+    for each, reference in zip(task.identities(rows["train"]), task.references(rows["train"]), strict=True):
+        labels_of.setdefault(each, set()).add(str(reference))
     seen = {}
     for name in SPLITS[1:]:
-        texts, references = task.identities(rows[name]), task.references(rows[name])
-        places = [i for i, text in enumerate(texts) if text in labels_of]
+        inputs, references = task.identities(rows[name]), task.references(rows[name])
+        places = [i for i, each in enumerate(inputs) if each in labels_of]
         seen[name] = np.array(places, dtype=np.int64)
         if places:
-            equal = sum(str(references[i]) in labels_of[texts[i]] for i in places)
+            equal = sum(str(references[i]) in labels_of[inputs[i]] for i in places)
             notes.append(
-                f"{len(places)} of {len(texts)} rows of split `{name}` have a text that train has too ({equal} with the same "
-                "label): the score on the other rows is given beside."
+                f"{len(places)} of {len(inputs)} rows of split `{name}` have an input that train has too "
+                f"({equal} with the same label): the score on the other rows is given beside."
             )
     return seen
 
@@ -254,7 +254,7 @@ def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes
     """Hold out what no split of the data set brings. Equal texts, and rows of one group, stay together."""
     fractions: dict[str, float] = {}
     strata = strata_of(rows["train"], task)
-    held_out = f"{'stratified, ' if any(strata) else ''}equal texts on one side"
+    held_out = f"{'stratified, ' if any(strata) else ''}equal inputs on one side"
     for name in SPLITS[1:]:
         if name in rows:
             continue
@@ -287,7 +287,7 @@ def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes
             parts = len(np.unique(units))
             raise DataError(
                 f"split `{name}` has no rows left: train brings {len(train)} rows, in {parts} parts that must not be torn\n"
-                "  (equal texts, one group), which are too few for the fractions of `data.splits`."
+                "  (equal inputs, one group), which are too few for the fractions of `data.splits`."
             )
         absent = sorted({*strata} - {*strata_of(split, task), ""})
         if absent:

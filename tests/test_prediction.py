@@ -234,7 +234,7 @@ def test_rows_of_test_that_train_has_are_scored_apart(checkpoints, tmp_path):
     predictions = [json.loads(line) for line in (tmp_path / "run/predictions/test.jsonl").read_text().splitlines()]
     right = [predictions[i]["label"] == predictions[i]["reference"] for i in rest]
     assert report.facts["unseen"]["test"]["accuracy"]["value"] == pytest.approx(sum(right) / len(right))
-    said = f"{len(test) - len(rest)} of {len(test)} rows of split `test` have a text that train has too"
+    said = f"{len(test) - len(rest)} of {len(test)} rows of split `test` have an input that train has too"
     assert any(said in note for note in report.facts["data"]["warnings"])
     card = (tmp_path / "run" / "README.md").read_text()
     assert "rows not in train" in card and "rows not in train" in (tmp_path / "run" / "report.html").read_text()

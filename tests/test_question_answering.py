@@ -204,7 +204,8 @@ def test_answers_come_in_squads_two_shapes_and_are_read_where_they_stand():
     assert found.no_answer is True and task().resolve({"train": rows.select([0])})[0].no_answer is False
     assert labels is None and found.invalid_rows(rows, None) == {}
     assert said == [
-        "1 row(s) of split `train` have answers that stand elsewhere than at their offset: read there.",
+        "1 answer(s) of split `train` stand once in their context, elsewhere than at their offset: "
+        "read there ('left' at 4, not 0).",
         "1 of 3 rows of split `train` have no answer.",
     ]
 
@@ -217,7 +218,7 @@ GOOD = {"question": "who", "context": "Ann left, Ann came", "answers": {"text": 
     [
         (
             {**GOOD, "answers": {"text": ["Bob"], "answer_start": [0]}},
-            r"an answer that does not stand in the context at its offset",
+            r"an answer that does not stand in the context at its offset \('Bob', where 'Ann' stands\) in 1 row",
         ),
         (
             {**GOOD, "answers": {"text": ["Ann"], "answer_start": [3]}},

@@ -222,7 +222,7 @@ def test_rows_of_test_that_train_has_too_are_counted(tmp_path):
     in_train = set(made.rows["train"]["text"])
     seen = [row["text"] in in_train for row in made.rows["test"]]
     assert list(made.seen["test"]) == [i for i, known in enumerate(seen) if known] and len(made.seen["validation"]) == 0
-    assert any(f"{sum(seen)} of 25 rows of split `test` have a text that train has too" in note for note in made.notes)
+    assert any(f"{sum(seen)} of 25 rows of split `test` have an input that train has too" in note for note in made.notes)
 
 
 def test_rows_per_label_says_where_a_class_has_fewer(tmp_path):

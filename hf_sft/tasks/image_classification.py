@@ -6,7 +6,7 @@ alpha channel are read as RGB, and the checkpoint's own image processor makes th
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_sft.baselines import PIXELS, Features
 from hf_sft.errors import CheckpointError, DataError
-from hf_sft.images import find_files, find_flaws, hash_image, inline, name_of, open_image, shrink
+from hf_sft.images import AT_ONCE, Cell, find_files, find_flaws, hash_image, inline, name_of, open_image, shrink
 from hf_sft.label_columns import SINGLE
 from hf_sft.labelled import Labelled
 from hf_sft.tasks import Batch, Labels, Task
@@ -75,11 +75,9 @@ class ImageClassification(Labelled, Task):
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         problems: dict[str, list[int]] = {}
-        for start in range(0, len(rows), 1000):
-            cells = rows[start : start + 1000][self.image]
-            for row, (cell, flaw) in enumerate(zip(cells, find_flaws(cells), strict=True), start=start):
-                if flaw is not None:
-                    problems.setdefault(f"column `{self.image}`: `{name_of(cell)}` can't be read ({flaw})", []).append(row)
+        for row, (name, flaw) in enumerate(find_flaws(self._cells(rows))):
+            if flaw is not None:
+                problems.setdefault(f"column `{self.image}`: `{name}` can't be read ({flaw})", []).append(row)
         return problems | self.invalid_labels(rows, labels)
 
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
@@ -103,16 +101,22 @@ class ImageClassification(Labelled, Task):
         return collate
 
     def simple_inputs(self, rows: Dataset) -> np.ndarray:
-        return np.array([shrink(cell) for cell in rows[self.image]])
+        return np.array([shrink(cell) for cell in self._cells(rows)])
 
     def texts(self, rows: Dataset) -> list[str]:
         return [name_of(cell) for cell in rows[self.image]]
 
     def identities(self, rows: Dataset) -> list[str]:
-        return [hash_image(cell) for cell in rows[self.image]]
+        return [hash_image(cell) for cell in self._cells(rows)]
 
     def pictures(self, rows: Dataset) -> list[str | None]:
         return [inline(cell) for cell in rows[self.image]]
+
+    def _cells(self, rows: Dataset) -> Iterator[Cell]:
+        """The rows' pictures, some at a time: all of them may be more than there is memory."""
+        asked = rows.select_columns([self.image])
+        for start in range(0, len(asked), AT_ONCE):
+            yield from asked[start : start + AT_ONCE][self.image]
 
     def example_call(self) -> str:
         return 'answer("picture.jpg")'

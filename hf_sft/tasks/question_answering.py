@@ -74,10 +74,17 @@ class QuestionAnswering(Task):
         said = []
         for name, rows in splits.items():
             known = [read_answers(cell) for cell in rows[self.answers]]
-            pairs = zip(rows[self.context], known, strict=True)
-            if moved := sum(any(_is_moved(context, *each) for each in answers) for context, answers in pairs):
+            pairs = list(zip(rows[self.context], known, strict=True))
+            moved = [
+                f"{text!r} at {place[0]}, not {start}"
+                for context, answers in pairs
+                for text, start in answers
+                if (place := place_answer(str(context), text, start)) and place[0] != start
+            ]
+            if moved:
                 said.append(
-                    f"{moved} row(s) of split `{name}` have answers that stand elsewhere than at their offset: read there."
+                    f"{len(moved)} answer(s) of split `{name}` stand once in their context, elsewhere than at their offset: "
+                    f"read there ({_few(moved)})."
                 )
             if none := sum(not each for each in known):
                 said.append(f"{none} of {len(known)} rows of split `{name}` have no answer.")
@@ -86,17 +93,20 @@ class QuestionAnswering(Task):
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         problems: dict[str, list[int]] = {}
+        lost: dict[int, str] = {}
         cells = rows[self.answers] if self.answers in rows.column_names else [None] * len(rows)
         for row, (question, context, cell) in enumerate(zip(rows[self.question], rows[self.context], cells, strict=True)):
-            problem = None
             for column, text in ((self.question, question), (self.context, context)):
                 if not isinstance(text, str) or not text.strip():
-                    problem = f"column `{column}` is empty, or no text,"
-            lost = [text for text, start in read_answers(cell) if not text or place_answer(str(context), text, start) is None]
-            if problem is None and lost:
-                problem = f"column `{self.answers}` has an answer that does not stand in the context at its offset,"
-            if problem:
-                problems.setdefault(problem, []).append(row)
+                    problems.setdefault(f"column `{column}` is empty, or no text,", []).append(row)
+            for text, start in read_answers(cell) if isinstance(context, str) and context.strip() else ():
+                if not text or place_answer(context, text, start) is None:
+                    there = context[start : start + len(text or "")] if start >= 0 else ""
+                    lost[row] = f"{text!r}, where {there!r} stands"
+        if lost:
+            shown = _few(list(lost.values()))
+            problem = f"column `{self.answers}` has an answer that does not stand in the context at its offset ({shown})"
+            problems[problem] = list(lost)
         return problems
 
     def config_fields(self, labels: Labels | None) -> dict[str, Any]:
@@ -287,7 +297,6 @@ def _join_windows(windows: list[np.ndarray]) -> tuple[float, np.ndarray]:
     return min(float(window[0, 2]) for window in windows), found[np.argsort(-found[:, 2], kind="stable")]
 
 
-def _is_moved(context: Any, text: str, start: int) -> bool:
-    """Whether an answer stands elsewhere than at its offset."""
-    place = place_answer(str(context), text, start)
-    return place is not None and place[0] != start
+def _few(said: list[str]) -> str:
+    """The first three."""
+    return "; ".join(said[:3]) + ("; …" if len(said) > 3 else "")
