@@ -54,10 +54,12 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     findings.facts["as the model sees it"] = splits.task.show(first, prepared.processor, labels)
     findings.facts["new parameters"] = ", ".join(prepared.loaded.new) or "none: the checkpoint brings them all"
     for phase, curve in zip(prepared.phases, _rehearse(prepared), strict=True):
-        share = curve.trainable / curve.parameters
-        findings.facts[f"{phase.name}: parameters that move"] = f"{curve.trainable:,} of {curve.parameters:,} ({share:.1%})"
+        moving = curve.trainable / curve.parameters
+        findings.facts[f"{phase.name}: parameters that move"] = f"{curve.trainable:,} of {curve.parameters:,} ({moving:.1%})"
         epochs, steps = phase.training.num_train_epochs, phase.training.max_steps
-        per_epoch = math.ceil(len(rows["train"]) / phase.training.batch_size)
+        # Where rows are joined, there are as many examples of a row as there are of the first ones.
+        of_a_row = len(prepared.examples["train"]) / min(TRIED, len(rows["train"])) if splits.task.joins() else 1
+        per_epoch = math.ceil(len(rows["train"]) * of_a_row / phase.training.batch_size)
         total = steps if steps > 0 else math.ceil(per_epoch * epochs)
         findings.facts[f"{phase.name}: optimizer steps"] = (
             f"{total:,} of {phase.training.batch_size} rows ({per_epoch:,} an epoch)"

@@ -75,13 +75,15 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
     encoded, collate = {}, splits.task.collator(processor)
     for name, rows in splits.rows.items():
         rows = rows if few is None else rows.select(range(min(few, len(rows))))
-        folder = cache_folder("encoded") / digest(hash_rows(_select(rows, splits.task)), how)
+        joined = name == "train" and splits.task.joins()
+        folder = cache_folder("encoded") / digest(hash_rows(_select(rows, splits.task)), how, f"joined: {joined}")
         with state.local_main_process_first():
             if not (folder / "state.json").is_file():
                 with written_aside(folder) as aside:
-                    encode_rows(rows, splits.task, splits.labels, processor).save_to_disk(str(aside))
+                    made = encode_rows(rows, splits.task, splits.labels, processor)
+                    (splits.task.join(made, processor) if joined else made).save_to_disk(str(aside))
         found: Any = load_from_disk(str(touch(folder)))
-        encoded[name] = Examples(rows, found, collate, splits.task.raw_columns())
+        encoded[name] = Examples(found if joined else rows, found, collate, splits.task.raw_columns())
     return encoded
 
 

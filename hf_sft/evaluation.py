@@ -167,6 +167,7 @@ def evaluate_blocks(
     train: Dataset | None = None,
     seen: np.ndarray | None = None,
     write: Callable[[dict[str, Any]], None] | None = None,
+    processor: Any = None,
 ) -> Evaluation:
     """Everything that is said about one split, on every process the same.
 
@@ -174,7 +175,7 @@ def evaluate_blocks(
     on the main process, which alone decodes and scores.
     """
     names, kind = plan.names(task), task.answer_kind()
-    simple = task.baselines(train, labels) if train is not None and PartialState().is_main_process else {}
+    simple = task.baselines(train, labels, processor) if train is not None and PartialState().is_main_process else {}
     rivals, failed = fit_all(simple)
     tally, unseen, theirs = Tally(names, kind), Tally(names, kind), {name: Tally(names, kind) for name in rivals}
     confusions: Counter[tuple[str | None, str | None]] = Counter()

@@ -43,7 +43,9 @@ class StoredBody(nn.Module):
     def forward(
         self, first: Any = None, inputs_embeds: Tensor | None = None, pixel_values: Tensor | None = None, **_: Any
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        hidden = next(each for each in (inputs_embeds, pixel_values, first) if each is not None)
+        hidden = next((each for each in (inputs_embeds, pixel_values, first) if each is not None), None)
+        if hidden is None:
+            raise TypeError("the task does not hand stored vectors on to the body")
         pooled = None if self.pooler is None else self.pooler(hidden)
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden, pooler_output=pooled)
 

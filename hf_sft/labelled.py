@@ -176,7 +176,7 @@ class Labelled(Block):
         """What the baselines are given of rows, as `simple_features` takes it."""
         raise NotImplementedError
 
-    def baselines(self, train: Dataset, labels: Labels | None) -> dict[str, Fit]:
+    def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
         inputs, targets = self.simple_inputs(train), self.targets(train.select_columns(self.label_columns)[:], labels)
         if labels is None:
             methods = of_numbers(inputs, targets, self.simple_features)

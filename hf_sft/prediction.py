@@ -85,7 +85,7 @@ def _references(task: Task, rows: Dataset) -> list[Any]:
     """The true answers, None where a row has none; an empty list when the input brings no such column."""
     named = (column for names in task.columns().values() for column in names)
     columns = [column for column in named if column not in task.input_columns()]
-    if not set(columns) <= set(rows.column_names):
+    if not columns or not set(columns) <= set(rows.column_names):
         return []
     labelled = [i for i, values in enumerate(zip(*(rows[column] for column in columns), strict=True)) if None not in values]
     try:

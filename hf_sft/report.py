@@ -87,7 +87,7 @@ def gather_facts(
     """The content of report.json: each step says its own."""
     task = splits.task
     truncated, lost = ({name: each.count_rows(what) for name, each in examples.items()} for what in ("truncated", "lost"))
-    kind, total = task.answer_kind(), sum(len(each.rows) for each in examples.values())
+    kind, total = task.answer_kind(), sum(len(rows) for rows in splits.rows.values())
     remarks = [said for name, each in examples.items() for said in each.remarks(f"rows of split `{name}`")]
     warnings = [*splits.notes, *loaded.notes, *remarks, *(n for e in evaluations for n in e.notes)]
     measured: dict[str, Any] = {name: {} for name in ("metrics", "unseen", "baselines", "gaps", "per_class", "confusions")}

@@ -131,10 +131,11 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
         notes.append(
             f"`task.max_length` is {most}, but the model has {processor.model_max_length} positions: it is cut there."
         )
-    examples = encode_splits(splits, processor, rows)
     set_seed(recipe.seed)
     loaded = load_model(recipe.model, splits.task, splits.labels, processor)
-    loaded = replace(loaded, notes=(*notes, *loaded.notes))
+    able, said = splits.task.probe(loaded.model, processor)
+    splits, loaded = replace(splits, task=able), replace(loaded, notes=(*notes, *loaded.notes, *said))
+    examples = encode_splits(splits, processor, rows)
     for note in loaded.notes:
         tell(note)
     if loaded.new:

@@ -93,9 +93,8 @@ def evaluate_split(prepared: Prepared, model: Any, split: str, folder: Path) -> 
     task, train = prepared.splits.task, prepared.splits.rows["train"] if split == "test" else None
     ran = run_blocks(model, prepared.examples[split].blocks(), task.keep, prepared.machine)
     with written_lines(folder / "predictions" / f"{split}.jsonl") as write:
-        return evaluate_blocks(
-            split, ran, task, prepared.splits.labels, prepared.recipe.evaluation, train, prepared.splits.seen[split], write
-        )
+        labels, plan, seen = prepared.splits.labels, prepared.recipe.evaluation, prepared.splits.seen[split]
+        return evaluate_blocks(split, ran, task, labels, plan, train, seen, write, prepared.processor)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ gc.freeze()
 @pytest.fixture(scope="session")
 def checkpoints() -> dict[str, Path]:
     """Folders of tiny checkpoints without a task's head, by family."""
-    return {family: tiny.build(family, _SESSION / "checkpoints" / family) for family in (*tiny.FAMILIES, *tiny.IMAGE_FAMILIES)}
+    return {family: tiny.build(family, _SESSION / "checkpoints" / family) for family in tiny.ALL_FAMILIES}
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,10 @@ def one_step(recipe: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor], in
 
     In float64: endings that a fresh head hardly tells apart have gradients that almost cancel, and rounding would show.
     """
-    trainer = hf_sft.build_trainer(hf_sft.Recipe.model_validate(recipe))
+    try:
+        trainer = hf_sft.build_trainer(hf_sft.Recipe.model_validate(recipe))
+    except hf_sft.RecipeError as error:
+        pytest.skip(str(error))
     trainer.model.double()
     inputs = next(iter(trainer.get_train_dataloader()))
     inputs["micro_batches"] = [(_in_double(batch), place) for batch, place in inputs["micro_batches"]]
@@ -116,10 +119,10 @@ def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
     """17 rows in steps of 8: the last step of an epoch is one row, and one process has none. One launch runs all cases."""
     cases = {}
     for family, problem in tiny.CASES:
-        if family == "gpt2" and problem not in (PROBLEMS[0], "entities"):
+        if family == "gpt2" and problem not in (PROBLEMS[0], "entities", "texts"):
             continue
         files = tiny.write_rows(tmp_path / problem, problem, train=17)
-        for method in METHODS:
+        for method in METHODS if (family, problem) != ("gpt2", "texts") else ("full", "lora"):
             name = f"{family}-{problem}-{method}"
             folder = tmp_path / "one" / name
             recipe = tiny.recipe(checkpoints[family], files, folder, method, task=tiny.task_of(problem))

@@ -14,6 +14,8 @@ from transformers import (
     ConvNextImageProcessor,
     GPT2Config,
     GPT2Model,
+    LlamaConfig,
+    LlamaModel,
     PreTrainedTokenizerFast,
     ResNetConfig,
     ResNetModel,
@@ -134,9 +136,19 @@ IMAGE_FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 }
 
 
+def _llama() -> Any:
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaModel(LlamaConfig(vocab_size=64, num_key_value_heads=2, max_position_embeddings=64, **size))
+
+
+CAUSAL_FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {"llama": (_llama, _gpt2_tokenizer)}
+"""The one with an output layer of its own; GPT-2's is tied to its embeddings."""
+ALL_FAMILIES = {**FAMILIES, **IMAGE_FAMILIES, **CAUSAL_FAMILIES}
+
+
 def build(family: str, folder: Path) -> Path:
     """A checkpoint without a head, saved as the Hub would have it."""
-    make_model, make_processor = {**FAMILIES, **IMAGE_FAMILIES}[family]
+    make_model, make_processor = ALL_FAMILIES[family]
     torch.manual_seed(0)
     make_model().save_pretrained(folder)
     make_processor().save_pretrained(folder)
@@ -147,6 +159,7 @@ PROBLEMS = ("single_label_classification", "multi_label_classification", "regres
 """The kinds of rows that there are, but for pictures."""
 CASES = [(family, problem) for family in FAMILIES for problem in PROBLEMS if (family, problem) != ("gpt2", "choices")]
 CASES += [(family, "pictures") for family in IMAGE_FAMILIES]
+CASES += [(family, "texts") for family in ("gpt2", *CAUSAL_FAMILIES)]
 """Families and the kinds of rows that they have a head for."""
 
 
@@ -164,6 +177,8 @@ def rows(problem_type: str, count: int, start: int = 0) -> list[dict[str, Any]]:
             label = first / 10
         if problem_type == "entities":
             made.append({"words": text.split(), "tags": _tag(text.split())})
+        elif problem_type == "texts":
+            made.append({"text": " ".join([text] * (1 + i % 3))})
         elif problem_type == "pictures":
             made.append({"image": f"{i}.png", "label": label})
         elif problem_type == "questions":
@@ -207,12 +222,14 @@ def _tag(words: list[str]) -> list[str]:
 
 
 def task_of(problem: str) -> dict[str, Any]:
-    """The block for rows of a problem; tagging goes through windows that are shorter than its rows."""
+    """The block for rows of a problem; tagging goes through windows that are shorter than its
+    rows, and so do some texts."""
     others = {
         "entities": {"type": "token_classification", "max_length": 8},
         "choices": {"type": "multiple_choice"},
         "questions": {"type": "question_answering"},
         "pictures": {"type": "image_classification"},
+        "texts": {"type": "causal_lm", "max_length": 16, "stride": 3},
     }
     return others.get(problem, {"type": "sequence_classification"})
 

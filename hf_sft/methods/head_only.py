@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 from hf_sft.anatomy import LoadedModel
+from hf_sft.errors import RecipeError
 from hf_sft.methods import Method, Phase, unchanged
 from hf_sft.tasks import Task
 from hf_sft.training import Training
@@ -28,6 +29,11 @@ class HeadOnly(Method):
 
 
 def freeze_body(loaded: LoadedModel) -> PreTrainedModel:
+    if not loaded.head:
+        raise RecipeError(
+            f"`method: head_only` would move nothing: the outputs of {type(loaded.model).__name__} are its embeddings, which "
+            "belong to\n  the body (they are tied).  Use full or lora."
+        )
     for name, parameter in loaded.model.named_parameters():
         parameter.requires_grad_(name in loaded.head)
     return loaded.model

@@ -86,6 +86,13 @@ class Task(Block, ABC):
     def config_fields(self, labels: Labels | None) -> dict[str, Any]:
         """What the model's config must say about the head (`id2label`, `problem_type`)."""
 
+    def probe(self, model: nn.Module, processor: Any) -> tuple[Self, list[str]]:
+        """This task as a loaded model can do it, found by trying, and what is to be said of that.
+
+        Raises `CheckpointError` where it can't.
+        """
+        return self, []
+
     @abstractmethod
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
         """Rows to examples; pure, for `Dataset.map(batched=True)`. Rows without labels give examples without them.
@@ -94,6 +101,14 @@ class Task(Block, ABC):
         (what it takes of a micro-batch; its tokens otherwise), its `items` (how many of them carry loss; one otherwise), and
         whether its row's answer is `lost`: none of the row's examples has it.
         """
+
+    def joins(self) -> bool:
+        """Whether training examples are of several rows: then they are what a step counts as rows."""
+        return False
+
+    def join(self, encoded: Dataset, processor: Any) -> Dataset:
+        """Training examples of several rows, from those of single ones; `row` is then the number of the example."""
+        raise NotImplementedError
 
     @abstractmethod
     def targets(self, rows: dict[str, list], labels: Labels | None) -> list[Any]:
@@ -127,8 +142,11 @@ class Task(Block, ABC):
         return self, []
 
     @abstractmethod
-    def baselines(self, train: Dataset, labels: Labels | None) -> dict[str, Fit]:
-        """Simple methods that answer the same question: each is fitted on `train` when called, and then answers rows."""
+    def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
+        """Simple methods that answer the same question: each is fitted on `train` when called, and then answers rows.
+
+        `processor` is for those that read the model's own tokens.
+        """
 
     @abstractmethod
     def references(self, rows: Dataset) -> list[Any]:

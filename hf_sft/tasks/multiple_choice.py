@@ -158,7 +158,7 @@ class MultipleChoice(Task):
     def references(self, rows: Dataset) -> list[Any]:
         return self.targets({self.label: rows[self.label]}, None)
 
-    def baselines(self, train: Dataset, labels: Labels | None) -> dict[str, Fit]:
+    def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
         def majority() -> Answerer:
             """The place that is right most often in train."""
             seen = Counter(self.targets(train[:], None))

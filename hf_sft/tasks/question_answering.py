@@ -241,7 +241,7 @@ class QuestionAnswering(Task):
         chosen = self.model_copy(update={"null_threshold": threshold})
         return chosen, [f"validation chose `null_threshold` {threshold:.3f}: {flattered}."]
 
-    def baselines(self, train: Dataset, labels: Labels | None) -> dict[str, Fit]:
+    def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
         def sentence() -> Answerer:
             """The sentence of the context that shares most words with the question."""
 

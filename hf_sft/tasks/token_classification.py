@@ -239,7 +239,7 @@ class TokenClassification(Task):
         kind = TagAnswers if self.scheme == "plain" else EntityAnswers
         return kind(scores, labels.names, words, places)
 
-    def baselines(self, train: Dataset, labels: Labels | None) -> dict[str, Fit]:
+    def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
         assert labels is not None, "tags have names"
         number = len(labels)
 
