@@ -8,56 +8,95 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils import logging
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.block import Block
-from hf_sft.errors import CheckpointError
+from hf_sft.errors import CheckpointError, nearest, suggest
 from hf_sft.heads import fit_head
 from hf_sft.packages import locate
 from hf_sft.tasks import Labels, Task
+from hf_sft.vocabulary import NewTokenizer
 
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 class Checkpoint(Block):
-    """Where training starts: a checkpoint of the Hub, a folder, a finished run, or a folder inside an installed package."""
+    """Where training starts: a checkpoint of the Hub, a folder, a finished run, a folder inside an installed package; or
+    nothing, with random weights."""
 
-    checkpoint: str
+    checkpoint: str | None = None
     """A Hub id, a folder (a run folder too), or package:NAME/PATH for a folder inside an installed package."""
+    from_config: str | None = None
+    """Random weights instead: of an architecture by its name in transformers (gpt2, bert), or of a checkpoint's config."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """For `from_config`: fields of that config to set, by their names in transformers."""
+    tokenizer: str | NewTokenizer | None = None
+    """For `from_config`: a checkpoint whose tokenizer is taken, or a `type` and a `vocab_size` to train one on train."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; resolved to a commit in the run folder's recipe."""
     trust_remote_code: bool = False
     """Run Python that the checkpoint brings; the command line must say --trust-remote-code too."""
 
+    @model_validator(mode="after")
+    def _one_beginning(self) -> "Checkpoint":
+        if (self.checkpoint is None) is (self.from_config is None):
+            given = "both are" if self.checkpoint else "none is"
+            raise PydanticCustomError("beginning", "needs `checkpoint` or `from_config`; {given} given", {"given": given})
+        if self.checkpoint is not None and (self.config or self.tokenizer):
+            raise PydanticCustomError("beginning", "`config` and `tokenizer` go with `from_config`: a checkpoint has its own")
+        if self.tokenizer is None and self.from_config in CONFIG_MAPPING:
+            raise PydanticCustomError(
+                "beginning", "needs `tokenizer`: an architecture brings none; name a checkpoint that does, or train one"
+            )
+        return self
 
-def load_processor(checkpoint: Checkpoint, max_length: int | None = None, auto: Any = AutoTokenizer) -> Any:
-    """What the checkpoint brings to make inputs of rows, loaded by `auto`.
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return self.checkpoint or f"{self.from_config} with random weights"
+
+    @property
+    def where(self) -> str:
+        """What is read: the checkpoint, or the one whose config is taken."""
+        return str(self.checkpoint or self.from_config)
+
+
+def load_processor(
+    checkpoint: Checkpoint, max_length: int | None = None, auto: Any = AutoTokenizer, trained: Path | None = None
+) -> Any:
+    """What the checkpoint brings to make inputs of rows, loaded by `auto`; or the tokenizer that was trained for it.
 
     A tokenizer gets a pad token; its `model_max_length` is `max_length`, or its own, but never more than the model has
     positions. Raises `CheckpointError`.
     """
-    where, config = Path(_where(checkpoint)), _load_config(checkpoint, {})
+    config, source = _load_config(checkpoint, {}), checkpoint
+    if trained or isinstance(checkpoint.tokenizer, str):
+        source = Checkpoint(checkpoint=str(trained or checkpoint.tokenizer), trust_remote_code=checkpoint.trust_remote_code)
+    where = Path(_where(source))
     if auto is not AutoTokenizer and where.is_dir() and not any((where / name).is_file() for name in IMAGE_PROCESSOR_FILES):
         raise CheckpointError(
-            f"checkpoint `{checkpoint.checkpoint}` brings no image processor: expected {IMAGE_PROCESSOR_FILES[0]} beside its "
+            f"checkpoint `{checkpoint.where}` brings no image processor: expected {IMAGE_PROCESSOR_FILES[0]} beside its "
             "config.json.\n  Is it a model for pictures?"
         )
     part = "tokenizer" if auto is AutoTokenizer else "image processor"
     try:
-        processor = auto.from_pretrained(str(where), **_source(checkpoint))
+        processor = auto.from_pretrained(str(where), **_source(source))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(_explain(checkpoint, part, error)) from error
+        raise CheckpointError(_explain(source, part, error)) from error
     if auto is not AutoTokenizer:
         return processor
     if set(processor.get_vocab().values()) <= set(processor.all_special_ids):
         # transformers makes an empty tokenizer of a folder without tokenizer files, and every word becomes unknown.
         raise CheckpointError(
-            f"checkpoint `{checkpoint.checkpoint}` brings no tokenizer: its vocabulary is empty.\n"
+            f"checkpoint `{checkpoint.where}` brings no tokenizer: its vocabulary is empty.\n"
             "  Expected tokenizer.json or the vocabulary files beside its config.json."
         )
     if processor.pad_token is None:
@@ -105,20 +144,51 @@ def load_model(checkpoint: Checkpoint, task: Task, labels: Labels | None, proces
     config = _load_config(checkpoint, task.config_fields(labels))
     if hasattr(processor, "pad_token_id"):
         config.pad_token_id = processor.pad_token_id
+    if checkpoint.from_config is not None:
+        return _draw_model(checkpoint, task, config, processor)
     model, report = _load_weights(checkpoint, task, config)
     new = _find_new(checkpoint, model, report)
     notes: list[str] = []
     if labels is not None:
         missing = {*report["missing_keys"]}
         new = fit_head(model, theirs, labels, new, missing, lambda: _load_weights(checkpoint, task, theirs)[0], notes)
+    _require_room(checkpoint, model, processor)
     return LoadedModel(model.eval(), tuple(sorted(new)), getattr(config, "_commit_hash", None), tuple(notes))
+
+
+def _draw_model(checkpoint: Checkpoint, task: Task, config: PretrainedConfig, processor: Any) -> LoadedModel:
+    """The model of a config, with random weights, and as many embeddings as the tokenizer has tokens."""
+    if hasattr(processor, "get_vocab") and "vocab_size" not in checkpoint.config:
+        config.vocab_size = len(processor)
+        config.bos_token_id, config.eos_token_id = processor.bos_token_id, processor.eos_token_id
+    try:
+        model = task.auto_model.from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"`model.from_config: {checkpoint.from_config}` can't be built: {str(error).strip().splitlines()[0]}\n"
+            "  Check `model.config`."
+        ) from error
+    _require_room(checkpoint, model, processor)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    drawn = f"all {count:,} weights are drawn at random: {checkpoint.from_config}, from its config."
+    return LoadedModel(model.eval(), (), None, (drawn,))
+
+
+def _require_room(checkpoint: Checkpoint, model: PreTrainedModel, processor: Any) -> None:
+    """Raises `CheckpointError` when the tokenizer has tokens that the model has no embeddings for."""
+    table = model.get_input_embeddings() if hasattr(processor, "get_vocab") else None
+    if isinstance(table, nn.Embedding) and len(processor) > table.num_embeddings:
+        raise CheckpointError(
+            f"checkpoint `{checkpoint.name}`: its tokenizer has {len(processor):,} tokens, of which only the first "
+            f"{table.num_embeddings:,} have embeddings.\n  Expected a tokenizer that belongs to the model."
+        )
 
 
 def _load_weights(checkpoint: Checkpoint, task: Task, config: PretrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
     where = _where(checkpoint)
     if Path(where, "adapter_config.json").is_file() and not any(Path(where).glob("model*.safetensors")):
         raise CheckpointError(
-            f"checkpoint `{checkpoint.checkpoint}` holds a PEFT adapter, not a whole model.  Merge it first:\n"
+            f"checkpoint `{checkpoint.where}` holds a PEFT adapter, not a whole model.  Merge it first:\n"
             f"  {merge_command(where)}\n"
             f"  and start from `{where}_merged`; or train that run with `method.merge=true`."
         )
@@ -126,7 +196,7 @@ def _load_weights(checkpoint: Checkpoint, task: Task, config: PretrainedConfig) 
         pickled = ", ".join(path.name for path in Path(where).glob("*.bin"))
         present = f"only pickled ones ({pickled}), which can run code when loaded" if pickled else "none"
         raise CheckpointError(
-            f"checkpoint `{checkpoint.checkpoint}`: expected weights in *.safetensors, found {present}.\n"
+            f"checkpoint `{checkpoint.where}`: expected weights in *.safetensors, found {present}.\n"
             "  Load the model once where you trust it, and save it with `save_pretrained`."
         )
     try:
@@ -167,7 +237,7 @@ def _find_new(checkpoint: Checkpoint, model: PreTrainedModel, report: dict[str, 
         beside = [f"`{key}`" for key in sorted(report["unexpected_keys"])[:3]]
         other = f"  It holds {', '.join(beside)} …, which this model has not." if beside else ""
         raise CheckpointError(
-            f"checkpoint `{checkpoint.checkpoint}` does not fit {type(model).__name__}: {len(lacking)} of the {len(body)} "
+            f"checkpoint `{checkpoint.where}` does not fit {type(model).__name__}: {len(lacking)} of the {len(body)} "
             f"parameters of its body are missing.\n  Found {what}; expected shape {shapes[first]}.{other}\n"
             "  Check that the weights belong to the config.json beside them."
         )
@@ -199,24 +269,39 @@ def save_model(model: Any, config: PretrainedConfig, processor: Any, folder: Pat
 
 
 def _load_config(checkpoint: Checkpoint, fields: dict[str, Any]) -> PretrainedConfig:
-    where = _where(checkpoint)
+    where, fields = _where(checkpoint), {**checkpoint.config, **fields}
+    if checkpoint.from_config in CONFIG_MAPPING:
+        return _with_fields(checkpoint, AutoConfig.for_model(where), fields)
     if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
         adapter = (Path(where) / "adapter_config.json").is_file()
         what = "it holds a PEFT adapter; merge it first, and give the merged folder" if adapter else "it has no config.json"
-        raise CheckpointError(f"checkpoint `{checkpoint.checkpoint}` is not a model folder: {what}.")
+        raise CheckpointError(f"checkpoint `{checkpoint.where}` is not a model folder: {what}.")
     try:
-        return AutoConfig.from_pretrained(where, **_source(checkpoint), **fields)
+        config = AutoConfig.from_pretrained(where, **_source(checkpoint), **({} if checkpoint.from_config else fields))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(_explain(checkpoint, "config", error)) from error
+    return _with_fields(checkpoint, config, fields) if checkpoint.from_config else config
+
+
+def _with_fields(checkpoint: Checkpoint, config: PretrainedConfig, fields: dict[str, Any]) -> PretrainedConfig:
+    """The config with fields set, all together: transformers looks whether they go together. Raises `CheckpointError`."""
+    if unknown := [name for name in checkpoint.config if not hasattr(config, name)]:
+        hint = suggest(nearest(unknown[0], config.to_dict()))
+        raise CheckpointError(f"`model.config.{unknown[0]}`: the config of {config.model_type} has no such field.{hint}")
+    try:
+        return type(config).from_dict({**config.to_dict(), **fields})
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise CheckpointError(f"`model.config` makes no config of {config.model_type}: {reason}") from error
 
 
 def _where(checkpoint: Checkpoint) -> str:
     """The folder, or the Hub id."""
     try:
-        path = Path(locate(checkpoint.checkpoint)).expanduser()
+        path = Path(locate(checkpoint.where)).expanduser()
     except LookupError as error:
         raise CheckpointError(error.args[0]) from None
-    return str(path) if path.is_dir() else checkpoint.checkpoint
+    return str(path) if path.is_dir() else checkpoint.where
 
 
 def _source(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -225,7 +310,7 @@ def _source(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _explain(checkpoint: Checkpoint, part: str, error: Exception) -> str:
-    name, reason = checkpoint.checkpoint, str(error).strip().split("\n")[0]
+    name, reason = checkpoint.where, str(error).strip().split("\n")[0]
     if "trust_remote_code" in str(error):
         return (
             f"checkpoint `{name}` brings Python code of its own, which is not run.\n"

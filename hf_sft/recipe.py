@@ -30,8 +30,9 @@ from hf_sft.yaml_reader import WORD, Document, NotYaml, Place, Problem, read_yam
 NOWHERE, OVERRIDE = 0, sys.maxsize
 """Stand for a line: a dict has none, and what an override says comes after the whole file."""
 CLEARED: dict[Place, tuple[str, ...]] = {
-    ("data", "dataset"): ("config", "revision", "data_files", "data_dir", "delimiter", "splits"),
-    ("model", "checkpoint"): ("revision",),
+    ("data", "dataset"): ("config", "revision", "data_files", "data_dir", "sample_by", "delimiter", "splits"),
+    ("model", "checkpoint"): ("revision", "from_config", "config", "tokenizer"),
+    ("model", "from_config"): ("checkpoint", "revision", "config", "tokenizer"),
 }
 """What a file says of one data set or checkpoint, and of no other: gone when an override names another."""
 

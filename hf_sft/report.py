@@ -18,6 +18,7 @@ from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples
 from hf_sft.curves import TrainingCurve
 from hf_sft.evaluation import Evaluation
+from hf_sft.models import Checkpoint
 from hf_sft.pages import best_of, say_rival, say_score, write_pages
 from hf_sft.splitting import Splits
 from hf_sft.strict_json import dump_json, finite
@@ -88,6 +89,7 @@ def gather_facts(
     task = splits.task
     truncated, lost = ({name: each.count_rows(what) for name, each in examples.items()} for what in ("truncated", "lost"))
     kind, total = task.answer_kind(), sum(len(rows) for rows in splits.rows.values())
+    name = Checkpoint.model_validate(recipe["model"]).name
     remarks = [said for name, each in examples.items() for said in each.remarks(f"rows of split `{name}`")]
     warnings = [*splits.notes, *loaded.notes, *remarks, *(n for e in evaluations for n in e.notes)]
     measured: dict[str, Any] = {name: {} for name in ("metrics", "unseen", "baselines", "gaps", "per_class", "confusions")}
@@ -106,7 +108,7 @@ def gather_facts(
             "reads_files": task.reads_files,
         },
         "method": recipe["method"]["type"],
-        "checkpoint": {"name": recipe["model"]["checkpoint"], "revision": recipe["model"].get("revision")},
+        "checkpoint": {"name": name, "revision": recipe["model"].get("revision")},
         **measured,
         "parameters": {
             "total": curves[-1].parameters,

@@ -28,6 +28,7 @@ from hf_sft.splitting import Splits, load_splits
 from hf_sft.tasks import Labels, Task
 from hf_sft.trainer import Asked, Setting
 from hf_sft.training import Machine, resolve_machine
+from hf_sft.vocabulary import NewTokenizer, trained_tokenizer
 
 RecipeLike: TypeAlias = Recipe | dict[str, Any] | str | Path
 """A recipe, a dict as YAML would give it, or a file."""
@@ -126,7 +127,10 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     for note in (*read, *splits.notes):
         tell(note)
     most, notes = getattr(splits.task, "max_length", None), []
-    processor = load_processor(recipe.model, most, splits.task.auto_processor)
+    trained, train = None, splits.rows["train"]
+    if isinstance(recipe.model.tokenizer, NewTokenizer):
+        trained = trained_tokenizer(recipe.model.tokenizer, lambda: splits.task.texts(train), splits.fingerprints["train"])
+    processor = load_processor(recipe.model, most, splits.task.auto_processor, trained)
     if most and processor.model_max_length < most:
         notes.append(
             f"`task.max_length` is {most}, but the model has {processor.model_max_length} positions: it is cut there."
@@ -140,6 +144,8 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
         tell(note)
     if loaded.new:
         tell(f"new, since the checkpoint does not bring it: {', '.join(loaded.new)}")
+    if recipe.model.from_config is not None and getattr(recipe.method, "merge", True) is False:
+        raise RecipeError("an adapter on random weights can't be loaded again.  Use `method.merge=true`, or `method: full`.")
     phases = recipe.method.phases(splits.task, recipe.training)
     for aid in recipe.aids:
         phases = tuple(aid.apply(phase, splits.task, splits.rows["train"]) for phase in phases)

@@ -44,6 +44,8 @@ class DataSource(Block):
     """A folder; for textfolder and imagefolder one with a sub-folder per label; package:NAME/PATH too."""
     encoding: str | None = None
     """Of text files; utf-8 when not given. What can't be read is replaced by U+FFFD and counted."""
+    sample_by: Literal["line", "paragraph", "document"] | None = None
+    """Of files of text: what a row is; a line when not given."""
     delimiter: str | None = None
     """Between the cells of a csv; a tab for .tsv, else a comma, or what splits a header that would be one column."""
     splits: dict[Literal["train", "validation", "test"], str | float] = Field(default_factory=dict)
@@ -103,6 +105,10 @@ def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> t
         options: dict[str, Any] = {"encoding": source.encoding} if source.encoding else {}
         if source.dataset in ("csv", "json", "text") and source.encoding:
             options["encoding_errors"] = "replace"
+        if source.sample_by is not None:
+            if source.dataset != "text":
+                raise DataError(f"`data.sample_by` goes with files of text; `{source.dataset}` has rows of its own.")
+            options["sample_by"] = source.sample_by
         if source.dataset == "csv":
             source = _find_delimiter(source, files, folder, notes)
             options |= _read_as_written(source, _first_file(files, folder))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,21 @@ def test_every_token_of_a_long_document_is_counted_once_with_what_its_window_sho
             done = start + window.shape[1]
         assert found.nats[row] == pytest.approx(nats, rel=1e-5)
     assert found.bytes.tolist() == [len(text.encode()) for text in rows["text"]]
+
+
+def test_joined_blocks_hold_every_document_in_pieces_as_long_as_a_block_and_are_nearly_full(checkpoints):
+    _, processor = load(checkpoints["gpt2"])
+    asked, rows = task(max_length=16, stride=7), documents(tuple(3 + (37 * i) % 61 for i in range(150)))
+    windows = Dataset.from_dict(asked.encode(rows[:], processor, None))
+    blocks = asked.join(windows, processor)
+    found = []
+    for ids, lengths in zip(blocks["input_ids"], blocks["lengths"], strict=True):
+        ends = np.cumsum([0, *lengths])
+        found += [tuple(ids[start:end]) for start, end in pairwise(ends)]
+    whole = [[0, *processor(text)["input_ids"], 0] for text in rows["text"]]
+    assert sorted(found) == sorted(tuple(each[at : at + 16]) for each in whole for at in range(0, len(each), 16))
+    assert blocks["cost"][:] == [len(ids) for ids in blocks["input_ids"]] and max(blocks["cost"]) == 16
+    assert sum(blocks["cost"]) / (16 * len(blocks)) > 0.99
 
 
 def test_blocks_hold_every_piece_once_none_torn_and_nearly_full():

@@ -139,12 +139,18 @@ class CausalLm(Task):
     def join(self, encoded: Dataset, processor: Any) -> Dataset:
         """Blocks of pieces: a document is torn only where it is longer than a block."""
         table: Any = encoded.with_format("arrow")[:]
-        column = table["input_ids"].combine_chunks()
-        flat, ends = column.values.to_numpy(), column.offsets.to_numpy()
-        starts = ends[:-1] + np.asarray(table["context"])
-        lengths = ends[1:] - starts
-        blocks = pack(lengths, self._most(processor))
-        pieces = [flat[starts[piece] : starts[piece] + lengths[piece]] for block in blocks for piece in block]
+        column, most = table["input_ids"].combine_chunks(), self._most(processor)
+        tokens, ends, of_row = column.values.to_numpy(), column.offsets.to_numpy(), np.asarray(table["row"])
+        fresh = np.ones(len(tokens), dtype=bool)  # those that the window before has not
+        for start, context in zip(ends[:-1], np.asarray(table["context"]), strict=True):
+            fresh[start : start + context] = False
+        flat, places = tokens[fresh], np.repeat(of_row, np.diff(ends))[fresh]
+        begins = np.flatnonzero(np.diff(places, prepend=-1))
+        documents = zip(begins, [*begins[1:], len(flat)], strict=True)
+        starts, stops = np.array([(at, min(at + most, end)) for begin, end in documents for at in range(begin, end, most)]).T
+        lengths = stops - starts
+        blocks = pack(lengths, most)
+        pieces = [flat[starts[piece] : stops[piece]] for block in blocks for piece in block]
         sizes = np.array([lengths[block].sum() for block in blocks])
         offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
         joined = pa.ListArray.from_arrays(offsets, np.concatenate(pieces))

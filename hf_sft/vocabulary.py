@@ -1,0 +1,73 @@
+"""A tokenizer of one's own: trained on the training split, as GPT-2's or as BERT's."""
+
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from accelerate import PartialState
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from hf_sft.block import Block
+from hf_sft.cache import cache_folder, digest, touch, written_aside
+
+END = "<|endoftext|>"
+BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+LEAST = {"bpe": 257, "wordpiece": 100}
+"""Tokens: of bpe all bytes and the end of a text; of wordpiece the special ones and room for letters."""
+
+
+class NewTokenizer(Block):
+    """A tokenizer to be trained on the training split."""
+
+    type: Literal["bpe", "wordpiece"]
+    """bpe on bytes, as GPT-2 has it, where nothing is unknown; or wordpiece in lower case, as BERT has it."""
+    vocab_size: int = Field(default=8192)
+    """Tokens, the special ones included."""
+
+    @model_validator(mode="after")
+    def _room_for_special_tokens(self) -> "NewTokenizer":
+        least = LEAST[self.type]
+        if self.vocab_size < least:
+            said = {"least": least, "type": self.type, "given": self.vocab_size}
+            raise PydanticCustomError("vocab_size", "`vocab_size` must be at least {least} for {type}; got {given}", said)
+        return self
+
+
+def trained_tokenizer(wanted: NewTokenizer, texts: Callable[[], Iterable[str]], key: str) -> Path:
+    """The folder of a tokenizer trained on `texts`, which `key` stands for: from the cache, or made now by one process."""
+    folder = cache_folder("tokenizers") / digest(wanted.model_dump_json(), key, version("tokenizers"))
+    with PartialState().local_main_process_first():
+        if not (folder / "tokenizer.json").is_file():
+            with written_aside(folder) as aside:
+                train_tokenizer(wanted, texts()).save_pretrained(aside)
+    return touch(folder)
+
+
+def train_tokenizer(wanted: NewTokenizer, texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """By the `tokenizers` library; the same texts give the same tokenizer."""
+    if wanted.type == "bpe":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=wanted.vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
+    tokenizer = Tokenizer(models.WordPiece(unk_token=BERT["unk_token"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=wanted.vocab_size, special_tokens=[*BERT.values()], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    ids = [(name, tokenizer.token_to_id(name)) for name in (BERT["cls_token"], BERT["sep_token"])]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
+    )
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **BERT)
