@@ -158,7 +158,7 @@ def load_model(checkpoint: Checkpoint, task: Task, labels: Labels | None, proces
 
 def _draw_model(checkpoint: Checkpoint, task: Task, config: PretrainedConfig, processor: Any) -> LoadedModel:
     """The model of a config, with random weights, and as many embeddings as the tokenizer has tokens."""
-    if hasattr(processor, "get_vocab") and "vocab_size" not in checkpoint.config:
+    if checkpoint.tokenizer is not None and "vocab_size" not in checkpoint.config:
         config.vocab_size = len(processor)
         config.bos_token_id, config.eos_token_id = processor.bos_token_id, processor.eos_token_id
     try:

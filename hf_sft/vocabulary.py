@@ -1,9 +1,10 @@
 """A tokenizer of one's own: trained on the training split, as GPT-2's or as BERT's."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate import PartialState
 from pydantic import Field, model_validator
@@ -16,6 +17,8 @@ from hf_sft.cache import cache_folder, digest, touch, written_aside
 
 END = "<|endoftext|>"
 BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+LETTERS = 1000
+"""Of wordpiece, the most frequent ones; others are unknown."""
 LEAST = {"bpe": 257, "wordpiece": 100}
 """Tokens: of bpe all bytes and the end of a text; of wordpiece the special ones and room for letters."""
 
@@ -59,15 +62,30 @@ def train_tokenizer(wanted: NewTokenizer, texts: Iterable[str]) -> PreTrainedTok
         )
         tokenizer.train_from_iterator(texts, trainer)
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
-    tokenizer = Tokenizer(models.WordPiece(unk_token=BERT["unk_token"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=wanted.vocab_size, special_tokens=[*BERT.values()], show_progress=False)
+    tokenizer = _bert_like(models.WordPiece(unk_token=BERT["unk_token"]))
+    texts = list(texts)
+    # The trainer numbers letters inside words as it happens to meet them, and breaks ties by number: they are numbered here.
+    letters = Counter("".join(tokenizer.normalizer.normalize_str(text) for text in texts))
+    ranked = sorted((each for each in letters if not each.isspace()), key=lambda each: (-letters[each], each))
+    ranked = ranked[: min(LETTERS, (wanted.vocab_size - len(BERT)) // 4)]
+    first = [*BERT.values(), *ranked, *(f"##{each}" for each in ranked)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=wanted.vocab_size, special_tokens=first, limit_alphabet=len(ranked), show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    ids = [(name, tokenizer.token_to_id(name)) for name in (BERT["cls_token"], BERT["sep_token"])]
+    vocabulary = tokenizer.get_vocab()
+    tokenizer = _bert_like(models.WordPiece(vocabulary, unk_token=BERT["unk_token"]))  # where letters are not special
+    ids = [(name, vocabulary[name]) for name in (BERT["cls_token"], BERT["sep_token"])]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
     )
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **BERT)
+
+
+def _bert_like(model: Any) -> Any:
+    tokenizer: Any = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
