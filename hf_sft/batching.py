@@ -28,6 +28,8 @@ class MicroBatch:
     counts: bool = True
     step_items: int = 0
     """How many items carry loss in the whole optimizer step, over all processes; 0 where nothing is trained."""
+    draw: tuple[int, ...] = ()
+    """What a task that draws (masks) draws by: seed and epoch; nothing where nothing is trained."""
 
 
 def to_device(batch: Batch, device: Any) -> Batch:
@@ -36,7 +38,12 @@ def to_device(batch: Batch, device: Any) -> Batch:
 
 
 def cut_step(
-    places: np.ndarray, costs: np.ndarray, budget: int, processes: int = 1, step_items: int = 0
+    places: np.ndarray,
+    costs: np.ndarray,
+    budget: int,
+    processes: int = 1,
+    step_items: int = 0,
+    draw: tuple[int, ...] = (),
 ) -> list[list[MicroBatch]]:
     """One list of micro-batches per process, all equally long (sharded models hang otherwise).
 
@@ -53,14 +60,14 @@ def cut_step(
     ends = [*starts[1:], len(dearest)]
     shares = [ordered[process::processes] for process in range(processes)]
     return [
-        [_micro_batch(share[start:end], ordered[-1], step_items) for start, end in zip(starts, ends, strict=True)]
+        [_micro_batch(share[start:end], ordered[-1], step_items, draw) for start, end in zip(starts, ends, strict=True)]
         for share in shares
     ]
 
 
-def _micro_batch(places: np.ndarray, stand_in: int, step_items: int) -> MicroBatch:
+def _micro_batch(places: np.ndarray, stand_in: int, step_items: int, draw: tuple[int, ...]) -> MicroBatch:
     counts = len(places) > 0
-    return MicroBatch(tuple(int(place) for place in (places if counts else [stand_in])), counts, step_items)
+    return MicroBatch(tuple(int(place) for place in (places if counts else [stand_in])), counts, step_items, draw)
 
 
 class Examples(TorchDataset):
@@ -104,10 +111,12 @@ class Examples(TorchDataset):
         return [f"{count} of {len(self.rows)} {rows} {said[what]}." for what, count in counts.items() if count]
 
     def __getitem__(self, micro_batch: MicroBatch) -> tuple[Batch, MicroBatch]:
-        return self.collate(micro_batch.places), micro_batch
+        return self.collate(micro_batch.places, micro_batch.draw), micro_batch
 
-    def collate(self, places: tuple[int, ...]) -> Batch:
-        return self._collate(self.take(places))
+    def collate(self, places: tuple[int, ...], draw: tuple[int, ...] = ()) -> Batch:
+        """The batch of some examples; each is told by what to draw, if it is to be."""
+        examples = self.take(places)
+        return self._collate([{**example, "draw": draw} for example in examples] if draw else examples)
 
     def blocks(self) -> "Iterator[Block]":
         """Its rows in blocks."""
@@ -149,4 +158,5 @@ class StepSampler(Sampler[list[MicroBatch]]):
             rows = order[start : start + self.batch_size]
             examples = np.concatenate([range(self.starts[row], self.starts[row + 1]) for row in rows])
             step_items = int(self.items[examples].sum())
-            yield cut_step(examples, self.costs, self.budget, self.processes, step_items)[self.process]
+            draw = (self.seed, self.epoch)
+            yield cut_step(examples, self.costs, self.budget, self.processes, step_items, draw)[self.process]

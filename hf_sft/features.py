@@ -67,8 +67,8 @@ class FeatureExamples(Examples):
     def take(self, places: tuple[int, ...]) -> list[dict[str, Any]]:
         return [self._rows[place] for place in places]
 
-    def collate(self, places: tuple[int, ...]) -> Batch:
-        batch = super().collate(places)
+    def collate(self, places: tuple[int, ...], draw: tuple[int, ...] = ()) -> Batch:
+        batch = super().collate(places, draw)
         return {**batch, _input_of(batch): torch.from_numpy(self.features[list(places)])}
 
 

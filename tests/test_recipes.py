@@ -23,7 +23,9 @@ def test_every_recipe_has_a_row_in_the_table():
 def stand_in(recipe: hf_sft.Recipe, folder: Path) -> str:
     """A file of rows with the columns that the recipe names, of the first kind that its task and its metrics take."""
     path = folder / "rows.jsonl"
-    kinds = [kind for kind in (*tiny.PROBLEMS, "pictures") if tiny.task_of(kind)["type"] == recipe.task.type]
+    kinds = [
+        kind for kind in (*tiny.PROBLEMS, "pictures", "texts", "masked") if tiny.task_of(kind)["type"] == recipe.task.type
+    ]
     rows = next(rows for rows in (rename(tiny.rows(kind, 60), recipe) for kind in kinds) if fits(rows, recipe))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny.draw_files(folder, rows)
@@ -32,13 +34,14 @@ def stand_in(recipe: hf_sft.Recipe, folder: Path) -> str:
 
 def rename(rows: list[dict], recipe: hf_sft.Recipe) -> list[dict]:
     inputs = recipe.task.input_columns()
-    (truth,) = [name for names in recipe.task.columns().values() for name in names if name not in inputs]
+    truth = [name for names in recipe.task.columns().values() for name in names if name not in inputs]
     renamed = []
-    for *asked, answer in (row.values() for row in rows):
+    for cells in (list(row.values()) for row in rows):
+        asked, answers = cells[: len(cells) - len(truth)], cells[len(cells) - len(truth) :]
         if 1 < len(asked) < len(inputs):  # a list for several columns
             asked = [asked[0], *asked[1]]
         grouped = {recipe.data.group: len(renamed)} if recipe.data.group else {}
-        renamed.append({**dict(zip(inputs, cycle(asked), strict=False)), truth: answer, **grouped})
+        renamed.append({**dict(zip(inputs, cycle(asked), strict=False)), **dict(zip(truth, answers, strict=True)), **grouped})
     return renamed
 
 
@@ -54,7 +57,8 @@ def fits(rows: list[dict], recipe: hf_sft.Recipe) -> bool:
 def test_a_recipe_reads_and_passes_check(path, checkpoints, tmp_path):
     recipe = hf_sft.load_recipe(path)
     family = next((name for name in checkpoints if name in path.stem), "bert")
-    overrides = [f"model.checkpoint={checkpoints[family]}", "data.dataset=json"]
+    overrides = ["data.dataset=json"]
+    overrides += [f"model.checkpoint={checkpoints[family]}"] if recipe.model.checkpoint else []
     overrides += ["task.max_length=32"] if hasattr(recipe.task, "max_length") else []
     found = hf_sft.check(path, [*overrides, f"data.data_files={stand_in(recipe, tmp_path)}"])
     assert any("parameters that move" in fact for fact in found.facts)

@@ -69,14 +69,14 @@ WORDS = [
 
 def _bert_tokenizer() -> PreTrainedTokenizerFast:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS, "[MASK]"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     ids = [("[CLS]", 2), ("[SEP]", 3)]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
     )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, model_input_names=inputs, **names)
 
@@ -160,6 +160,7 @@ PROBLEMS = ("single_label_classification", "multi_label_classification", "regres
 CASES = [(family, problem) for family in FAMILIES for problem in PROBLEMS if (family, problem) != ("gpt2", "choices")]
 CASES += [(family, "pictures") for family in IMAGE_FAMILIES]
 CASES += [(family, "texts") for family in ("gpt2", *CAUSAL_FAMILIES)]
+CASES += [("bert", "masked")]
 """Families and the kinds of rows that they have a head for."""
 
 
@@ -177,7 +178,7 @@ def rows(problem_type: str, count: int, start: int = 0) -> list[dict[str, Any]]:
             label = first / 10
         if problem_type == "entities":
             made.append({"words": text.split(), "tags": _tag(text.split())})
-        elif problem_type == "texts":
+        elif problem_type in ("texts", "masked"):
             made.append({"text": " ".join([text] * (1 + i % 3))})
         elif problem_type == "pictures":
             made.append({"image": f"{i}.png", "label": label})
@@ -229,6 +230,7 @@ def task_of(problem: str) -> dict[str, Any]:
         "choices": {"type": "multiple_choice"},
         "questions": {"type": "question_answering"},
         "pictures": {"type": "image_classification"},
+        "masked": {"type": "masked_lm", "max_length": 16, "whole_words": True},
         "texts": {"type": "causal_lm", "max_length": 16, "stride": 3},
     }
     return others.get(problem, {"type": "sequence_classification"})

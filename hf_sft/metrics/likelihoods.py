@@ -1,36 +1,42 @@
-"""Metrics of how likely texts are: of all tokens together, so that a long text counts for more than a short one."""
+"""Metrics of how likely tokens are: of all together, so that a long text counts for more than a short one."""
 
 from functools import partial
 
 import numpy as np
 
 from hf_sft.answers import Answers
-from hf_sft.likelihoods import TextAnswers
+from hf_sft.likelihoods import Likelihoods, MaskedAnswers, TextAnswers
 from hf_sft.metrics import Metric
 
 
 def add_up(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
-    """Nats, tokens and bytes of each row."""
-    assert isinstance(answers, TextAnswers)
-    return np.column_stack([answers.nats, answers.tokens, answers.bytes]).astype(np.float64)
+    assert isinstance(answers, Likelihoods)
+    return answers.sums
 
 
-def per(place: int, totals: np.ndarray) -> np.ndarray:
+def share(above: int, below: int, totals: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return totals[..., 0] / totals[..., place]
+        return totals[..., above] / totals[..., below]
 
 
 def perplexity(totals: np.ndarray) -> np.ndarray:
-    return np.exp(per(1, totals))
+    return np.exp(share(0, 1, totals))
 
 
 def bits_per_byte(totals: np.ndarray) -> np.ndarray:
-    return per(2, totals) / np.log(2)
+    return share(0, 2, totals) / np.log(2)
 
 
-LOWER = {"measures": (TextAnswers,), "stats": add_up, "greater_is_better": False}
+LOWER = {"stats": add_up, "greater_is_better": False}
 METRICS: dict[str, Metric] = {
-    "perplexity": Metric("How many tokens the next one is chosen among, as it were.", value=perplexity, **LOWER),
-    "bits_per_byte": Metric("Bits for each byte of text: comparable between tokenizers.", value=bits_per_byte, **LOWER),
-    "loss": Metric("Mean negative log-likelihood of a token, in nats.", value=partial(per, 1), **LOWER),
+    "perplexity": Metric(
+        "Among how many tokens the right one is chosen, as it were.", (Likelihoods,), value=perplexity, **LOWER
+    ),
+    "bits_per_byte": Metric(
+        "Bits for each byte of text: comparable between tokenizers.", (TextAnswers,), value=bits_per_byte, **LOWER
+    ),
+    "loss": Metric("Mean negative log-likelihood of a token, in nats.", (Likelihoods,), value=partial(share, 0, 1), **LOWER),
+    "accuracy_at_5": Metric(
+        "Share of masked tokens that are among the model's first five.", (MaskedAnswers,), add_up, partial(share, 3, 1)
+    ),
 }

@@ -1,0 +1,211 @@
+"""Which token stood where there is a mask now?
+
+The data: a column of texts. Of each window of a text a share of the tokens is predicted: always round(p·n) of n, and at least
+one, so that what a step's loss is divided by is known before it runs. Eight of ten of them are masked, one becomes another
+token, one stays (Devlin and others, 2018). Which ones: in training by the seed, the epoch and the window's own tokens, however
+the step is cut; in evaluation by the window's tokens alone, so that every evaluation asks the same.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from datasets import Dataset
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers.data.data_collator import pad_without_fast_tokenizer_warning
+
+from hf_sft.answers import AnswerKind, Answers
+from hf_sft.baselines import Answerer, Fit
+from hf_sft.errors import CheckpointError
+from hf_sft.likelihoods import MaskedAnswers
+from hf_sft.losses import Items
+from hf_sft.tasks import Batch, Labels, Task
+
+MASKED, OTHER = 0.8, 0.1
+"""Of the predicted tokens: those that are masked, and those that become another token."""
+FEW = 5
+"""The second accuracy counts a token that is among so many."""
+
+
+class MaskedLm(Task):
+    """Predict masked tokens: go on with the pre-training of a BERT, or begin it."""
+
+    auto_model: ClassVar[Any] = AutoModelForMaskedLM
+    pipeline_tag: ClassVar[str] = "fill-mask"
+    peft_type: ClassVar[str | None] = None
+    other_names: ClassVar[dict[str, str]] = dict.fromkeys(("mlm", "fill_mask"), "masked_lm")
+
+    text: str = "text"
+    """The column of the texts."""
+    max_length: int | None = Field(default=None, ge=8)
+    """Tokens of a window, as many of which as needed show a text; as many as the checkpoint allows when not given."""
+    probability: float = Field(default=0.15, gt=0, lt=1)
+    """The share of tokens that are predicted."""
+    whole_words: bool = False
+    """Predict all tokens of a word, or none; one word of a window may be torn, so that the share is right."""
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        return ("perplexity", "accuracy", "accuracy_at_5")
+
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        return {"text": (self.text,)}
+
+    def input_columns(self) -> tuple[str, ...]:
+        return (self.text,)
+
+    def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
+        return self, None, []
+
+    def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
+        problems: dict[str, list[int]] = {}
+        for row, text in enumerate(rows[self.text]):
+            if not isinstance(text, str) or not text.strip():
+                what = "is empty" if isinstance(text, str) else f"holds {type(text).__name__}, not text,"
+                problems.setdefault(f"column `{self.text}` {what}", []).append(row)
+        return problems
+
+    def config_fields(self, labels: Labels | None) -> dict[str, Any]:
+        return {}
+
+    def probe(self, model: nn.Module, processor: Any) -> tuple[Self, list[str]]:
+        if processor.mask_token_id is None:
+            raise CheckpointError(
+                f"the tokenizer of {type(model).__name__} has no mask token.\n"
+                "  Take a checkpoint like BERT or RoBERTa, or the task causal_lm."
+            )
+        return self, []
+
+    def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
+        """Windows of texts: `input_ids` as they stand (with `token_type_ids` where the processor has them), and `words`: the
+        word that each token is of, -1 for special ones."""
+        windows = processor(
+            rows[self.text],
+            truncation=True,
+            max_length=min(self.max_length or processor.model_max_length, processor.model_max_length),
+            return_overflowing_tokens=True,
+            return_attention_mask=False,
+        )
+        examples: dict[str, list] = {n: column for n, column in windows.items() if n in processor.model_input_names}
+        examples["words"] = [[-1 if word is None else word for word in each.word_ids] for each in windows.encodings]
+        examples["row"] = list(windows["overflow_to_sample_mapping"])
+        examples["items"] = [self._count(words) for words in examples["words"]]
+        examples["truncated"] = [False] * len(examples["row"])
+        return examples
+
+    def _count(self, words: list[int]) -> int:
+        real = sum(word >= 0 for word in words)
+        return min(real, max(1, round(self.probability * real)))
+
+    def choose(self, ids: list[int], words: list[int], draw: tuple[int, ...]) -> tuple[np.ndarray, np.random.Generator]:
+        """The places of a window that are predicted, by a draw of its own."""
+        random = np.random.default_rng([*draw, zlib.crc32(np.asarray(ids, dtype=np.int64).tobytes())])
+        places = np.flatnonzero(np.asarray(words) >= 0)
+        if self.whole_words:
+            of_word = np.asarray(words)[places]
+            rank = dict(zip(order := random.permutation(np.unique(of_word)), range(len(order)), strict=True))
+            chosen = places[np.argsort([rank[word] for word in of_word], kind="stable")]
+        else:
+            chosen = random.permutation(places)
+        return chosen[: self._count(words)], random
+
+    def targets(self, rows: dict[str, list], labels: Labels | None) -> list[float]:
+        return [0.0] * len(rows[self.text])
+
+    def references(self, rows: Dataset) -> list[None]:
+        return [None] * len(rows)
+
+    def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
+        ordinary = np.setdiff1d(np.arange(len(processor)), processor.all_special_ids)
+
+        def collate(examples: list[dict[str, Any]]) -> Batch:
+            inputs = [{k: v for k, v in example.items() if k in processor.model_input_names} for example in examples]
+            batch = dict(pad_without_fast_tokenizer_warning(processor, inputs, return_tensors="pt"))
+            batch["originals"] = batch["input_ids"].clone()
+            batch["predicts"] = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+            for i, example in enumerate(examples):
+                chosen, random = self.choose(example["input_ids"], example["words"], example.get("draw", ()))
+                fate = random.random(len(chosen))
+                shown = np.where(fate < MASKED, processor.mask_token_id, random.choice(ordinary, len(chosen)))
+                changed = fate < MASKED + OTHER
+                batch["predicts"][i, chosen] = True
+                batch["input_ids"][i, chosen[changed]] = torch.as_tensor(shown[changed])
+            return batch
+
+        return collate
+
+    def items(self, model: nn.Module, batch: Batch) -> Items:
+        """The predicted tokens: only of them are there logits."""
+        return Items(self._logits(model, batch), batch["originals"][batch["predicts"]])
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Heads work on each position by itself, so the body hands on only those that are asked about."""
+
+        def select(body: nn.Module, given: Any, output: Any) -> Any:
+            output["last_hidden_state"] = output["last_hidden_state"][batch["predicts"]].unsqueeze(0)
+            return output
+
+        whole = next(module for module in model.modules() if isinstance(module, PreTrainedModel))  # DDP and PEFT wrap it
+        selecting = whole.base_model.register_forward_hook(select)
+        try:
+            inputs = {name: tensor for name, tensor in batch.items() if name not in ("originals", "predicts")}
+            return model(**inputs).logits[0].float()
+        finally:
+            selecting.remove()
+
+    def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+        """Of each window the nats of its predicted tokens together, how many they are, how many the model names first, and how
+        many among its first five; float32, shape (4,)."""
+        items = self.items(model, batch)
+        losses = functional.cross_entropy(items.logits, items.targets, reduction="none")
+        best = items.logits.topk(min(FEW, items.logits.shape[-1]), dim=-1).indices == items.targets.unsqueeze(1)
+        said = torch.stack([losses, torch.ones_like(losses), best[:, 0].float(), best.any(1).float()], dim=1)
+        parts = said.double().split(batch["predicts"].sum(1).tolist())
+        return list(torch.stack([part.sum(0) for part in parts]).float().cpu().numpy())
+
+    def answer_kind(self) -> AnswerKind:
+        return MaskedAnswers
+
+    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+        return MaskedAnswers(*np.array([np.sum(windows, axis=0, dtype=np.float64) for windows in kept]).reshape(-1, 4).T)
+
+    def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
+        def unigram() -> Answerer:
+            """How frequent each token is in train, whatever stands around it."""
+            counts = np.bincount(np.concatenate([np.asarray(ids) for _, ids, _ in self._predicted(train, processor, True)]))
+            counts = np.pad(counts, (0, len(processor) - len(counts)))
+            nats, rank = -np.log((counts + 1) / (counts.sum() + len(counts))), np.argsort(np.argsort(-counts, kind="stable"))
+
+            def answer(rows: Dataset) -> Answers:
+                sums = np.zeros((len(rows), 4))
+                for row, ids, places in self._predicted(rows, processor):
+                    tokens = np.asarray(ids)[places]
+                    sums[row] += nats[tokens].sum(), len(tokens), (rank[tokens] < 1).sum(), (rank[tokens] < FEW).sum()
+                return MaskedAnswers(*sums.T)
+
+            return answer
+
+        return {"unigram": unigram}
+
+    def _predicted(self, rows: Dataset, processor: Any, every: bool = False) -> Iterator[tuple[int, list[int], np.ndarray]]:
+        """Row, tokens and predicted places of each window, as evaluation asks; of `every` the ordinary tokens alone."""
+        examples = self.encode({self.text: list(rows[self.text])}, processor, None)
+        for row, ids, words in zip(examples["row"], examples["input_ids"], examples["words"], strict=True):
+            kept = [token for token, word in zip(ids, words, strict=True) if word >= 0] if every else ids
+            yield row, kept, np.array([], dtype=int) if every else self.choose(ids, words, ())[0]
+
+    def texts(self, rows: Dataset) -> list[str]:
+        return list(rows[self.text])
+
+    def example_call(self) -> str:
+        return 'answer(f"The weather is {answer.tokenizer.mask_token} today.")'
+
+    @classmethod
+    def sample(cls) -> tuple[Self, Dataset]:
+        texts = ["the coach was good", "the bank cut its rates again", "the court ruled", "shares fell in the last minute"] * 3
+        return cls(type="masked_lm"), Dataset.from_dict({"text": texts})
