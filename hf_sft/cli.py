@@ -90,6 +90,10 @@ def predict(
     input: Annotated[str | None, typer.Option(help="A csv, json, jsonl, parquet or txt file; - for standard input.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the answers; standard output otherwise.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse rows without text, instead of answering null.")] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of a language model: after how many it stops.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="Of a language model: above 0 tokens are drawn; 0 takes the likeliest.")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Answer rows with a finished run: one JSON object per row, in order. A row without text is answered by null.
@@ -101,16 +105,20 @@ def predict(
     from hf_sft.recipe import load_recipe
     from hf_sft.runs import is_finished
     from hf_sft.strict_json import dump_json
+    from hf_sft.tasks import Writing
 
     if bool(texts) == bool(input):
         raise RecipeError("give texts to answer, or --input with a file (or -), and not both.")
+    asked: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    writing = Writing(**asked) if asked else None
     files = [text for text in texts or () if Path(text).suffix and Path(text).is_file()]
     if files and not (is_finished(run) and load_recipe(run / "recipe.yaml").task.reads_files):
         raise RecipeError(f"`{files[0]}` is a file here, not a text to answer.  For its rows: --input {files[0]}")
     if output and (output.is_dir() or not output.absolute().parent.is_dir()):
         what = "is a folder" if output.is_dir() else "lies in a folder that is not there"
         raise RecipeError(f"`--output {output}` {what}.  Give the name of a file in a folder that is there.")
-    lines = (dump_json(each) + "\n" for each in answer(run, texts or input or "-", strict, trust_remote_code))
+    lines = (dump_json(each) + "\n" for each in answer(run, texts or input or "-", strict, trust_remote_code, writing))
     if output is None or not _is_main_process():
         sys.stdout.writelines(lines)
         return

@@ -11,11 +11,11 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from hf_sft.encoding import encode_blocks
-from hf_sft.errors import DataError
+from hf_sft.errors import DataError, RecipeError
 from hf_sft.evaluation import answer_blocks, run_blocks
 from hf_sft.runs import load_run
 from hf_sft.sources import KINDS, DataSource, load_source
-from hf_sft.tasks import Task
+from hf_sft.tasks import Task, Writing
 
 STDIN = "-"
 FILE = "file"
@@ -27,15 +27,16 @@ def predict(
     inputs: str | Path | Sequence[str] | Sequence[dict[str, Any]],
     strict: bool = False,
     trust_remote_code: bool = False,
+    writing: Writing | None = None,
 ) -> list[dict[str, Any]]:
     """Answers as in `predictions/`: `row`, the answer, and `reference` where the input knows it; on the main process.
 
     `inputs` is a file (csv, tsv, json, jsonl, parquet, arrow, txt), `-` for standard input (lines of text, lines of JSON,
     or one JSON array), a list of texts, or a list of rows; where the task is about pictures also a picture, a folder of them,
-    or a list of such. A row without text keeps its place and its answer is None; `strict` refuses it. Raises `RecipeError` and
-    `DataError`.
+    or a list of such. A language model goes on with a text, as `writing` says, or fills its masks. A row without text keeps
+    its place and its answer is None; `strict` refuses it. Raises `RecipeError` and `DataError`.
     """
-    return list(answer(run, inputs, strict, trust_remote_code))
+    return list(answer(run, inputs, strict, trust_remote_code, writing))
 
 
 def answer(
@@ -43,9 +44,12 @@ def answer(
     inputs: str | Path | Sequence[str] | Sequence[dict[str, Any]],
     strict: bool = False,
     trust_remote_code: bool = False,
+    writing: Writing | None = None,
 ) -> Iterator[dict[str, Any]]:
     """As `predict`, one answer after the other; what is wrong with the input is raised before the first."""
     finished = load_run(run, trust_remote_code)
+    if writing is not None and not finished.task.writes:
+        raise RecipeError(f"`{run}` does not write: it answers with {finished.task.answer_kind().called}.")
     task, columns = finished.task, list(finished.task.input_columns())
     rows = _read(inputs, task)
     if not len(rows):
@@ -63,10 +67,13 @@ def answer(
     if invalid:
         problems = "; ".join(f"{problem} in row(s) {[filled[i] for i in places[:5]]}" for problem, places in invalid.items())
         raise DataError(f"the input can't be answered: {problems}")
-    references, nothing = _references(task, rows), dict(task.answer_kind().nothing)
-    blocks = encode_blocks(asked, task, finished.labels, finished.processor)
-    ran = run_blocks(finished.model, blocks, task.keep, finished.machine)
-    answers = chain.from_iterable(block.as_json() for _, _, block in answer_blocks(ran, task, finished.labels))
+    references, nothing = _references(task, rows), dict(task.writes or task.answer_kind().nothing)
+    if task.writes:
+        answers = task.complete(finished.model, asked, finished.processor, writing or Writing())
+    else:
+        blocks = encode_blocks(asked, task, finished.labels, finished.processor)
+        ran = run_blocks(finished.model, blocks, task.keep, finished.machine)
+        answers = chain.from_iterable(block.as_json() for _, _, block in answer_blocks(ran, task, finished.labels))
     answered = set(filled)
     if not PartialState().is_main_process:
         yield from answers  # none, but the model runs its share

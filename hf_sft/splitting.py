@@ -80,7 +80,8 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     loaded, named = _name_splits(source, brought, notes)
     for name, rows in loaded.items():
         _require_columns(rows, name, task, source, ("keep", "group") if name == "train" else ("keep",))
-    loaded = {name: task.read(_keep(rows, source, name, notes), folder_of(source)) for name, rows in loaded.items()}
+    kept = {name: _keep(rows, source, name, notes) for name, rows in loaded.items()}
+    loaded = {name: task.divide(task.read(rows, folder_of(source))) for name, rows in kept.items()}
     resolved, labels, remarks = task.resolve(loaded)
     notes += remarks
     rows = {name: _name_classes(rows, resolved) for name, rows in loaded.items()}
@@ -106,7 +107,8 @@ def load_rows(
         asked = f"has no split `{split}`" if split else "has several splits, none of them called `test`"
         raise DataError(f"data set `{source.dataset}` {asked}.\n  It has: {', '.join(brought)}.  Say which: --split NAME.")
     _require_columns(brought[name], name, task, source, ("keep",))
-    rows = _name_classes(task.read(_keep(brought[name], source, name, notes), folder_of(source)), task)
+    rows = task.divide(task.read(_keep(brought[name], source, name, notes), folder_of(source)))
+    rows = _name_classes(rows, task)
     return name, _without_invalid({name: rows}, task, labels, source.drop_invalid, notes)[name]
 
 

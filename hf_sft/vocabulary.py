@@ -61,6 +61,9 @@ def train_tokenizer(wanted: NewTokenizer, texts: Iterable[str]) -> PreTrainedTok
             vocab_size=wanted.vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
         )
         tokenizer.train_from_iterator(texts, trainer)
+        # A document begins with the end of the one before: so the model is trained, and so whoever loads it should ask.
+        start = [(END, tokenizer.token_to_id(END))]
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=start)
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
     tokenizer = _bert_like(models.WordPiece(unk_token=BERT["unk_token"]))
     texts = list(texts)

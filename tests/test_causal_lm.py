@@ -14,8 +14,10 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, OPTConfig, OPTModel
 
 import hf_sft
+from hf_sft.cli import app
 from hf_sft.models import Checkpoint, load_model, load_processor
 from hf_sft.packing import Grams, pack
+from hf_sft.tasks import Writing
 from hf_sft.tasks.causal_lm import CausalLm
 from tests import tiny
 
@@ -182,15 +184,41 @@ def test_where_nothing_but_tied_embeddings_would_move_head_only_is_refused(check
     assert not (tmp_path / "run").exists()
 
 
-def test_one_long_text_is_cut_between_paragraphs_and_nothing_is_lost(tmp_path):
+def test_one_long_text_is_cut_between_paragraphs_and_nothing_is_lost():
     text = "".join(f"Speaker {i}:\n{'word ' * (i % 300)}\n\n" for i in range(200))
-    rows = task().read(Dataset.from_dict({"text": [text]}), tmp_path)
+    rows = task().divide(Dataset.from_dict({"text": [text]}))
     assert "".join(rows["text"]) == text and max(map(len, rows["text"])) <= 4096 and len(rows) > 10
     assert all(part.startswith("Speaker") for part in rows["text"])
     _, _, said = task().resolve({"train": rows})
     assert said == [f"split `train` is one long text: it was cut into {len(rows)} rows."]
     whole = Dataset.from_dict({"text": ["short", text]})
-    assert task().read(whole, tmp_path) is whole
+    assert task().divide(whole) is whole
+
+
+def test_prompts_go_on_as_generate_says_and_a_row_without_text_stays_one(checkpoints, tmp_path, capsys):
+    files = tiny.write_rows(tmp_path / "data", "texts", train=40)
+    hf_sft.train(tiny.recipe(checkpoints["gpt2"], files, tmp_path / "run", task=tiny.task_of("texts")))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    processor = load_processor(Checkpoint(checkpoint=str(tmp_path / "run")))
+    prompts = ["the goal", "", " ".join(tiny.WORDS * 3)]
+    answers = hf_sft.predict(tmp_path / "run", prompts, writing=Writing(max_new_tokens=5))
+    for prompt, said in zip(prompts, answers, strict=True):
+        if not prompt:
+            assert said == {"row": 1, "text": None, "tokens": None}
+            continue
+        ids = processor(prompt, return_tensors="pt")["input_ids"][:, -(64 - 5) :]
+        wanted = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=0)
+        assert said["text"] == processor.decode(wanted[0, ids.shape[1] :], skip_special_tokens=True)
+    app(["predict", str(tmp_path / "run"), "the goal", "--max-new-tokens", "5"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out) == answers[0]
+    drawn = {hf_sft.predict(tmp_path / "run", ["the goal"], writing=Writing(8, 5.0))[0]["text"] for _ in range(4)}
+    assert len(drawn) > 1
+    with pytest.raises(hf_sft.RecipeError, match="64 new tokens leave no room for a prompt"):
+        hf_sft.predict(tmp_path / "run", ["the goal"], writing=Writing(max_new_tokens=64))
+    labelled = tiny.write_rows(tmp_path / "labelled", "single_label_classification")
+    hf_sft.train(tiny.recipe(checkpoints["gpt2"], labelled, tmp_path / "other", "head_only"))
+    with pytest.raises(hf_sft.RecipeError, match="does not write: it answers with one class"):
+        hf_sft.predict(tmp_path / "other", ["the goal"], writing=Writing())
 
 
 def test_empty_texts_are_named(checkpoints, tmp_path):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import hf_sft
+from hf_sft.tasks import Writing
 from hf_sft.vocabulary import NewTokenizer, train_tokenizer
 from tests import tiny
 
@@ -98,7 +99,9 @@ def test_a_run_from_nothing_goes_on_in_a_new_process_as_the_plain_model_does_and
             if best == tokenizer.eos_token_id:
                 break
             ids = torch.cat([ids, best.view(1, 1)], dim=1)
-    assert json.loads(done.stdout.splitlines()[-1]) == tokenizer.decode(ids[0])
+    assert json.loads(done.stdout.splitlines()[-1]) == tokenizer.decode(ids[0], skip_special_tokens=True)
+    (said,) = hf_sft.predict(tmp_path / "run", [text], writing=Writing(max_new_tokens=8))
+    assert text + said["text"] == tokenizer.decode(ids[0], skip_special_tokens=True)
     again = hf_sft.train(tmp_path / "run" / "recipe.yaml", [f"output.folder={tmp_path / 'again'}"])
     assert again.metrics == first.metrics
 
@@ -126,7 +129,7 @@ def test_a_tokenizer_is_the_same_for_the_same_texts_and_reads_back_what_it_wrote
         assert read.decode(read(text)["input_ids"], skip_special_tokens=True) == text
     strange = "Ünïcode — 東京 🎉"
     if kind == "bpe":
-        assert read.decode(read(strange)["input_ids"]) == strange
+        assert read.decode(read(strange)["input_ids"], skip_special_tokens=True) == strange
     else:
         assert {read.pad_token, read.cls_token, read.mask_token} == {"[PAD]", "[CLS]", "[MASK]"}
         assert read.convert_ids_to_tokens(read("goal")["input_ids"])[0] == "[CLS]"

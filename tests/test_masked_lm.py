@@ -160,6 +160,13 @@ def test_a_run_is_scored_as_plain_transformers_scores_it_and_fills_masks_in_a_ne
         found = json.loads(done.stdout.splitlines()[-1])
         assert [token for token, _ in found] == processor.convert_ids_to_tokens(best.indices.tolist())
         assert [score for _, score in found] == pytest.approx(best.values.tolist(), rel=1e-4)
+        (said,) = hf_sft.predict(tmp_path / "run", [text])
+        assert [(each["token"], each["score"]) for each in said["masks"][0]] == [
+            (t, pytest.approx(p, abs=1e-5)) for t, p in found
+        ]
+        assert said["text"] == text.replace("[MASK]", found[0][0])
+        with pytest.raises(hf_sft.DataError, match=r"text 1 has no \[MASK\]: there is nothing to fill"):
+            hf_sft.predict(tmp_path / "run", [text, "the goal"])
 
 
 def test_a_tokenizer_without_a_mask_is_refused(checkpoints, tmp_path):

@@ -4,7 +4,8 @@ A new task is a new file here: `type: span_ranking` means `hf_sft/tasks/span_ran
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -23,6 +24,16 @@ from hf_sft.losses import Items
 Batch: TypeAlias = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Writing:
+    """How a model writes."""
+
+    max_new_tokens: int = 40
+    """After which number of tokens it stops, at the latest."""
+    temperature: float = 0.0
+    """0 takes the most likely token each time; above, tokens are drawn, the more freely the higher it is."""
+
+
 class Task(Block, ABC):
     """The contract. A concrete task is a frozen pydantic model whose fields are its block of the recipe."""
 
@@ -39,6 +50,8 @@ class Task(Block, ABC):
     """The pipeline that answers with the finished model."""
     peft_type: ClassVar[str | None]
     """PEFT's word for the task, so that its own loader finds the right class for an adapter; None where it has none."""
+    writes: ClassVar[dict[str, None]] = {}
+    """What `complete` answers a row without text by; tasks whose answers are no texts have none."""
     other_names: ClassVar[dict[str, str]] = {}
     """What others call the task, and how to say that here."""
 
@@ -61,6 +74,10 @@ class Task(Block, ABC):
 
     def read(self, rows: Dataset, folder: Path) -> Dataset:
         """The rows in the form that this task works on; paths in them are seen from `folder` too. Raises `DataError`."""
+        return rows
+
+    def divide(self, rows: Dataset) -> Dataset:
+        """The rows of a split in parts, where one is too much for a row."""
         return rows
 
     def from_words(self, words: Sequence[str | None]) -> Dataset:
@@ -151,6 +168,10 @@ class Task(Block, ABC):
     @abstractmethod
     def references(self, rows: Dataset) -> list[Any]:
         """The true answers, in the words of the data."""
+
+    def complete(self, model: Any, rows: Dataset, processor: Any, how: "Writing") -> Iterator[dict[str, Any]]:
+        """What the model writes for each row, where `writes` says something. Raises `DataError` before the first."""
+        raise NotImplementedError
 
     @abstractmethod
     def texts(self, rows: Dataset) -> list[str]:

@@ -9,7 +9,6 @@ windows, each of which sees the last `stride` tokens of the one before, and ever
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -23,11 +22,11 @@ from transformers import AutoModelForCausalLM
 
 from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Answerer, Fit
-from hf_sft.errors import CheckpointError
+from hf_sft.errors import CheckpointError, RecipeError
 from hf_sft.likelihoods import TextAnswers
 from hf_sft.losses import Items
 from hf_sft.packing import Grams, pack
-from hf_sft.tasks import Batch, Labels, Task
+from hf_sft.tasks import Batch, Labels, Task, Writing
 
 PART = 4096
 """Characters of a row, at most, when all the data is one long text."""
@@ -43,6 +42,7 @@ class CausalLm(Task):
     auto_model: ClassVar[Any] = AutoModelForCausalLM
     pipeline_tag: ClassVar[str] = "text-generation"
     peft_type: ClassVar[str | None] = "CAUSAL_LM"
+    writes: ClassVar[dict[str, None]] = {"text": None, "tokens": None}
     other_names: ClassVar[dict[str, str]] = dict.fromkeys(("clm", "language_modeling", "text_generation"), "causal_lm")
 
     text: str = "text"
@@ -64,7 +64,7 @@ class CausalLm(Task):
     def input_columns(self) -> tuple[str, ...]:
         return (self.text,)
 
-    def read(self, rows: Dataset, folder: Path) -> Dataset:
+    def divide(self, rows: Dataset) -> Dataset:
         """One long text is cut, at empty lines or at least at the ends of lines, into rows of some thousand characters."""
         if len(rows) != 1 or not isinstance(rows[0][self.text], str) or len(rows[0][self.text]) <= 2 * PART:
             return rows
@@ -230,6 +230,22 @@ class CausalLm(Task):
             return answer
 
         return {"unigram": partial(fit, None), "bigram": partial(fit, BIGRAM)}
+
+    def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing) -> Iterator[dict[str, Any]]:
+        """How each text goes on, until the document ends; of a prompt that leaves no room the end is read."""
+        room = processor.model_max_length - how.max_new_tokens
+        if room < 1:
+            raise RecipeError(
+                f"{how.max_new_tokens} new tokens leave no room for a prompt: the model takes {processor.model_max_length}."
+            )
+        drawn = {"do_sample": True, "temperature": how.temperature} if how.temperature > 0 else {"do_sample": False}
+        for text in rows[self.text]:
+            ids = processor(text, return_tensors="pt")["input_ids"][:, -room:].to(model.device)
+            shown = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            ends = {"max_new_tokens": how.max_new_tokens, "pad_token_id": processor.pad_token_id}
+            with torch.no_grad():
+                written = model.generate(**shown, **ends, **drawn)[0, ids.shape[1] :]
+            yield {"text": processor.decode(written, skip_special_tokens=True), "tokens": len(written)}
 
     def texts(self, rows: Dataset) -> list[str]:
         return list(rows[self.text])

@@ -21,10 +21,10 @@ from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Answerer, Fit
-from hf_sft.errors import CheckpointError
+from hf_sft.errors import CheckpointError, DataError
 from hf_sft.likelihoods import MaskedAnswers
 from hf_sft.losses import Items
-from hf_sft.tasks import Batch, Labels, Task
+from hf_sft.tasks import Batch, Labels, Task, Writing
 
 MASKED, OTHER = 0.8, 0.1
 """Of the predicted tokens: those that are masked, and those that become another token."""
@@ -38,6 +38,7 @@ class MaskedLm(Task):
     auto_model: ClassVar[Any] = AutoModelForMaskedLM
     pipeline_tag: ClassVar[str] = "fill-mask"
     peft_type: ClassVar[str | None] = None
+    writes: ClassVar[dict[str, None]] = {"text": None, "masks": None}
     other_names: ClassVar[dict[str, str]] = dict.fromkeys(("mlm", "fill_mask"), "masked_lm")
 
     text: str = "text"
@@ -198,6 +199,27 @@ class MaskedLm(Task):
         for row, ids, words in zip(examples["row"], examples["input_ids"], examples["words"], strict=True):
             kept = [token for token, word in zip(ids, words, strict=True) if word >= 0] if every else ids
             yield row, kept, np.array([], dtype=int) if every else self.choose(ids, words, ())[0]
+
+    def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing) -> Iterator[dict[str, Any]]:
+        """Each text with its masks filled, and of each mask the five likeliest tokens."""
+        texts, mask = list(rows[self.text]), processor.mask_token
+        if without := [row for row, text in enumerate(texts) if mask not in text]:
+            raise DataError(
+                f"text {without[0]} has no {mask}: there is nothing to fill.  Write {mask} where a token shall stand."
+            )
+        for text in texts:
+            inputs = processor(text, return_tensors="pt", truncation=True, max_length=processor.model_max_length)
+            ids = inputs["input_ids"][0]
+            places = (ids == processor.mask_token_id).nonzero().flatten()
+            with torch.no_grad():
+                chances = model(**inputs.to(model.device)).logits[0].float().cpu()[places].softmax(-1)
+            best = chances.topk(min(FEW, chances.shape[-1]), dim=-1)
+            ids[places] = best.indices[:, 0]
+            masks = [
+                [{"token": processor.decode([i]).strip(), "score": round(float(p), 6)} for p, i in zip(*each, strict=True)]
+                for each in zip(best.values, best.indices, strict=True)
+            ]
+            yield {"text": processor.decode(ids, skip_special_tokens=True), "masks": masks}
 
     def texts(self, rows: Dataset) -> list[str]:
         return list(rows[self.text])
