@@ -56,6 +56,9 @@ class Checkpoint(Block):
             raise PydanticCustomError(
                 "beginning", "needs `tokenizer`: an architecture brings none; name a checkpoint that does, or train one"
             )
+        known = CONFIG_MAPPING[self.from_config]() if self.from_config and self.from_config in CONFIG_MAPPING else None
+        if known is not None and (unknown := _find_unknown(self.config, known)):
+            raise PydanticCustomError("config", "{unknown}", {"unknown": unknown})
         return self
 
     @property
@@ -283,11 +286,19 @@ def _load_config(checkpoint: Checkpoint, fields: dict[str, Any]) -> PretrainedCo
     return _with_fields(checkpoint, config, fields) if checkpoint.from_config else config
 
 
+def _find_unknown(fields: dict[str, Any], config: PretrainedConfig) -> str | None:
+    """What to say of the first field that a config does not know."""
+    unknown = next((name for name in fields if not hasattr(config, name)), None)
+    if unknown is None:
+        return None
+    hint = suggest(nearest(unknown, config.to_dict()))
+    return f"`config.{unknown}`: the config of {config.model_type} has no such field.{hint}"
+
+
 def _with_fields(checkpoint: Checkpoint, config: PretrainedConfig, fields: dict[str, Any]) -> PretrainedConfig:
     """The config with fields set, all together: transformers looks whether they go together. Raises `CheckpointError`."""
-    if unknown := [name for name in checkpoint.config if not hasattr(config, name)]:
-        hint = suggest(nearest(unknown[0], config.to_dict()))
-        raise CheckpointError(f"`model.config.{unknown[0]}`: the config of {config.model_type} has no such field.{hint}")
+    if unknown := _find_unknown(checkpoint.config, config):
+        raise CheckpointError(unknown)
     try:
         return type(config).from_dict({**config.to_dict(), **fields})
     except (ValueError, TypeError, StrictDataclassError) as error:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,12 @@ MOST_CLASSES, MOST_CONFUSIONS = 200, 12
 
 
 def write_pages(
-    folder: Path, recipe_text: str, facts: dict[str, Any], measured: dict[str, Any], mistakes: list[dict[str, Any]]
+    folder: Path,
+    recipe_text: str,
+    facts: dict[str, Any],
+    measured: dict[str, Any],
+    mistakes: list[dict[str, Any]],
+    samples: Sequence[tuple[str, str, str]] = (),
 ) -> None:
     """Writes README.md and report.html. `facts` is report.json's content; `measured` the same with its undefined numbers."""
     said, templates = _say(folder, recipe_text, facts), _templates()
@@ -34,6 +40,7 @@ def write_pages(
         *_training(facts, plots["phases"]),
         *_classes(facts),
         *_mistakes(mistakes),
+        *_samples(samples),
         _data(facts, said["data_name"]),
         _cost(facts),
         _environment(facts),
@@ -161,6 +168,14 @@ def _mistakes(mistakes: list[dict[str, Any]]) -> list[Section]:
     ]
     doubt = Text("What looks like a mistake of the model is sometimes one of the data: a wrong label.")
     return [Section("Worst mistakes, on test", [Quotes(quotes), doubt])] if quotes else []
+
+
+def _samples(samples: Sequence[tuple[str, str, str]]) -> list[Section]:
+    quotes = [
+        Quote("", _cut(prompt), "", f"before: {_cut(before)}\nafter: {_cut(after)}") for prompt, before, after in samples
+    ]
+    words = Text("Prompts from the test split; the likeliest token was taken each time.")
+    return [Section("What it writes, before and after training", [Quotes(quotes), words])] if quotes else []
 
 
 def _data(facts: dict[str, Any], name: str) -> Section:

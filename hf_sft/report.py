@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -163,16 +164,23 @@ def _version(package: str) -> str | None:
         return None
 
 
-def write_report(folder: Path, recipe_text: str, facts: dict[str, Any], evaluations: list[Evaluation]) -> Report:
+def write_report(
+    folder: Path,
+    recipe_text: str,
+    facts: dict[str, Any],
+    evaluations: list[Evaluation],
+    samples: Sequence[tuple[str, str, str]] = (),
+) -> Report:
     """Writes recipe.yaml, resamples.npz, README.md, report.html and, last, report.json: it says finished.
 
-    The model and the predictions are in the folder already.
+    The model and the predictions are in the folder already. `samples` are prompts, with what the model wrote before and after
+    training.
     """
     (folder / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
     measured, facts = facts, {**finite(facts), "saved": "adapter" if (folder / "adapter_config.json").is_file() else "model"}
     np.savez_compressed(folder / "resamples.npz", allow_pickle=False, **_gather_resamples(evaluations))
     mistakes = next(evaluation.mistakes for evaluation in evaluations if evaluation.split == "test")
-    write_pages(folder, recipe_text, facts, measured, mistakes)
+    write_pages(folder, recipe_text, facts, measured, mistakes, samples)
     (folder / "report.json").write_text(dump_json(facts, indent=1) + "\n", encoding="utf-8")
     return Report(folder, facts)
 

@@ -23,8 +23,11 @@ from hf_sft.runs import Prepared, RecipeLike, as_recipe, claim_folder, load_run,
 from hf_sft.sources import SPLITS, DataSource
 from hf_sft.splitting import hash_rows, load_rows, load_splits
 from hf_sft.strict_json import dump_json
+from hf_sft.tasks import Writing
 from hf_sft.trainer import StepTrainer
 
+SAMPLES = 4
+"""Prompts that a report shows the answers to, before and after training."""
 ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "seed")
 """Fields of the data block that other data is not given."""
 
@@ -41,6 +44,7 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     checkpoints = folder / "checkpoints"
 
     with told_when_it_ends_early(folder):
+        before = write_samples(prepared, prepared.loaded.model)
         settings = [prepared.setting(checkpoints, place) for place in range(len(prepared.phases))]
         model, curves = fit_phases(prepared.phases, prepared.loaded, prepared.examples, prepared.asked, settings)
     if PartialState().is_main_process:  # before anything else that can fail
@@ -48,8 +52,9 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     prepared = prepared.tuned(model)
     evaluations = [evaluate_split(prepared, model, split, folder) for split in ("validation", "test")]
 
+    samples = [(*first, after) for first, (_, after) in zip(before, write_samples(prepared, model), strict=True)]
     if PartialState().is_main_process:
-        write_report(folder, dump_recipe(prepared.recipe), collect_facts(prepared, curves, evaluations), evaluations)
+        write_report(folder, dump_recipe(prepared.recipe), collect_facts(prepared, curves, evaluations), evaluations, samples)
         shutil.rmtree(checkpoints, ignore_errors=True)
         if recipe.output.hub:
             publish_or_say_how(folder, recipe.output)
@@ -95,6 +100,17 @@ def evaluate_split(prepared: Prepared, model: Any, split: str, folder: Path) -> 
     with written_lines(folder / "predictions" / f"{split}.jsonl") as write:
         labels, plan, seen = prepared.splits.labels, prepared.recipe.evaluation, prepared.splits.seen[split]
         return evaluate_blocks(split, ran, task, labels, plan, train, seen, write, prepared.processor)
+
+
+def write_samples(prepared: Prepared, model: Any) -> list[tuple[str, str]]:
+    """A few prompts from the test split, and what a model that writes makes of each; on the main process."""
+    task, rows, processor = prepared.splits.task, prepared.splits.rows["test"], prepared.processor
+    if not task.writes or not PartialState().is_main_process:
+        return []
+    prompts = task.prompts(rows.select(range(min(SAMPLES, len(rows)))), processor)
+    how = Writing(min(Writing().max_new_tokens, processor.model_max_length // 2))
+    said = task.complete(model.eval(), prompts, processor, how)
+    return [(prompt, each["text"]) for prompt, each in zip(task.texts(prompts), said, strict=True)]
 
 
 @contextlib.contextmanager

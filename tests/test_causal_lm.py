@@ -177,6 +177,23 @@ def test_a_run_is_scored_as_plain_transformers_scores_it(family, method, packing
     assert packing is False or phase["padding_share"] < 0.1
 
 
+def test_the_report_shows_what_the_model_writes_before_and_after_and_report_json_none_of_it(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "texts", train=40)
+    recipe = tiny.recipe(checkpoints["gpt2"], files, tmp_path / "run", task=tiny.task_of("texts"))
+    hf_sft.train({**recipe, "training": {**recipe["training"], "learning_rate": 0.5, "max_steps": 20}})
+    page, prompts = (tmp_path / "run" / "report.html").read_text(), [row["text"] for row in tiny.rows("texts", 4, 200)]
+    assert "What it writes, before and after training" in page
+    processor = load_processor(Checkpoint(checkpoint=str(checkpoints["gpt2"])))
+    for place, folder in (("before", checkpoints["gpt2"]), ("after", tmp_path / "run")):
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        for text in prompts:
+            begun = " ".join(text.split()[:8])
+            assert begun in page and begun not in (tmp_path / "run" / "report.json").read_text()
+            ids = processor(begun, return_tensors="pt")["input_ids"]
+            shown = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0)
+            assert f"{place}: {processor.decode(shown[0, ids.shape[1] :], skip_special_tokens=True)}".rstrip() in page
+
+
 def test_where_nothing_but_tied_embeddings_would_move_head_only_is_refused(checkpoints, tmp_path):
     files = tiny.write_rows(tmp_path / "data", "texts")
     with pytest.raises(hf_sft.RecipeError, match="would move nothing: the outputs of GPT2LMHeadModel are its embeddings"):

@@ -173,6 +173,10 @@ class Task(Block, ABC):
         """What the model writes for each row, where `writes` says something. Raises `DataError` before the first."""
         raise NotImplementedError
 
+    def prompts(self, rows: Dataset, processor: Any) -> Dataset:
+        """What a report asks the model to write about, made from some rows, where `writes` says something."""
+        raise NotImplementedError
+
     @abstractmethod
     def texts(self, rows: Dataset) -> list[str]:
         """What a person would read of each row."""

@@ -32,6 +32,8 @@ PART = 4096
 """Characters of a row, at most, when all the data is one long text."""
 TOLERANCE = 1e-4
 """The largest difference of logits that still is rounding, in float32."""
+WORDS = 8
+"""Of a text, as a prompt for the report."""
 BIGRAM = 5.0
 """How many occurrences of a unigram model's word a bigram baseline's counts are mixed with."""
 
@@ -246,6 +248,11 @@ class CausalLm(Task):
             with torch.no_grad():
                 written = model.generate(**shown, **ends, **drawn)[0, ids.shape[1] :]
             yield {"text": processor.decode(written, skip_special_tokens=True), "tokens": len(written)}
+
+    def prompts(self, rows: Dataset, processor: Any) -> Dataset:
+        """The first words of each text."""
+        begun = [re.match(rf"\s*(?:\S+\s+){{0,{WORDS - 1}}}\S+", text) for text in rows[self.text]]
+        return Dataset.from_dict({self.text: [each.group() for each in begun if each]})
 
     def texts(self, rows: Dataset) -> list[str]:
         return list(rows[self.text])

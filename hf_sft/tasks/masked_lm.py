@@ -28,6 +28,8 @@ from hf_sft.tasks import Batch, Labels, Task, Writing
 
 MASKED, OTHER = 0.8, 0.1
 """Of the predicted tokens: those that are masked, and those that become another token."""
+WORDS = 12
+"""Of a text, as a prompt for the report."""
 FEW = 5
 """The second accuracy counts a token that is among so many."""
 
@@ -220,6 +222,13 @@ class MaskedLm(Task):
                 for each in zip(best.values, best.indices, strict=True)
             ]
             yield {"text": processor.decode(ids, skip_special_tokens=True), "masks": masks}
+
+    def prompts(self, rows: Dataset, processor: Any) -> Dataset:
+        """The first words of each text, the middle one masked."""
+        begun = [text.split()[:WORDS] for text in rows[self.text]]
+        for words in begun:
+            words[len(words) // 2] = processor.mask_token
+        return Dataset.from_dict({self.text: [" ".join(words) for words in begun]})
 
     def texts(self, rows: Dataset) -> list[str]:
         return list(rows[self.text])
