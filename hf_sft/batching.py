@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 
 from hf_sft.tasks import Batch
 
-BOOKKEEPING = ("row", "cost", "items", "truncated", "lost")
+BOOKKEEPING = ("row", "cost", "items", "truncated", "lost", "slid")
 """Columns of examples that the model is not shown."""
 BLOCK = 2048
 """Rows that are evaluated at a time: what is in memory does not grow with their number."""
@@ -95,7 +95,7 @@ class Examples(TorchDataset):
         return len(self.costs)
 
     def count_rows(self, what: str) -> int:
-        """How many rows are `truncated` (not shown whole), or `lost` (none of their examples has their answer)."""
+        """How many rows are `truncated` (not shown whole), `lost` (no example has their answer), or `slid` over."""
         if what not in self.encoded.column_names:
             return 0
         pairs = zip(self.encoded["row"][:], self.encoded[what][:], strict=True)
@@ -106,6 +106,7 @@ class Examples(TorchDataset):
         said = {
             "truncated": "are longer than the model is shown, and are cut",
             "lost": "have an answer that no window holds whole",
+            "slid": "are longer than the model takes, and are scored with a sliding context",
         }
         counts = {what: self.count_rows(what) for what in said}
         return [f"{count} of {len(self.rows)} {rows} {said[what]}." for what, count in counts.items() if count]

@@ -147,6 +147,7 @@ def test_models_that_cannot_be_packed_say_so_and_run_unpacked_and_those_that_loo
     load_processor(Checkpoint(checkpoint=str(checkpoints["gpt2"]))).save_pretrained(tmp_path / "opt")
     files = tiny.write_rows(tmp_path / "data", "texts")
     report = hf_sft.train(tiny.recipe(tmp_path / "opt", files, tmp_path / "run", task=tiny.task_of("texts")))
+    assert any("are scored with a sliding context." in note for note in report.facts["data"]["warnings"])
     assert report.facts["recipe"]["task"]["packing"] is False
     assert any("OPTForCausalLM can't be packed exactly" in note for note in report.facts["data"]["warnings"])
     BertModel(BertConfig(**size, intermediate_size=64)).save_pretrained(tmp_path / "bert")
@@ -173,6 +174,9 @@ def test_a_run_is_scored_as_plain_transformers_scores_it(family, method, packing
     assert set(report.facts["baselines"]) == {"unigram", "bigram"}
     again = hf_sft.evaluate(tmp_path / "run")
     assert {n: s.value for n, s in again.scores.items()} == {n: s["value"] for n, s in scores.items()}
+    long = sum(len(processor(text)["input_ids"]) + 2 > 64 for text in texts)
+    said = f"{long} of 11 rows of split `test` are longer than the model takes, and are scored with a sliding context."
+    assert (said in report.facts["data"]["warnings"]) is (long > 0)
     (phase,) = report.facts["training"]["phases"]
     assert packing is False or phase["padding_share"] < 0.1
 

@@ -120,7 +120,9 @@ class CausalLm(Task):
         many of its first tokens were predicted by the window before."""
         most = self._most(processor)
         seen = min(self.stride, most // 2)
-        examples: dict[str, list] = {name: [] for name in ("input_ids", "lengths", "context", "row", "items", "truncated")}
+        examples: dict[str, list] = {
+            name: [] for name in ("input_ids", "lengths", "context", "row", "items", "truncated", "slid")
+        }
         for row, tokens in enumerate(_tokens(rows[self.text], processor)):
             for start in range(0, max(1, len(tokens) - seen), most - seen):
                 window, context = tokens[start : start + most], seen if start else 0
@@ -130,6 +132,7 @@ class CausalLm(Task):
                 examples["items"].append(len(window) - max(1, context))
                 examples["row"].append(row)
                 examples["truncated"].append(False)
+                examples["slid"].append(len(tokens) > most)
         return examples
 
     def _most(self, processor: Any) -> int:
