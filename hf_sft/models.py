@@ -1,4 +1,4 @@
-"""The `model` block: from a checkpoint to a processor and a model."""
+"""From a checkpoint to a processor and a model."""
 
 import contextlib
 import os
@@ -8,68 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils import logging
 
 from hf_sft.anatomy import LoadedModel
-from hf_sft.block import Block
-from hf_sft.errors import CheckpointError, nearest, suggest
+from hf_sft.checkpoint import Checkpoint, explain, find_checkpoint, load_config, source_of
+from hf_sft.errors import CheckpointError
 from hf_sft.heads import fit_head
-from hf_sft.packages import locate
 from hf_sft.tasks import Labels, Task
-from hf_sft.vocabulary import NewTokenizer
 
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-
-
-class Checkpoint(Block):
-    """Where training starts: a checkpoint of the Hub, a folder, a finished run, a folder inside an installed package; or
-    nothing, with random weights."""
-
-    checkpoint: str | None = None
-    """A Hub id, a folder (a run folder too), or package:NAME/PATH for a folder inside an installed package."""
-    from_config: str | None = None
-    """Random weights instead: of an architecture by its name in transformers (gpt2, bert), or of a checkpoint's config."""
-    config: dict[str, Any] = Field(default_factory=dict)
-    """For `from_config`: fields of that config to set, by their names in transformers."""
-    tokenizer: str | NewTokenizer | None = None
-    """For `from_config`: a checkpoint whose tokenizer is taken, or a `type` and a `vocab_size` to train one on train."""
-    revision: str | None = None
-    """Branch, tag or commit on the Hub; resolved to a commit in the run folder's recipe."""
-    trust_remote_code: bool = False
-    """Run Python that the checkpoint brings; the command line must say --trust-remote-code too."""
-
-    @model_validator(mode="after")
-    def _one_beginning(self) -> "Checkpoint":
-        if (self.checkpoint is None) is (self.from_config is None):
-            given = "both are" if self.checkpoint else "none is"
-            raise PydanticCustomError("beginning", "needs `checkpoint` or `from_config`; {given} given", {"given": given})
-        if self.checkpoint is not None and (self.config or self.tokenizer):
-            raise PydanticCustomError("beginning", "`config` and `tokenizer` go with `from_config`: a checkpoint has its own")
-        if self.tokenizer is None and self.from_config in CONFIG_MAPPING:
-            raise PydanticCustomError(
-                "beginning", "needs `tokenizer`: an architecture brings none; name a checkpoint that does, or train one"
-            )
-        known = CONFIG_MAPPING[self.from_config]() if self.from_config and self.from_config in CONFIG_MAPPING else None
-        if known is not None and (unknown := _find_unknown(self.config, known)):
-            raise PydanticCustomError("config", "{unknown}", {"unknown": unknown})
-        return self
-
-    @property
-    def name(self) -> str:
-        """What to call it."""
-        return self.checkpoint or f"{self.from_config} with random weights"
-
-    @property
-    def where(self) -> str:
-        """What is read: the checkpoint, or the one whose config is taken."""
-        return str(self.checkpoint or self.from_config)
 
 
 def load_processor(
@@ -80,10 +31,10 @@ def load_processor(
     A tokenizer gets a pad token; its `model_max_length` is `max_length`, or its own, but never more than the model has
     positions. Raises `CheckpointError`.
     """
-    config, source = _load_config(checkpoint, {}), checkpoint
+    config, source = load_config(checkpoint, {}), checkpoint
     if trained or isinstance(checkpoint.tokenizer, str):
         source = Checkpoint(checkpoint=str(trained or checkpoint.tokenizer), trust_remote_code=checkpoint.trust_remote_code)
-    where = Path(_where(source))
+    where = Path(find_checkpoint(source))
     if auto is not AutoTokenizer and where.is_dir() and not any((where / name).is_file() for name in IMAGE_PROCESSOR_FILES):
         raise CheckpointError(
             f"checkpoint `{checkpoint.where}` brings no image processor: expected {IMAGE_PROCESSOR_FILES[0]} beside its "
@@ -91,9 +42,9 @@ def load_processor(
         )
     part = "tokenizer" if auto is AutoTokenizer else "image processor"
     try:
-        processor = auto.from_pretrained(str(where), **_source(source))
+        processor = auto.from_pretrained(str(where), **source_of(source))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(_explain(source, part, error)) from error
+        raise CheckpointError(explain(source, part, error)) from error
     if auto is not AutoTokenizer:
         return processor
     if set(processor.get_vocab().values()) <= set(processor.all_special_ids):
@@ -143,8 +94,8 @@ def load_model(checkpoint: Checkpoint, task: Task, labels: Labels | None, proces
     Of a head that the checkpoint brings, each of our classes gets the row of the class of that name. Raises
     `CheckpointError` when the checkpoint can't be had, or isn't a model for this task.
     """
-    theirs = _load_config(checkpoint, {})
-    config = _load_config(checkpoint, task.config_fields(labels))
+    theirs = load_config(checkpoint, {})
+    config = load_config(checkpoint, task.config_fields(labels))
     if hasattr(processor, "pad_token_id"):
         config.pad_token_id = processor.pad_token_id
     if checkpoint.from_config is not None:
@@ -188,7 +139,7 @@ def _require_room(checkpoint: Checkpoint, model: PreTrainedModel, processor: Any
 
 
 def _load_weights(checkpoint: Checkpoint, task: Task, config: PretrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
-    where = _where(checkpoint)
+    where = find_checkpoint(checkpoint)
     if Path(where, "adapter_config.json").is_file() and not any(Path(where).glob("model*.safetensors")):
         raise CheckpointError(
             f"checkpoint `{checkpoint.where}` holds a PEFT adapter, not a whole model.  Merge it first:\n"
@@ -211,10 +162,10 @@ def _load_weights(checkpoint: Checkpoint, task: Task, config: PretrainedConfig) 
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **_source(checkpoint),
+                **source_of(checkpoint),
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(_explain(checkpoint, "model", error)) from error
+        raise CheckpointError(explain(checkpoint, "model", error)) from error
 
 
 def merge_command(run: str) -> str:
@@ -269,70 +220,3 @@ def save_model(model: Any, config: PretrainedConfig, processor: Any, folder: Pat
     for path in folder.iterdir():
         if path.is_file():
             path.chmod(0o666 & ~mask)  # safetensors makes files that only their owner can read
-
-
-def _load_config(checkpoint: Checkpoint, fields: dict[str, Any]) -> PretrainedConfig:
-    where, fields = _where(checkpoint), {**checkpoint.config, **fields}
-    if checkpoint.from_config in CONFIG_MAPPING:
-        return _with_fields(checkpoint, AutoConfig.for_model(where), fields)
-    if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
-        adapter = (Path(where) / "adapter_config.json").is_file()
-        what = "it holds a PEFT adapter; merge it first, and give the merged folder" if adapter else "it has no config.json"
-        raise CheckpointError(f"checkpoint `{checkpoint.where}` is not a model folder: {what}.")
-    try:
-        config = AutoConfig.from_pretrained(where, **_source(checkpoint), **({} if checkpoint.from_config else fields))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(_explain(checkpoint, "config", error)) from error
-    return _with_fields(checkpoint, config, fields) if checkpoint.from_config else config
-
-
-def _find_unknown(fields: dict[str, Any], config: PretrainedConfig) -> str | None:
-    """What to say of the first field that a config does not know."""
-    unknown = next((name for name in fields if not hasattr(config, name)), None)
-    if unknown is None:
-        return None
-    hint = suggest(nearest(unknown, config.to_dict()))
-    return f"`config.{unknown}`: the config of {config.model_type} has no such field.{hint}"
-
-
-def _with_fields(checkpoint: Checkpoint, config: PretrainedConfig, fields: dict[str, Any]) -> PretrainedConfig:
-    """The config with fields set, all together: transformers looks whether they go together. Raises `CheckpointError`."""
-    if unknown := _find_unknown(checkpoint.config, config):
-        raise CheckpointError(unknown)
-    try:
-        return type(config).from_dict({**config.to_dict(), **fields})
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise CheckpointError(f"`model.config` makes no config of {config.model_type}: {reason}") from error
-
-
-def _where(checkpoint: Checkpoint) -> str:
-    """The folder, or the Hub id."""
-    try:
-        path = Path(locate(checkpoint.where)).expanduser()
-    except LookupError as error:
-        raise CheckpointError(error.args[0]) from None
-    return str(path) if path.is_dir() else checkpoint.where
-
-
-def _source(checkpoint: Checkpoint) -> dict[str, Any]:
-    where = {"revision": checkpoint.revision} if checkpoint.revision else {}
-    return {**where, "trust_remote_code": checkpoint.trust_remote_code}
-
-
-def _explain(checkpoint: Checkpoint, part: str, error: Exception) -> str:
-    name, reason = checkpoint.where, str(error).strip().split("\n")[0]
-    if "trust_remote_code" in str(error):
-        return (
-            f"checkpoint `{name}` brings Python code of its own, which is not run.\n"
-            "  If you trust it: `model.trust_remote_code=true` and --trust-remote-code on the command line."
-        )
-    if Path(_where(checkpoint)).is_dir():
-        return f"checkpoint `{name}`: its {part} can't be loaded: {reason}"
-    at = f" at revision `{checkpoint.revision}`" if checkpoint.revision else ""
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    why = "the Hub is switched off (HF_HUB_OFFLINE) and it is not in the cache" if offline else reason
-    return (
-        f"checkpoint `{name}`{at} can't be had: there is no such folder here, and its {part} can't be fetched: {why}.\n"
-        "  Check the name and the revision; `hf auth login` for private ones; or give a folder."
-    )

@@ -69,6 +69,8 @@ def answer(
         raise DataError(f"the input can't be answered: {problems}")
     references, nothing = _references(task, rows), dict(task.writes or task.answer_kind().nothing)
     if task.writes:
+        if not PartialState().is_main_process:
+            return  # a text is written by one process
         answers = task.complete(finished.model, asked, finished.processor, writing or Writing())
     else:
         blocks = encode_blocks(asked, task, finished.labels, finished.processor)

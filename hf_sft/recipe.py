@@ -16,11 +16,11 @@ from ruamel.yaml import YAML
 
 from hf_sft.aids import Aid
 from hf_sft.block import Block, choose, list_kinds, load_kind
+from hf_sft.checkpoint import Checkpoint
 from hf_sft.errors import RecipeError, nearest, suggest
 from hf_sft.evaluation import EvaluationPlan
 from hf_sft.methods import Method
 from hf_sft.metrics import FOREIGN, list_metrics
-from hf_sft.models import Checkpoint
 from hf_sft.problems import FOLDERS, explain, refuse_owned, show_place, show_value
 from hf_sft.sources import DataSource
 from hf_sft.tasks import Task

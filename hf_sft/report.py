@@ -17,9 +17,9 @@ from transformers.pipelines import SUPPORTED_TASKS
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples
+from hf_sft.checkpoint import Checkpoint
 from hf_sft.curves import TrainingCurve
 from hf_sft.evaluation import Evaluation
-from hf_sft.models import Checkpoint
 from hf_sft.pages import best_of, say_rival, say_score, write_pages
 from hf_sft.splitting import Splits
 from hf_sft.strict_json import dump_json, finite

@@ -17,12 +17,13 @@ from torch import nn
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples
+from hf_sft.checkpoint import Checkpoint
 from hf_sft.encoding import encode_splits, read_examples
 from hf_sft.errors import RecipeError
 from hf_sft.evaluation import Kept, measure_blocks, run_blocks
 from hf_sft.methods import Phase
 from hf_sft.metrics import FOREIGN
-from hf_sft.models import Checkpoint, load_model, load_processor
+from hf_sft.models import load_model, load_processor
 from hf_sft.recipe import Recipe, load_recipe, read_recipe
 from hf_sft.splitting import Splits, load_splits
 from hf_sft.tasks import Labels, Task

@@ -14,8 +14,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, OPTConfig, OPTModel
 
 import hf_sft
+from hf_sft.checkpoint import Checkpoint
 from hf_sft.cli import app
-from hf_sft.models import Checkpoint, load_model, load_processor
+from hf_sft.models import load_model, load_processor
 from hf_sft.packing import Grams, pack
 from hf_sft.tasks import Writing
 from hf_sft.tasks.causal_lm import CausalLm

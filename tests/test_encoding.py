@@ -6,8 +6,9 @@ import os
 import pytest
 
 from hf_sft.cache import cache_folder, written_aside
+from hf_sft.checkpoint import Checkpoint
 from hf_sft.encoding import encode_splits, hash_code
-from hf_sft.models import Checkpoint, load_processor
+from hf_sft.models import load_processor
 from hf_sft.sources import DataSource
 from hf_sft.splitting import load_splits
 from hf_sft.tasks.sequence_classification import SequenceClassification

@@ -185,7 +185,8 @@ def test_the_head_on_stored_features_learns_what_it_learns_on_the_body(family, c
 
 def test_padding_on_the_left_or_the_right_gives_a_row_the_logits_it_has_alone(checkpoints, tmp_path):
     """The tiny GPT-2's tokenizer pads on the left, which shifts positions and moves the pooled token."""
-    from hf_sft.models import Checkpoint, load_model, load_processor
+    from hf_sft.checkpoint import Checkpoint
+    from hf_sft.models import load_model, load_processor
     from hf_sft.tasks.sequence_classification import SequenceClassification
 
     task = SequenceClassification(type="sequence_classification", problem_type="single_label_classification")

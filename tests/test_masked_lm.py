@@ -27,8 +27,9 @@ from transformers import (
 )
 
 import hf_sft
+from hf_sft.checkpoint import Checkpoint
 from hf_sft.encoding import read_examples
-from hf_sft.models import Checkpoint, load_processor
+from hf_sft.models import load_processor
 from hf_sft.tasks.masked_lm import MaskedLm
 from tests import tiny
 

@@ -14,10 +14,11 @@ import hf_sft
 from hf_sft.aids.label_smoothing import smooth
 from hf_sft.baselines import fit_all
 from hf_sft.batching import Examples, cut_step
+from hf_sft.checkpoint import Checkpoint
 from hf_sft.choices import read_place
 from hf_sft.encoding import encode_rows
 from hf_sft.losses import item_loss
-from hf_sft.models import Checkpoint, load_model, load_processor
+from hf_sft.models import load_model, load_processor
 from hf_sft.tasks.multiple_choice import MultipleChoice
 from tests import tiny
 

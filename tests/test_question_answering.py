@@ -9,7 +9,8 @@ import pytest
 from datasets import Dataset
 
 import hf_sft
-from hf_sft.models import Checkpoint, load_processor
+from hf_sft.checkpoint import Checkpoint
+from hf_sft.models import load_processor
 from hf_sft.scoring import measure
 from hf_sft.spans import SpanAnswers, choose_threshold, exact, find_sentence, overlap, read_answers
 from hf_sft.tasks.question_answering import QuestionAnswering

@@ -9,9 +9,10 @@ from transformers import AutoConfig
 
 from hf_sft.baselines import fit_all
 from hf_sft.block import list_kinds, load_kind
+from hf_sft.checkpoint import Checkpoint
 from hf_sft.errors import CheckpointError
 from hf_sft.losses import item_loss
-from hf_sft.models import Checkpoint, load_model, load_processor
+from hf_sft.models import load_model, load_processor
 from hf_sft.scoring import measure
 from tests import tiny
 

@@ -27,6 +27,7 @@ from hf_sft.likelihoods import TextAnswers
 from hf_sft.losses import Items
 from hf_sft.packing import Grams, pack
 from hf_sft.tasks import Batch, Labels, Task, Writing
+from hf_sft.unlabelled import Unlabelled
 
 PART = 4096
 """Characters of a row, at most, when all the data is one long text."""
@@ -38,7 +39,7 @@ BIGRAM = 5.0
 """How many occurrences of a unigram model's word a bigram baseline's counts are mixed with."""
 
 
-class CausalLm(Task):
+class CausalLm(Unlabelled, Task):
     """Predict the next token: go on with pre-training, or begin it."""
 
     auto_model: ClassVar[Any] = AutoModelForCausalLM
@@ -47,8 +48,6 @@ class CausalLm(Task):
     writes: ClassVar[dict[str, None]] = {"text": None, "tokens": None}
     other_names: ClassVar[dict[str, str]] = dict.fromkeys(("clm", "language_modeling", "text_generation"), "causal_lm")
 
-    text: str = "text"
-    """The column of the texts."""
     max_length: int | None = Field(default=None, ge=8)
     """Tokens of a block, and of a window; as many as the checkpoint allows when not given."""
     stride: int = Field(default=128, ge=0)
@@ -60,12 +59,6 @@ class CausalLm(Task):
     def default_metrics(self) -> tuple[str, ...]:
         return ("perplexity", "bits_per_byte")
 
-    def columns(self) -> dict[str, tuple[str, ...]]:
-        return {"text": (self.text,)}
-
-    def input_columns(self) -> tuple[str, ...]:
-        return (self.text,)
-
     def divide(self, rows: Dataset) -> Dataset:
         """One long text is cut, at empty lines or at least at the ends of lines, into rows of some thousand characters."""
         if len(rows) != 1 or not isinstance(rows[0][self.text], str) or len(rows[0][self.text]) <= 2 * PART:
@@ -76,17 +69,6 @@ class CausalLm(Task):
     def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
         cut = [(name, len(rows)) for name, rows in splits.items() if "part" in rows.column_names]
         return self, None, [f"split `{name}` is one long text: it was cut into {count} rows." for name, count in cut]
-
-    def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
-        problems: dict[str, list[int]] = {}
-        for row, text in enumerate(rows[self.text]):
-            if not isinstance(text, str) or not text.strip():
-                what = "is empty" if isinstance(text, str) else f"holds {type(text).__name__}, not text,"
-                problems.setdefault(f"column `{self.text}` {what}", []).append(row)
-        return problems
-
-    def config_fields(self, labels: Labels | None) -> dict[str, Any]:
-        return {}
 
     def probe(self, model: nn.Module, processor: Any) -> tuple[Self, list[str]]:
         ids = torch.arange(12).remainder(max(1, len(processor) - 1))
@@ -173,12 +155,6 @@ class CausalLm(Task):
             )
         )
 
-    def targets(self, rows: dict[str, list], labels: Labels | None) -> list[float]:
-        return [0.0] * len(rows[self.text])
-
-    def references(self, rows: Dataset) -> list[None]:
-        return [None] * len(rows)
-
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
         def collate(examples: list[dict[str, Any]]) -> Batch:
             """Padded on the right; what pads is a piece of its own, which nothing sees."""
@@ -256,9 +232,6 @@ class CausalLm(Task):
         """The first words of each text."""
         begun = [re.match(rf"\s*(?:\S+\s+){{0,{WORDS - 1}}}\S+", text) for text in rows[self.text]]
         return Dataset.from_dict({self.text: [each.group() for each in begun if each]})
-
-    def texts(self, rows: Dataset) -> list[str]:
-        return list(rows[self.text])
 
     def show(self, example: dict[str, Any], processor: Any, labels: Labels | None) -> str:
         """A block's tokens, and how many documents stand in it."""

@@ -25,6 +25,7 @@ from hf_sft.errors import CheckpointError, DataError
 from hf_sft.likelihoods import MaskedAnswers
 from hf_sft.losses import Items
 from hf_sft.tasks import Batch, Labels, Task, Writing
+from hf_sft.unlabelled import Unlabelled
 
 MASKED, OTHER = 0.8, 0.1
 """Of the predicted tokens: those that are masked, and those that become another token."""
@@ -34,7 +35,7 @@ FEW = 5
 """The second accuracy counts a token that is among so many."""
 
 
-class MaskedLm(Task):
+class MaskedLm(Unlabelled, Task):
     """Predict masked tokens: go on with the pre-training of a BERT, or begin it."""
 
     auto_model: ClassVar[Any] = AutoModelForMaskedLM
@@ -43,8 +44,6 @@ class MaskedLm(Task):
     writes: ClassVar[dict[str, None]] = {"text": None, "masks": None}
     other_names: ClassVar[dict[str, str]] = dict.fromkeys(("mlm", "fill_mask"), "masked_lm")
 
-    text: str = "text"
-    """The column of the texts."""
     max_length: int | None = Field(default=None, ge=8)
     """Tokens of a window, as many of which as needed show a text; as many as the checkpoint allows when not given."""
     probability: float = Field(default=0.15, gt=0, lt=1)
@@ -56,25 +55,8 @@ class MaskedLm(Task):
     def default_metrics(self) -> tuple[str, ...]:
         return ("perplexity", "accuracy", "accuracy_at_5")
 
-    def columns(self) -> dict[str, tuple[str, ...]]:
-        return {"text": (self.text,)}
-
-    def input_columns(self) -> tuple[str, ...]:
-        return (self.text,)
-
     def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
         return self, None, []
-
-    def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
-        problems: dict[str, list[int]] = {}
-        for row, text in enumerate(rows[self.text]):
-            if not isinstance(text, str) or not text.strip():
-                what = "is empty" if isinstance(text, str) else f"holds {type(text).__name__}, not text,"
-                problems.setdefault(f"column `{self.text}` {what}", []).append(row)
-        return problems
-
-    def config_fields(self, labels: Labels | None) -> dict[str, Any]:
-        return {}
 
     def probe(self, model: nn.Module, processor: Any) -> tuple[Self, list[str]]:
         if processor.mask_token_id is None:
@@ -116,12 +98,6 @@ class MaskedLm(Task):
         else:
             chosen = random.permutation(places)
         return chosen[: self._count(words)], random
-
-    def targets(self, rows: dict[str, list], labels: Labels | None) -> list[float]:
-        return [0.0] * len(rows[self.text])
-
-    def references(self, rows: Dataset) -> list[None]:
-        return [None] * len(rows)
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
         ordinary = np.setdiff1d(np.arange(len(processor)), processor.all_special_ids)
@@ -229,9 +205,6 @@ class MaskedLm(Task):
         for words in begun:
             words[len(words) // 2] = processor.mask_token
         return Dataset.from_dict({self.text: [" ".join(words) for words in begun]})
-
-    def texts(self, rows: Dataset) -> list[str]:
-        return list(rows[self.text])
 
     def example_call(self) -> str:
         return 'answer(f"The weather is {answer.tokenizer.mask_token} today.")'

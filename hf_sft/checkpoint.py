@@ -1,0 +1,129 @@
+"""The `model` block, what it names, and the config that is there."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+from hf_sft.block import Block
+from hf_sft.errors import CheckpointError, nearest, suggest
+from hf_sft.packages import locate
+from hf_sft.vocabulary import NewTokenizer
+
+
+class Checkpoint(Block):
+    """Where training starts: a checkpoint of the Hub, a folder, a finished run, a folder inside an installed package; or
+    nothing, with random weights."""
+
+    checkpoint: str | None = None
+    """A Hub id, a folder (a run folder too), or package:NAME/PATH for a folder inside an installed package."""
+    from_config: str | None = None
+    """Random weights instead: of an architecture by its name in transformers (gpt2, bert), or of a checkpoint's config."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """For `from_config`: fields of that config to set, by their names in transformers."""
+    tokenizer: str | NewTokenizer | None = None
+    """For `from_config`: a checkpoint whose tokenizer is taken, or a `type` and a `vocab_size` to train one on train."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; resolved to a commit in the run folder's recipe."""
+    trust_remote_code: bool = False
+    """Run Python that the checkpoint brings; the command line must say --trust-remote-code too."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> "Checkpoint":
+        if (self.checkpoint is None) is (self.from_config is None):
+            given = "both are" if self.checkpoint else "none is"
+            raise PydanticCustomError("beginning", "needs `checkpoint` or `from_config`; {given} given", {"given": given})
+        if self.checkpoint is not None and (self.config or self.tokenizer):
+            raise PydanticCustomError("beginning", "`config` and `tokenizer` go with `from_config`: a checkpoint has its own")
+        if self.tokenizer is None and self.from_config in CONFIG_MAPPING:
+            raise PydanticCustomError(
+                "beginning", "needs `tokenizer`: an architecture brings none; name a checkpoint that does, or train one"
+            )
+        known = CONFIG_MAPPING[self.from_config]() if self.from_config and self.from_config in CONFIG_MAPPING else None
+        if known is not None and (unknown := _find_unknown(self.config, known)):
+            raise PydanticCustomError("config", "{unknown}", {"unknown": unknown})
+        return self
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return self.checkpoint or f"{self.from_config} with random weights"
+
+    @property
+    def where(self) -> str:
+        """What is read: the checkpoint, or the one whose config is taken."""
+        return str(self.checkpoint or self.from_config)
+
+
+def load_config(checkpoint: Checkpoint, fields: dict[str, Any]) -> PretrainedConfig:
+    """What is there, with fields set. Raises `CheckpointError`."""
+    where, fields = find_checkpoint(checkpoint), {**checkpoint.config, **fields}
+    if checkpoint.from_config in CONFIG_MAPPING:
+        return _with_fields(checkpoint, AutoConfig.for_model(where), fields)
+    if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
+        adapter = (Path(where) / "adapter_config.json").is_file()
+        what = "it holds a PEFT adapter; merge it first, and give the merged folder" if adapter else "it has no config.json"
+        raise CheckpointError(f"checkpoint `{checkpoint.where}` is not a model folder: {what}.")
+    try:
+        config = AutoConfig.from_pretrained(where, **source_of(checkpoint), **({} if checkpoint.from_config else fields))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise CheckpointError(explain(checkpoint, "config", error)) from error
+    return _with_fields(checkpoint, config, fields) if checkpoint.from_config else config
+
+
+def _find_unknown(fields: dict[str, Any], config: PretrainedConfig) -> str | None:
+    """What to say of the first field that a config does not know."""
+    unknown = next((name for name in fields if not hasattr(config, name)), None)
+    if unknown is None:
+        return None
+    hint = suggest(nearest(unknown, config.to_dict()))
+    return f"`config.{unknown}`: the config of {config.model_type} has no such field.{hint}"
+
+
+def _with_fields(checkpoint: Checkpoint, config: PretrainedConfig, fields: dict[str, Any]) -> PretrainedConfig:
+    """The config with fields set, all together: transformers looks whether they go together. Raises `CheckpointError`."""
+    if unknown := _find_unknown(checkpoint.config, config):
+        raise CheckpointError(unknown)
+    try:
+        return type(config).from_dict({**config.to_dict(), **fields})
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise CheckpointError(f"`model.config` makes no config of {config.model_type}: {reason}") from error
+
+
+def find_checkpoint(checkpoint: Checkpoint) -> str:
+    """The folder, or the Hub id."""
+    try:
+        path = Path(locate(checkpoint.where)).expanduser()
+    except LookupError as error:
+        raise CheckpointError(error.args[0]) from None
+    return str(path) if path.is_dir() else checkpoint.where
+
+
+def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `from_pretrained` is told beside the name."""
+    where = {"revision": checkpoint.revision} if checkpoint.revision else {}
+    return {**where, "trust_remote_code": checkpoint.trust_remote_code}
+
+
+def explain(checkpoint: Checkpoint, part: str, error: Exception) -> str:
+    """What to say when a part of a checkpoint, such as its tokenizer, can\'t be had."""
+    name, reason = checkpoint.where, str(error).strip().split("\n")[0]
+    if "trust_remote_code" in str(error):
+        return (
+            f"checkpoint `{name}` brings Python code of its own, which is not run.\n"
+            "  If you trust it: `model.trust_remote_code=true` and --trust-remote-code on the command line."
+        )
+    if Path(find_checkpoint(checkpoint)).is_dir():
+        return f"checkpoint `{name}`: its {part} can't be loaded: {reason}"
+    at = f" at revision `{checkpoint.revision}`" if checkpoint.revision else ""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    why = "the Hub is switched off (HF_HUB_OFFLINE) and it is not in the cache" if offline else reason
+    return (
+        f"checkpoint `{name}`{at} can't be had: there is no such folder here, and its {part} can't be fetched: {why}.\n"
+        "  Check the name and the revision; `hf auth login` for private ones; or give a folder."
+    )
