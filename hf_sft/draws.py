@@ -34,8 +34,15 @@ def _number(values: Sequence[Any]) -> np.ndarray:
     return np.array([seen.setdefault(value, len(seen)) for value in values])
 
 
-def strata_of(rows: Dataset, task: Task) -> list[str]:
-    """Single labels stratify; where labels are lists or numbers there is one stratum."""
+def strata_of(rows: Dataset, source: DataSource, task: Task) -> list[str]:
+    """The values of the column that is named; else single labels; where labels are lists or numbers there is one stratum."""
+    if source.stratify:
+        return ["" if value is None else str(value) for value in rows[source.stratify]]
+    return labels_of(rows, task)
+
+
+def labels_of(rows: Dataset, task: Task) -> list[str]:
+    """The class of each row; all empty where rows have not one class."""
     references = task.references(rows)
     return references if references and isinstance(references[0], str) else [""] * len(rows)
 
@@ -100,7 +107,7 @@ def subsample(train: Dataset, source: DataSource, task: Task, labels: Labels | N
         return train
     order = np.random.default_rng(source.seed).permutation(len(train))
     if source.rows_per_label is not None:
-        strata = strata_of(train, task)
+        strata = labels_of(train, task)
         if labels is None or not strata[0]:
             raise DataError("`data.rows_per_label` needs one class per row.  Use `data.rows`.")
         seen: Counter[str] = Counter()

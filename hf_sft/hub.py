@@ -6,8 +6,8 @@ from huggingface_hub import HfApi
 
 from hf_sft.errors import RecipeError
 
-HELD_BACK = ("report.html", "predictions/**")
-"""They hold texts of the data, which may not be the publisher's to give away."""
+HELD_BACK = ("report.html", "predictions/**", "trained_on.npy")
+"""They hold texts of the data, or tell which they were, which may not be the publisher's to give away."""
 
 
 def publish(run: str | Path, repo_id: str, private: bool = False, report: bool = False) -> str:

@@ -67,7 +67,7 @@ def _say(folder: Path, recipe_text: str, facts: dict[str, Any]) -> dict[str, Any
     data, training = recipe["data"], recipe["training"]
     best = best_of(facts)
     baselines = [(f"baseline {name}", "test", splits["test"]) for name, splits in facts["baselines"].items()]
-    others = [("rows not in train", split, scores) for split, scores in facts["unseen"].items()]
+    others = [("rows not trained on", split, scores) for split, scores in facts["unseen"].items()]
     others += [("this model", split, scores) for split, scores in metrics.items() if split != "test"]
     processes = facts["environment"]["processes"]
     launch = f"accelerate launch --num_processes {processes} -m hf_sft" if processes > 1 else "hf-sft"

@@ -70,7 +70,7 @@ def score_table(metrics: dict[str, Any], baselines: dict[str, Any], unseen: dict
     for split, scores in metrics.items():
         table.add_row("this model", split, *(say_score(scores[name]) for name in names), style="bold")
     for split, scores in unseen.items():
-        table.add_row("rows not in train", split, *(say_score(scores[name]) for name in names))
+        table.add_row("rows not trained on", split, *(say_score(scores[name]) for name in names))
     for baseline, splits in baselines.items():
         for split, scores in splits.items():
             table.add_row(f"baseline {baseline}", split, *(say_score(scores[name]) for name in names))

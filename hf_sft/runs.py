@@ -21,6 +21,7 @@ from hf_sft.checkpoint import Checkpoint
 from hf_sft.encoding import encode_splits, read_examples
 from hf_sft.errors import RecipeError
 from hf_sft.evaluation import Kept, measure_blocks, run_blocks
+from hf_sft.lineage import mark_known
 from hf_sft.methods import Phase
 from hf_sft.metrics import FOREIGN
 from hf_sft.models import load_model, load_processor
@@ -121,7 +122,7 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     """
     tell = tell or say
     machine = resolve_machine(recipe.training)
-    splits = load_splits(recipe.data, recipe.task)
+    splits = mark_known(load_splits(recipe.data, recipe.task), recipe.model)
     recipe.evaluation.names(splits.task)  # refuses metrics that don't fit before the long part begins
     asked, inferred = recipe.task.model_dump(), splits.task.model_dump()
     read = [f"{name}: {value}, from the data" for name, value in inferred.items() if value != asked[name]]

@@ -53,6 +53,9 @@ class DataSource(Block):
     split of that name, or 0.1 of train."""
     group: str | None = None
     """A column whose equal values never stand on two sides of a made split."""
+    stratify: str | None = None
+    """A column whose values made splits share evenly; the label, where a row has one class, when not given. A recipe without
+    labels makes the same splits by it as one that has them."""
     keep: str | None = None
     """A column of booleans, or of 0 and 1; rows where it is false are left out."""
     drop_invalid: bool = False

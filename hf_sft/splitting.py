@@ -33,7 +33,7 @@ class Splits:
     labels: Labels | None
     notes: tuple[str, ...]
     seen: dict[str, np.ndarray] = field(default_factory=dict)
-    """For validation and test the rows whose input train has too."""
+    """For validation and test the rows whose input was trained on: train has it too, or the checkpoint knows it."""
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -79,12 +79,12 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     brought, source_as_read = load_source(source, task.input_columns(), notes)
     loaded, named = _name_splits(source, brought, notes)
     for name, rows in loaded.items():
-        _require_columns(rows, name, task, source, ("keep", "group") if name == "train" else ("keep",))
+        _require_columns(rows, name, task, source, ("keep", "group", "stratify") if name == "train" else ("keep",))
     kept = {name: _keep(rows, source, name, notes) for name, rows in loaded.items()}
     loaded = {name: task.divide(task.read(rows, folder_of(source))) for name, rows in kept.items()}
     resolved, labels, remarks = task.resolve(loaded)
     notes += remarks
-    rows = {name: _name_classes(rows, resolved) for name, rows in loaded.items()}
+    rows = {name: _name_classes(rows, resolved, source.stratify) for name, rows in loaded.items()}
     rows = _without_invalid(rows, resolved, labels, source.drop_invalid, notes)
     rows = _make_splits(rows, source, resolved, notes)
     rows["train"] = subsample(rows["train"], source, resolved, labels, notes)
@@ -191,17 +191,18 @@ def _keep(rows: Dataset, source: DataSource, split: str, notes: list[str]) -> Da
     return kept
 
 
-def _name_classes(rows: Dataset, task: Task) -> Dataset:
+def _name_classes(rows: Dataset, task: Task, stratify: str | None = None) -> Dataset:
     """ClassLabel columns as names: ids mean nothing across files whose class lists are ordered otherwise."""
-    for column in (column for columns in task.columns().values() for column in columns):
+    named = {column for columns in task.columns().values() for column in columns} | {stratify}
+    for column in (column for column in rows.column_names if column in named):
         feature = rows.features[column]
         inner = feature.feature if isinstance(feature, List | LargeList) else feature
         if isinstance(inner, ClassLabel):
             names = _namer(inner)
             values = [[names(v) for v in row] if isinstance(row, list) else names(row) for row in rows[column]]
             kind = Value("string") if inner is feature else List(Value("string"))
-            named: Any = Dataset.add_column  # a decorator hides what it takes
-            rows = named(rows.remove_columns(column), column, values, feature=kind)
+            add: Any = Dataset.add_column  # a decorator hides what it takes
+            rows = add(rows.remove_columns(column), column, values, feature=kind)
     return rows
 
 
@@ -255,7 +256,7 @@ def _without_invalid(
 def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes: list[str]) -> dict[str, Dataset]:
     """Hold out what no split of the data set brings. Equal texts, and rows of one group, stay together."""
     fractions: dict[str, float] = {}
-    strata = strata_of(rows["train"], task)
+    strata = strata_of(rows["train"], source, task)
     held_out = f"{'stratified, ' if any(strata) else ''}equal inputs on one side"
     for name in SPLITS[1:]:
         if name in rows:
@@ -291,8 +292,9 @@ def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes
                 f"split `{name}` has no rows left: train brings {len(train)} rows, in {parts} parts that must not be torn\n"
                 "  (equal inputs, one group), which are too few for the fractions of `data.splits`."
             )
-        absent = sorted({*strata} - {*strata_of(split, task), ""})
+        absent = sorted({*strata} - {*strata_of(split, source, task), ""})
         if absent:
             shown = ", ".join(f"`{each}`" for each in absent[:5]) + (", …" if len(absent) > 5 else "")
-            notes.append(f"{len(absent)} of {len(set(strata))} classes have no row in split `{name}`: {shown}.")
+            what = f"values of column `{source.stratify}`" if source.stratify else "classes"
+            notes.append(f"{len(absent)} of {len(set(strata))} {what} have no row in split `{name}`: {shown}.")
     return {**{name: rows[name] for name in SPLITS if name in rows}, **made}

@@ -16,6 +16,7 @@ from hf_sft.encoding import encode_blocks
 from hf_sft.errors import HfSftError, RecipeError
 from hf_sft.evaluation import Evaluation, evaluate_blocks, run_blocks
 from hf_sft.fitting import fit_phases
+from hf_sft.lineage import write_known
 from hf_sft.models import save_model
 from hf_sft.recipe import Output, dump_recipe, load_recipe
 from hf_sft.report import Report, gather_facts, read_report, write_report
@@ -28,7 +29,7 @@ from hf_sft.trainer import StepTrainer
 
 SAMPLES = 4
 """Prompts that a report shows the answers to, before and after training."""
-ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "seed")
+ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "stratify", "seed")
 """Fields of the data block that other data is not given."""
 
 
@@ -54,6 +55,7 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
 
     samples = [(*first, after) for first, (_, after) in zip(before, write_samples(prepared, model), strict=True)]
     if PartialState().is_main_process:
+        write_known(folder, prepared.splits, recipe.model)
         write_report(folder, dump_recipe(prepared.recipe), collect_facts(prepared, curves, evaluations), evaluations, samples)
         shutil.rmtree(checkpoints, ignore_errors=True)
         if recipe.output.hub:

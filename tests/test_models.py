@@ -266,6 +266,11 @@ def test_what_is_published_holds_no_texts_unless_asked_for(checkpoints, tmp_path
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
     hf_sft.publish(tmp_path / "run", "me/mine")
     hf_sft.publish(tmp_path / "run", "me/mine", report=True)
-    assert pushed[1] - pushed[0] == {"report.html", "predictions/test.jsonl", "predictions/validation.jsonl"}
+    assert pushed[1] - pushed[0] == {
+        "report.html",
+        "trained_on.npy",
+        "predictions/test.jsonl",
+        "predictions/validation.jsonl",
+    }
     readable = [(tmp_path / "run" / name).read_text(errors="ignore") for name in pushed[0]]
     assert not [text for text in texts if len(text.split()) > 3 and any(text in content for content in readable)]

@@ -237,4 +237,4 @@ def test_rows_of_test_that_train_has_are_scored_apart(checkpoints, tmp_path):
     said = f"{len(test) - len(rest)} of {len(test)} rows of split `test` have an input that train has too"
     assert any(said in note for note in report.facts["data"]["warnings"])
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "rows not in train" in card and "rows not in train" in (tmp_path / "run" / "report.html").read_text()
+    assert "rows not trained on" in card and "rows not trained on" in (tmp_path / "run" / "report.html").read_text()

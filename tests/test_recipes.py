@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from transformers import CONFIG_MAPPING
 
 import hf_sft
 from tests import tiny
@@ -40,8 +41,8 @@ def rename(rows: list[dict], recipe: hf_sft.Recipe) -> list[dict]:
         asked, answers = cells[: len(cells) - len(truth)], cells[len(cells) - len(truth) :]
         if 1 < len(asked) < len(inputs):  # a list for several columns
             asked = [asked[0], *asked[1]]
-        grouped = {recipe.data.group: len(renamed)} if recipe.data.group else {}
-        renamed.append({**dict(zip(inputs, cycle(asked), strict=False)), **dict(zip(truth, answers, strict=True)), **grouped})
+        others = {name: len(renamed) // 4 for name in (recipe.data.group, recipe.data.stratify) if name}
+        renamed.append({**dict(zip(inputs, cycle(asked), strict=False)), **dict(zip(truth, answers, strict=True)), **others})
     return renamed
 
 
@@ -58,7 +59,9 @@ def test_a_recipe_reads_and_passes_check(path, checkpoints, tmp_path):
     recipe = hf_sft.load_recipe(path)
     family = next((name for name in checkpoints if name in path.stem), "bert")
     overrides = ["data.dataset=json"]
-    overrides += [f"model.checkpoint={checkpoints[family]}"] if recipe.model.checkpoint else []
+    begins = "checkpoint" if recipe.model.checkpoint else "from_config"
+    overrides += [f"model.{begins}={checkpoints[family]}"] if recipe.model.where not in CONFIG_MAPPING else []
+    overrides += [f"data.{name}=4" for name in ("rows", "rows_per_label") if getattr(recipe.data, name)]
     overrides += ["task.max_length=32"] if hasattr(recipe.task, "max_length") else []
     found = hf_sft.check(path, [*overrides, f"data.data_files={stand_in(recipe, tmp_path)}"])
     assert any("parameters that move" in fact for fact in found.facts)

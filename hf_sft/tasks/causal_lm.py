@@ -64,7 +64,8 @@ class CausalLm(Unlabelled, Task):
         if len(rows) != 1 or not isinstance(rows[0][self.text], str) or len(rows[0][self.text]) <= 2 * PART:
             return rows
         parts = list(_cut(rows[0][self.text]))
-        return Dataset.from_dict({self.text: parts, "part": range(len(parts))})
+        others = {name: rows[name][:] * len(parts) for name in rows.column_names}
+        return Dataset.from_dict({**others, self.text: parts, "part": range(len(parts))})
 
     def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
         cut = [(name, len(rows)) for name, rows in splits.items() if "part" in rows.column_names]
