@@ -9,11 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, load_from_disk
 
 from hf_sft.batching import BLOCK, Block, Examples
 from hf_sft.cache import cache_folder, digest, touch, written_aside
+from hf_sft.errors import DataError
 from hf_sft.splitting import Splits, hash_rows
 from hf_sft.tasks import Labels, Task
 
@@ -81,10 +83,23 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
             if not (folder / "state.json").is_file():
                 with written_aside(folder) as aside:
                     made = encode_rows(rows, splits.task, splits.labels, processor)
+                    _require_items(made, len(rows), name, splits.task)
                     (splits.task.join(made, processor) if joined else made).save_to_disk(str(aside))
         found: Any = load_from_disk(str(touch(folder)))
         encoded[name] = Examples(found if joined else rows, found, collate, splits.task.raw_columns())
     return encoded
+
+
+def _require_items(encoded: Dataset, count: int, split: str, task: Task) -> None:
+    """Refuse rows that say nothing to the model, where the task needs every row to. Raises `DataError`."""
+    said = np.bincount(encoded["row"][:], weights=encoded["items"][:], minlength=count)
+    silent = np.flatnonzero(said <= 0).tolist()
+    if task.nothing is not None and silent:
+        few = ", ".join(map(str, silent[:5])) + (", …" if len(silent) > 5 else "")
+        raise DataError(
+            f"{len(silent)} row(s) of split `{split}` {task.nothing}: {few}\n"
+            "  Mend them, or leave them out: `data.keep` names a column that is false there."
+        )
 
 
 def hash_code(kind: type) -> str:

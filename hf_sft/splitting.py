@@ -222,9 +222,10 @@ def _find_seen(rows: dict[str, Dataset], task: Task, notes: list[str]) -> dict[s
         seen[name] = np.array(places, dtype=np.int64)
         if places:
             equal = sum(str(references[i]) in labels_of[inputs[i]] for i in places)
+            same = "" if references[0] is None else f" ({equal} with the same label)"
             notes.append(
-                f"{len(places)} of {len(inputs)} rows of split `{name}` have an input that train has too "
-                f"({equal} with the same label): the score on the other rows is given beside."
+                f"{len(places)} of {len(inputs)} rows of split `{name}` have an input that train has too{same}: "
+                "the score on the other rows is given beside."
             )
     return seen
 

@@ -251,6 +251,18 @@ def test_empty_texts_are_named(checkpoints, tmp_path):
         hf_sft.check(tiny.recipe(checkpoints["gpt2"], files, tmp_path / "run", task=tiny.task_of("texts")))
 
 
+def test_a_text_of_one_token_is_named_where_the_tokenizer_adds_none(tmp_path):
+    folder = tiny.build("gpt2", tmp_path / "gpt2")
+    for name in ("tokenizer_config.json", "config.json"):
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({k: v for k, v in settings.items() if not k.startswith(("bos_", "eos_"))}))
+    files = tiny.write_rows(tmp_path / "data", "texts")
+    with Path(files["train"]).open("a") as file:
+        file.write(json.dumps({"text": "goal"}) + "\n")
+    with pytest.raises(hf_sft.DataError, match=r"1 row\(s\) of split `train` have fewer than two tokens.*: 17"):
+        hf_sft.check(tiny.recipe(folder, files, tmp_path / "run", task=tiny.task_of("texts")))
+
+
 def test_the_baselines_are_proper_distributions_of_the_same_tokens():
     rng = np.random.default_rng(0)
     train = [rng.integers(0, 9, rng.integers(2, 30)).tolist() for _ in range(20)]

@@ -195,3 +195,15 @@ def test_empty_texts_are_named(checkpoints, tmp_path):
         file.write(json.dumps({"text": ""}) + "\n")
     with pytest.raises(hf_sft.DataError, match=r"Column `text` is empty in 1 row\(s\) of split `test`: 11"):
         hf_sft.check(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", task=tiny.task_of("masked")))
+
+
+def test_a_text_without_tokens_is_named(tmp_path):
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    model = {"from_config": "bert", "config": shape, "tokenizer": {"type": "wordpiece", "vocab_size": 120}}
+    files = tiny.write_rows(tmp_path / "data", "masked")
+    with Path(files["test"]).open("a") as file:
+        file.write(json.dumps({"text": "\u200b"}) + "\n")
+    message = r"1 row\(s\) of split `test` have no token but special ones, so none that can be predicted: 11"
+    with pytest.raises(hf_sft.DataError, match=message):
+        hf_sft.train({**tiny.recipe(tmp_path, files, tmp_path / "run", task=tiny.task_of("masked")), "model": model})
+    assert not (tmp_path / "run").exists()

@@ -50,6 +50,8 @@ class Task(Block, ABC):
     """The pipeline that answers with the finished model."""
     peft_type: ClassVar[str | None]
     """PEFT's word for the task, so that its own loader finds the right class for an adapter; None where it has none."""
+    nothing: ClassVar[str | None] = None
+    """What to say of rows of which no item carries loss; None where that is no harm."""
     writes: ClassVar[dict[str, None]] = {}
     """What `complete` answers a row without text by; tasks whose answers are no texts have none."""
     other_names: ClassVar[dict[str, str]] = {}

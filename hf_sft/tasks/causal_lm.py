@@ -45,6 +45,7 @@ class CausalLm(Unlabelled, Task):
     auto_model: ClassVar[Any] = AutoModelForCausalLM
     pipeline_tag: ClassVar[str] = "text-generation"
     peft_type: ClassVar[str | None] = "CAUSAL_LM"
+    nothing: ClassVar[str | None] = "have fewer than two tokens, so none that can be predicted"
     writes: ClassVar[dict[str, None]] = {"text": None, "tokens": None}
     other_names: ClassVar[dict[str, str]] = dict.fromkeys(("clm", "language_modeling", "text_generation"), "causal_lm")
 

@@ -41,6 +41,7 @@ class MaskedLm(Unlabelled, Task):
     auto_model: ClassVar[Any] = AutoModelForMaskedLM
     pipeline_tag: ClassVar[str] = "fill-mask"
     peft_type: ClassVar[str | None] = None
+    nothing: ClassVar[str | None] = "have no token but special ones, so none that can be predicted"
     writes: ClassVar[dict[str, None]] = {"text": None, "masks": None}
     other_names: ClassVar[dict[str, str]] = dict.fromkeys(("mlm", "fill_mask"), "masked_lm")
 
