@@ -6,7 +6,7 @@ from huggingface_hub import HfApi
 
 from hf_sft.errors import RecipeError
 
-HELD_BACK = ("report.html", "predictions/**", "trained_on.npy")
+HELD_BACK = ("report.html", "predictions/**", "probes/**", "trained_on.npy")
 """They hold texts of the data, or tell which they were, which may not be the publisher's to give away."""
 
 

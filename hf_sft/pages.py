@@ -89,6 +89,7 @@ def _say(folder: Path, recipe_text: str, facts: dict[str, Any]) -> dict[str, Any
         "base_model": hub_id(facts["checkpoint"]["name"]),
         "best": best,
         "rival": say_rival(facts, best),
+        "certified": say_certificate(facts["certificate"]),
         "table": [("this model", "test", metrics["test"]), *baselines, *others],
     }
 
@@ -113,6 +114,17 @@ def say_rival(facts: dict[str, Any], metric: str) -> str | None:
     else:
         told = "better" if sign * gap["value"] > 0 else "worse"
     return f"{metric} {interval} against the best baseline, {name}: {told}."
+
+
+def say_certificate(certificate: dict[str, Any]) -> str:
+    """What became of the saved model's answers when it was loaded again."""
+    rows, apart, bound = (certificate[name] for name in ("rows", "largest_difference", "bound"))
+    seen = "are not finite" if apart is None else f"differ by {apart:.1e} at most"
+    verdict = "as the trained one did" if certificate["within"] else "NOT as the trained one did"
+    return (
+        f"Loaded again by plain transformers, the saved model answers {rows} rows of test {verdict}: the logits {seen} "
+        f"(rounding explains {bound:.1e})."
+    )
 
 
 def _scores(said: dict[str, Any], plot: Any) -> list[Any]:
@@ -205,7 +217,8 @@ def _cost(facts: dict[str, Any]) -> Section:
     stored = (
         " The body ran once, and the head was trained on what it gave." if any(p["stored_features"] for p in phases) else ""
     )
-    return Section("Cost", [Table(heads, rows), Text(f"{moved}, since the checkpoint did not bring them.{stored}")])
+    told = Text(f"{moved}, since the checkpoint did not bring them.{stored}")
+    return Section("Cost", [Table(heads, rows), told, Text(say_certificate(facts["certificate"]))])
 
 
 def _environment(facts: dict[str, Any]) -> Section:

@@ -20,7 +20,7 @@ from hf_sft.batching import Examples
 from hf_sft.checkpoint import Checkpoint
 from hf_sft.curves import TrainingCurve
 from hf_sft.evaluation import Evaluation
-from hf_sft.pages import best_of, say_rival, say_score, write_pages
+from hf_sft.pages import best_of, say_certificate, say_rival, say_score, write_pages
 from hf_sft.splitting import Splits
 from hf_sft.strict_json import dump_json, finite
 from hf_sft.training import Machine
@@ -54,6 +54,7 @@ class Report:
         return [
             Text(f"\n{facts['method']} on {name}: {rows}; {cost}", style="bold"),
             score_table(facts["metrics"], facts["baselines"], facts["unseen"]),
+            Text(say_certificate(facts["certificate"])),
             *([Text(rival)] if (rival := say_rival(facts, best_of(facts))) else []),
             *notes,
             Text(f"Everything is in {self.folder}/"),
@@ -85,6 +86,7 @@ def gather_facts(
     curves: list[TrainingCurve],
     evaluations: list[Evaluation],
     machine: Machine,
+    certificate: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of report.json: each step says its own."""
     task = splits.task
@@ -128,6 +130,7 @@ def gather_facts(
             "lost": lost,
             "warnings": warnings,
         },
+        "certificate": certificate,
         "environment": {
             "packages": {name: _version(name) for name in PACKAGES},
             "python": platform.python_version(),

@@ -67,6 +67,11 @@ def tag_spans(places: list[tuple[int, int]], spans: list[dict[str, Any]]) -> lis
     return tags
 
 
+def count_most(processor: Any, max_length: int | None) -> int:
+    """Tokens that the model is shown at a time: as a recipe has it, within what the processor allows."""
+    return min(max_length or processor.model_max_length, processor.model_max_length)
+
+
 def cut_windows(sentences: list[Sentence], processor: Any, max_length: int | None) -> dict[str, list]:
     """The processor's columns for each window, its `row`, and for the words that it answers for the `words`' places among its
     tokens and their `numbers` in the row."""
@@ -75,7 +80,7 @@ def cut_windows(sentences: list[Sentence], processor: Any, max_length: int | Non
             "the checkpoint's tokenizer can't tell which characters a token stands for, and tags need that.\n"
             "  Expected one with a tokenizer.json (a fast one).  Use another checkpoint, or convert its tokenizer."
         )
-    most = min(max_length or processor.model_max_length, processor.model_max_length)
+    most = count_most(processor, max_length)
     limited = most < VERY_LARGE_INTEGER
     inner = most - processor.num_special_tokens_to_add()
     windows = processor(

@@ -10,7 +10,7 @@ from typing import IO, Any
 from accelerate import PartialState
 from transformers import Trainer
 
-from hf_sft import hub
+from hf_sft import certificate, hub
 from hf_sft.curves import TrainingCurve
 from hf_sft.encoding import encode_blocks
 from hf_sft.errors import HfSftError, RecipeError
@@ -50,14 +50,17 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
         model, curves = fit_phases(prepared.phases, prepared.loaded, prepared.examples, prepared.asked, settings)
     if PartialState().is_main_process:  # before anything else that can fail
         save_model(model, prepared.loaded.model.config, prepared.processor, folder)
+    certified = begin_certificate(prepared, model, folder)
     prepared = prepared.tuned(model)
     evaluations = [evaluate_split(prepared, model, split, folder) for split in ("validation", "test")]
 
     samples = [(*first, after) for first, (_, after) in zip(before, write_samples(prepared, model), strict=True)]
     if PartialState().is_main_process:
         write_known(folder, prepared.splits, recipe.model)
-        write_report(folder, dump_recipe(prepared.recipe), collect_facts(prepared, curves, evaluations), evaluations, samples)
+        facts = collect_facts(prepared, curves, evaluations, certified())
+        write_report(folder, dump_recipe(prepared.recipe), facts, evaluations, samples)
         shutil.rmtree(checkpoints, ignore_errors=True)
+        certificate.require(facts["certificate"], folder)
         if recipe.output.hub:
             publish_or_say_how(folder, recipe.output)
     PartialState().wait_for_everyone()
@@ -115,6 +118,15 @@ def write_samples(prepared: Prepared, model: Any) -> list[tuple[str, str]]:
     return [(prompt, each["text"]) for prompt, each in zip(task.texts(prompts), said, strict=True)]
 
 
+def begin_certificate(prepared: Prepared, model: Any, folder: Path) -> Callable[[], dict[str, Any]]:
+    """Have what was saved loaded and asked by a process of its own; what is given back waits for it."""
+    if not PartialState().is_main_process:
+        return dict
+    splits, checkpoint = prepared.splits, prepared.recipe.model
+    certificate.write_probes(folder, model, splits.rows["test"], splits.task, prepared.processor, checkpoint)
+    return certificate.begin(folder, folder, prepared.machine.device)
+
+
 @contextlib.contextmanager
 def written_lines(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A file of JSON lines, made when the first one comes."""
@@ -130,10 +142,12 @@ def written_lines(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield write
 
 
-def collect_facts(prepared: Prepared, curves: list[TrainingCurve], evaluations: list[Evaluation]) -> dict[str, Any]:
+def collect_facts(
+    prepared: Prepared, curves: list[TrainingCurve], evaluations: list[Evaluation], certified: dict[str, Any]
+) -> dict[str, Any]:
     """The content of report.json."""
-    recipe = prepared.recipe.model_dump(mode="json")
-    return gather_facts(recipe, prepared.loaded, prepared.splits, prepared.examples, curves, evaluations, prepared.machine)
+    recipe, examples, machine = prepared.recipe.model_dump(mode="json"), prepared.examples, prepared.machine
+    return gather_facts(recipe, prepared.loaded, prepared.splits, examples, curves, evaluations, machine, certified)
 
 
 def publish_or_say_how(folder: Path, output: Output) -> None:

@@ -47,6 +47,8 @@ def test_a_saved_run_gives_the_logits_it_had_when_loaded_in_a_new_process(family
     files = tiny.write_rows(tmp_path / "data", "single_label_classification")
     hf_sft.train(hf_sft.Recipe.model_validate(tiny.recipe(checkpoints[family], files, tmp_path / "run", method)))
     texts = [row["text"] for row in tiny.rows("single_label_classification", 11, 200)]
+    certificate = json.loads((tmp_path / "run" / "report.json").read_text())["certificate"]
+    assert certificate["within"] and certificate["rows"] == len(texts) and certificate["largest_difference"] < 1e-5
     kept = "kept" if method.endswith("kept") else "merged"
     loaded = subprocess.run(
         [sys.executable, "-c", LOAD, str(tmp_path / "run"), json.dumps(texts), kept],

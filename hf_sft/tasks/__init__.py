@@ -137,6 +137,10 @@ class Task(Block, ABC):
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
         """Examples to one batch, padded to its longest. No global randomness."""
 
+    def model_inputs(self, batch: Batch, processor: Any) -> Batch:
+        """Of a batch of one example what its model takes, whoever calls it."""
+        return {name: batch[name] for name in processor.model_input_names if name in batch}
+
     @abstractmethod
     def items(self, model: nn.Module, batch: Batch) -> Items:
         """One forward pass: the logits and targets of what carries loss, and nothing else."""

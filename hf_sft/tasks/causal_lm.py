@@ -28,6 +28,7 @@ from hf_sft.losses import Items
 from hf_sft.packing import Grams, pack
 from hf_sft.tasks import Batch, Labels, Task, Writing
 from hf_sft.unlabelled import Unlabelled
+from hf_sft.words import count_most
 
 PART = 4096
 """Characters of a row, at most, when all the data is one long text."""
@@ -102,7 +103,7 @@ class CausalLm(Unlabelled, Task):
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
         """Windows of documents: `input_ids`, and `lengths`: those of the pieces that stand in it, one here; `context`: how
         many of its first tokens were predicted by the window before."""
-        most = self._most(processor)
+        most = count_most(processor, self.max_length)
         seen = min(self.stride, most // 2)
         examples: dict[str, list] = {
             name: [] for name in ("input_ids", "lengths", "context", "row", "items", "truncated", "slid")
@@ -119,16 +120,13 @@ class CausalLm(Unlabelled, Task):
                 examples["slid"].append(len(tokens) > most)
         return examples
 
-    def _most(self, processor: Any) -> int:
-        return min(self.max_length or processor.model_max_length, processor.model_max_length)
-
     def joins(self) -> bool:
         return self.packing
 
     def join(self, encoded: Dataset, processor: Any) -> Dataset:
         """Blocks of pieces: a document is torn only where it is longer than a block."""
         table: Any = encoded.with_format("arrow")[:]
-        column, most = table["input_ids"].combine_chunks(), self._most(processor)
+        column, most = table["input_ids"].combine_chunks(), count_most(processor, self.max_length)
         tokens, ends, of_row = column.values.to_numpy(), column.offsets.to_numpy(), np.asarray(table["row"])
         fresh = np.ones(len(tokens), dtype=bool)  # those that the window before has not
         for start, context in zip(ends[:-1], np.asarray(table["context"]), strict=True):

@@ -26,6 +26,7 @@ from hf_sft.likelihoods import MaskedAnswers
 from hf_sft.losses import Items
 from hf_sft.tasks import Batch, Labels, Task, Writing
 from hf_sft.unlabelled import Unlabelled
+from hf_sft.words import count_most
 
 MASKED, OTHER = 0.8, 0.1
 """Of the predicted tokens: those that are masked, and those that become another token."""
@@ -73,7 +74,7 @@ class MaskedLm(Unlabelled, Task):
         windows = processor(
             rows[self.text],
             truncation=True,
-            max_length=min(self.max_length or processor.model_max_length, processor.model_max_length),
+            max_length=count_most(processor, self.max_length),
             return_overflowing_tokens=True,
             return_attention_mask=False,
         )

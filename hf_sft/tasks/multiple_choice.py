@@ -24,6 +24,7 @@ from hf_sft.choices import ChoiceAnswers, read_place, words_of
 from hf_sft.errors import DataError
 from hf_sft.losses import FAR, Items
 from hf_sft.tasks import Batch, Labels, Task
+from hf_sft.words import count_most
 
 
 class MultipleChoice(Task):
@@ -96,7 +97,7 @@ class MultipleChoice(Task):
         endings = self._endings(rows)
         counts = [len(each) for each in endings]
         contexts = [context for context, count in zip(rows[self.context], counts, strict=True) for _ in range(count)]
-        most = min(self.max_length or processor.model_max_length, processor.model_max_length)
+        most = count_most(processor, self.max_length)
         flat = processor(
             contexts,
             [ending for each in endings for ending in each],
@@ -132,6 +133,9 @@ class MultipleChoice(Task):
             return batch
 
         return collate
+
+    def model_inputs(self, batch: Batch, processor: Any) -> Batch:
+        return {name: tensor.unsqueeze(0) for name, tensor in super().model_inputs(batch, processor).items()}
 
     def items(self, model: nn.Module, batch: Batch) -> Items:
         counts = batch["endings"]

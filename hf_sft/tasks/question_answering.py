@@ -26,6 +26,7 @@ from hf_sft.baselines import Answerer, Fit
 from hf_sft.losses import FAR, Items
 from hf_sft.spans import SpanAnswers, choose_threshold, find_sentence, place_answer, read_answers, trim
 from hf_sft.tasks import Batch, Labels, Task
+from hf_sft.words import count_most
 
 QUESTION = 4
 """A question takes at most this part of a window: a fourth."""
@@ -116,7 +117,7 @@ class QuestionAnswering(Task):
         """Windows of rows: `input_ids` (with `token_type_ids` where the processor has them), `starts` and `ends` (the
         characters of the context that each token stands for, -1 for others), and `labels`: the answer's first and last token,
         or 0, 0."""
-        most = min(self.max_length or processor.model_max_length, processor.model_max_length)
+        most = count_most(processor, self.max_length)
         longest = most // QUESTION
         questions = [self._shorten(question, processor, longest) for question in rows[self.question]]
         room = most - longest - processor.num_special_tokens_to_add(pair=True)

@@ -17,6 +17,7 @@ from hf_sft.baselines import WORDS, Features
 from hf_sft.label_columns import MULTI, REGRESSION, SINGLE
 from hf_sft.labelled import Labelled
 from hf_sft.tasks import Batch, Labels, Task
+from hf_sft.words import count_most
 
 
 class SequenceClassification(Labelled, Task):
@@ -76,7 +77,7 @@ class SequenceClassification(Labelled, Task):
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
         """Adds `input_ids` (with `token_type_ids` where the processor has them), `truncated` and `labels`."""
         texts = [rows[column] for column in self.input_columns()]
-        most = min(self.max_length or processor.model_max_length, processor.model_max_length)
+        most = count_most(processor, self.max_length)
         encoded = processor(*texts, truncation="longest_first", max_length=most, return_attention_mask=False)
         examples = dict(encoded)
         examples["truncated"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
