@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hf_sft.errors import CheckpointError as CheckpointError
     from hf_sft.errors import DataError as DataError
     from hf_sft.errors import HfSftError as HfSftError
+    from hf_sft.errors import HubError as HubError
     from hf_sft.errors import RecipeError as RecipeError
     from hf_sft.hub import publish as publish
     from hf_sft.methods import Method as Method
@@ -31,6 +32,7 @@ PUBLIC = {
     "CheckpointError": "errors",
     "DataError": "errors",
     "HfSftError": "errors",
+    "HubError": "errors",
     "Labels": "tasks",
     "Method": "methods",
     "Phase": "methods",

@@ -1,6 +1,7 @@
 """What the Hub asks of a model card: its front matter, and words of the data that mean nothing but themselves."""
 
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ def hub_id(name: str, is_data: bool = False) -> str | None:
         return None
     elsewhere = Path(name).is_dir() or (is_data and name in (*FILES, "textfolder", "imagefolder"))
     return None if elsewhere else name
+
+
+def address_card(card: str, repo_id: str) -> str:
+    """A run folder's card, loading from a repository what it loads from the folder."""
+    return re.sub(r'^run = "[^"\n]*"', lambda _: f"run = {json.dumps(repo_id)}", card, flags=re.MULTILINE)
 
 
 def local_name(data: dict[str, Any]) -> str:

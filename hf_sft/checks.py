@@ -11,6 +11,7 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from hf_sft import hub
 from hf_sft.curves import TrainingCurve
 from hf_sft.fitting import fit_phases
 from hf_sft.runs import Prepared, RecipeLike, as_recipe, claim_folder, is_taken, prepare
@@ -30,7 +31,7 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     """Prepare what training would, of 32 rows of each split, and rehearse every phase: one step of the very same trainer,
     one evaluation, one checkpoint, in a folder that is gone afterwards.
 
-    Writes nothing else but caches. Raises `RecipeError`, `DataError` or `CheckpointError` where training would.
+    Writes nothing else but caches. Raises what training would before its first step.
     """
     recipe = as_recipe(recipe, overrides, trust_remote_code)
     findings = Findings()
@@ -38,6 +39,8 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
         findings.warnings.append(f"output folder `{recipe.output.folder}` is not empty: training will ask for another one.")
     else:
         claim_folder(recipe.output.folder)
+    if recipe.output.hub and PartialState().is_main_process:
+        findings.facts["published to"] = hub.check_rights(recipe.output.hub)
     prepared = prepare(recipe, TRIED, tell=lambda _: None)  # it is all among the findings
     splits, labels, machine, rows = prepared.splits, prepared.splits.labels, prepared.machine, prepared.splits.rows
     findings.facts["metrics"] = ", ".join(recipe.evaluation.names(splits.task))

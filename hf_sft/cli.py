@@ -50,11 +50,14 @@ def train(recipe: RecipePath, overrides: Overrides = None, trust_remote_code: Tr
 
     Example:  hf-sft train recipes/bbc_minilm_head_only.yaml training.learning_rate=2e-3 output.folder=runs/second
     """
+    from hf_sft.errors import HubError
     from hf_sft.workflow import train as train_recipe
 
     report = train_recipe(recipe, overrides or (), trust_remote_code)
     if _is_main_process():
         report.show(_console())
+    if report.unpublished:
+        raise HubError(report.unpublished)
 
 
 @app.command()
@@ -137,15 +140,30 @@ def publish(
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Also report.html and the predictions: they hold texts.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch, which is made if it is not there; main otherwise.")] = None,
+    pull_request: Annotated[bool, typer.Option("--pull-request", help="As a pull request to main.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be published, with its size.")] = False,
 ):
-    """Push a finished run to the Hub in one commit, without what holds texts of the data."""
-    from hf_sft.errors import RecipeError
+    """Push a finished run to the Hub in one commit, without what holds texts of the data; pull it back, and ask it again.
+
+    Example:  hf-sft publish runs/bbc me/bbc-desks --private
+    """
+    from hf_sft.errors import HubError, RecipeError
+    from hf_sft.hub import list_files, say_how
     from hf_sft.hub import publish as publish_run
 
+    if revision and pull_request:
+        raise RecipeError("a pull request goes to main.  Give --revision or --pull-request.")
+    if dry_run:
+        files = list_files(run, report)
+        for name, size in [*files, ("in all", sum(size for _, size in files))]:
+            print(f"{size:>15,}  {name}")
+        return
     try:
-        print(publish_run(run, repo_id, private, report))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RecipeError(f"`{run}` was not published to `{repo_id}`: {error}\n  The run is whole on disk.") from error
+        print(publish_run(run, repo_id, private, report, revision, pull_request).told)
+    except HubError as error:
+        later = say_how(run, repo_id, private, report, revision, pull_request)
+        raise HubError(f"{error}\nThe run is whole in {run}/.  To publish it later:  {later}") from None
 
 
 @app.command(name="list")

@@ -1,4 +1,5 @@
-"""The mistakes a user can mend, one class per owner: what was written, what the data holds, what the checkpoint is.
+"""The mistakes a user can mend, one class per owner: what was written, what the data holds, what the checkpoint is, what the
+Hub says.
 
 Each message answers three questions in the user's words: what happened and where, what was expected, what to do.
 The command line prints it without a traceback and exits with 2.
@@ -23,6 +24,10 @@ class DataError(HfSftError):
 
 class CheckpointError(HfSftError):
     """What the checkpoint is, or that it cannot be had."""
+
+
+class HubError(HfSftError):
+    """What the Hub says, or that it can't be reached."""
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -34,6 +34,8 @@ class Report:
 
     folder: Path
     facts: dict[str, Any]
+    unpublished: str | None = None
+    """Why it is not on the Hub, where it should be, and how to publish it later."""
 
     @property
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:

@@ -36,11 +36,13 @@ ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "stratify", "s
 def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Report:
     """Run a recipe from beginning to end; its folder then holds the model, the report and the resolved recipe.
 
-    Raises `RecipeError`, `DataError` or `CheckpointError` before anything is written, and `RecipeError` when training
-    diverges.
+    Raises `RecipeError`, `DataError`, `CheckpointError` or `HubError` before anything is written; `RecipeError` when training
+    diverges, and `CheckpointError` when what was saved does not answer as what was trained.
     """
     recipe = as_recipe(recipe, overrides, trust_remote_code)
-    folder = claim_folder(recipe.output.folder)
+    folder, unpublished = claim_folder(recipe.output.folder), None
+    if recipe.output.hub and PartialState().is_main_process:
+        hub.check_rights(recipe.output.hub)
     prepared = prepare(recipe)
     checkpoints = folder / "checkpoints"
 
@@ -62,9 +64,9 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
         shutil.rmtree(checkpoints, ignore_errors=True)
         certificate.require(facts["certificate"], folder)
         if recipe.output.hub:
-            publish_or_say_how(folder, recipe.output)
+            unpublished = publish_or_say_how(folder, recipe.output)
     PartialState().wait_for_everyone()
-    return read_report(folder)
+    return replace(read_report(folder), unpublished=unpublished)
 
 
 @contextlib.contextmanager
@@ -150,15 +152,16 @@ def collect_facts(
     return gather_facts(recipe, prepared.loaded, prepared.splits, examples, curves, evaluations, machine, certified)
 
 
-def publish_or_say_how(folder: Path, output: Output) -> None:
-    """The run is whole on disk: whatever the Hub says, it is not lost."""
+def publish_or_say_how(folder: Path, output: Output) -> str | None:
+    """The run is whole on disk: whatever the Hub says, it is not lost. Gives what went wrong, and how to publish it later."""
     assert output.hub is not None
     try:
-        say(f"published: {hub.publish(folder, output.hub, output.private, output.publish_report)}")
+        say(hub.publish(folder, output.hub, output.private, output.publish_report).told)
     except Exception as error:  # whatever goes wrong on the network; the run is finished and must say so
-        private = (" --private" if output.private else "") + (" --report" if output.publish_report else "")
-        say(f"NOT published: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}")
-        say(f"The run is whole in {folder}/.  To publish it later:  hf-sft publish {folder} {output.hub}{private}")
+        reason = hub.hide_tokens(str(error).strip()) or type(error).__name__
+        later = hub.say_how(folder, output.hub, output.private, output.publish_report)
+        return f"NOT published: {reason}\nThe run is whole in {folder}/.  To publish it later:  {later}"
+    return None
 
 
 def evaluate(

@@ -246,6 +246,10 @@ class _Handler(BaseHTTPRequestHandler):
         made.commit("main", {}, "initial commit", None)
         return url
 
+    def may_read(self, kind: str, name: str) -> Any:
+        self.repo(kind, name)
+        return {}
+
     def may_write(self, kind: str, name: str) -> Any:
         self.repo(kind, name, write=True)
         return {}
@@ -398,6 +402,7 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/repos/create", _Handler.create),
     ("POST", "/api/validate-yaml", _Handler.validate),
+    ("GET", f"{API}/auth-check", _Handler.may_read),
     ("GET", f"{API}/auth-check/write", _Handler.may_write),
     ("GET", f"{API}", _Handler.info),
     ("GET", f"{API}/revision/{REV}", _Handler.info),

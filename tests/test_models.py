@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -247,30 +246,3 @@ def test_the_snippet_of_the_card_runs_and_answers_like_the_run(method, checkpoin
     assert done.returncode == 0, done.stderr[-2000:]
     said = done.stdout.partition("label: ")[2].strip()
     assert said == hf_sft.predict(tmp_path / "run", ["A text."])[0]["label"]
-
-
-def test_what_is_published_holds_no_texts_unless_asked_for(checkpoints, tmp_path, monkeypatch):
-    files = tiny.write_rows(tmp_path / "data", SINGLE)
-    hf_sft.train(hf_sft.Recipe.model_validate(tiny.recipe(checkpoints["bert"], files, tmp_path / "run")))
-    texts = [row["text"] for row in tiny.rows(SINGLE, 11, 200)]
-    pushed: list[set[str]] = []
-
-    def upload(self, *, folder_path, ignore_patterns, **_):
-        from huggingface_hub.utils import filter_repo_objects
-
-        there = [path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file()]
-        pushed.append(set(filter_repo_objects(there, ignore_patterns=ignore_patterns)))
-        return SimpleNamespace(commit_url="here")
-
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: None)
-    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
-    hf_sft.publish(tmp_path / "run", "me/mine")
-    hf_sft.publish(tmp_path / "run", "me/mine", report=True)
-    assert pushed[1] - pushed[0] == {
-        "report.html",
-        "trained_on.npy",
-        "predictions/test.jsonl",
-        "predictions/validation.jsonl",
-    }
-    readable = [(tmp_path / "run" / name).read_text(errors="ignore") for name in pushed[0]]
-    assert not [text for text in texts if len(text.split()) > 3 and any(text in content for content in readable)]

@@ -1,0 +1,325 @@
+"""Publishing, against a Hub on loopback: what goes there, what comes back, and every trouble on the way."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, constants
+
+import hf_sft
+from hf_sft.cli import main
+from hf_sft.tasks import Writing
+from tests import tiny
+from tests.local_hub import READ, STRANGER, TOKENS, WRITE, Fault, LocalHub
+from tests.test_certificate import change_one_weight
+
+SINGLE = "single_label_classification"
+COMMIT, STORE = "/commit/main", "/store/"
+PULL = """
+import json, sys
+from transformers import pipeline
+answers = {}
+for name, tag, texts in json.loads(sys.argv[1]):
+    if tag == "adapter":
+        from peft import AutoPeftModelForSequenceClassification
+        from transformers import AutoTokenizer
+        model = AutoPeftModelForSequenceClassification.from_pretrained(name)
+        ask = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(name))
+    else:
+        ask = pipeline(tag, model=name)
+    asked = {"max_new_tokens": 5, "do_sample": False} if tag == "text-generation" else {}
+    answers[name] = [ask(text, **asked) for text in texts]
+print(json.dumps(answers, default=float))
+"""
+
+
+def named(value: Any) -> str:
+    return f"{value.method}{value.path}{value.status}" if isinstance(value, Fault) else ""
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoints, tmp_path_factory) -> Path:
+    """A finished run, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    hf_sft.train(tiny.recipe(checkpoints["bert"], tiny.write_rows(folder / "data", SINGLE), folder / "run"))
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A Hub that this process talks to, with a token that may write as `me`."""
+    with LocalHub() as made:
+        monkeypatch.setattr(constants, "ENDPOINT", made.url)
+        template = made.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", WRITE)
+        yield made
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that were waited, without waiting."""
+    waited: list[float] = []
+    now = time.monotonic
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setattr("time.monotonic", lambda: now() + sum(waited))
+    return waited
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str]:
+    """The exit status of `hf-sft`, and all that it said; which never is a token."""
+    monkeypatch.setattr(sys, "argv", ["hf-sft", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert not [token for token in TOKENS if token in said.out + said.err]
+    return int(ended.value.code or 0), said.out + said.err
+
+
+def to_hub(checkpoint: Path, folder: Path, name: str) -> dict[str, Any]:
+    """A recipe whose run, `new`, is to be published."""
+    made = tiny.recipe(checkpoint, tiny.write_rows(folder / "data", SINGLE), folder / "new")
+    return {**made, "output": {**made["output"], "hub": name}}
+
+
+def test_a_run_is_published_in_one_commit_and_pulled_back(hub, run, monkeypatch, capsys):
+    status, said = command(monkeypatch, capsys, "publish", run, "me/out")
+    sha = hub.repos["models", "me/out"].refs["main"]
+    assert status == 0
+    told = f"published: {hub.url}/me/out/commit/{sha}; pulled back, it answers 11 rows of test as it did here"
+    assert said.splitlines()[0] == told
+    assert hub.titles("me/out") == ["hf_sft run run"]
+    files = hub.files("me/out")
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "recipe.yaml", "report.json"} <= set(files)
+    assert files["model.safetensors"] == (run / "model.safetensors").read_bytes()
+    assert any(method == "GET" and path.startswith(f"/me/out/resolve/{sha}/") for method, path, _ in hub.log)
+    assert command(monkeypatch, capsys, "publish", run, "me/out")[0] == 0
+    assert hub.titles("me/out") == ["hf_sft run run"]  # unchanged: no second commit
+
+
+def test_texts_of_the_data_go_there_only_when_asked_for(hub, run):
+    hf_sft.publish(run, "me/out")
+    hf_sft.publish(run, "me/all", report=True)
+    without, whole = hub.files("me/out"), hub.files("me/all")
+    assert set(whole) - set(without) == {"report.html", "predictions/test.jsonl", "predictions/validation.jsonl"}
+    texts = [row["text"] for row in tiny.rows(SINGLE, 11, 200) if len(row["text"].split()) > 3]
+    assert not [text for text in texts if any(text.encode() in content for content in without.values())]
+    assert any(texts[0].encode() in content for content in whole.values())
+
+
+def test_a_dry_run_lists_and_sends_nothing(hub, run, monkeypatch, capsys):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["hf-sft", "publish", str(run), "me/out", "--dry-run"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code and hub.log == []
+    listed = dict(reversed(line.split(maxsplit=1)) for line in capsys.readouterr().out.splitlines())
+    sizes = {name: int(size.replace(",", "")) for name, size in listed.items()}
+    assert sizes["model.safetensors"] == (run / "model.safetensors").stat().st_size
+    assert sizes.pop("in all") == sum(sizes.values()) and not [name for name in sizes if "predictions" in name]
+
+
+def test_a_branch_a_pull_request_and_a_private_repository(hub, run):
+    first = hf_sft.publish(run, "me/out", private=True, revision="try")
+    repo = hub.repos["models", "me/out"]
+    assert repo.private and repo.refs["try"] == first.commit and hub.files("me/out") == {}
+    asked = hf_sft.publish(run, "me/out", pull_request=True)
+    assert asked.address == f"{hub.url}/me/out/discussions/1" and repo.refs["refs/pr/1"] == asked.commit
+    assert hub.files("me/out") == {} and "model.safetensors" in hub.files("me/out", "refs/pr/1")
+    hub.put("me/open", {})
+    with pytest.raises(hf_sft.HubError, match="`me/open` is public, and you asked for a private one"):
+        hf_sft.publish(run, "me/open", private=True)
+
+
+def test_a_name_without_an_owner_is_ones_own(hub, run):
+    assert hf_sft.publish(run, "out").address.startswith(f"{hub.url}/me/out/commit/")
+
+
+def test_weights_of_an_earlier_run_are_not_left_beside(hub, run):
+    hub.put(
+        "me/out", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", "mine.txt": b"kept", "README.md": b"old"}
+    )
+    hf_sft.publish(run, "me/out")
+    assert {"mine.txt", "model.safetensors"} <= set(hub.files("me/out"))
+    assert not [name for name in hub.files("me/out") if name.startswith("adapter")]
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "message"),
+    [
+        (None, "me/out", "there is no token to write to `me/out` with"),
+        ("hf_nobodyKnowsThisOne12345", "me/out", "says 401 .*it does not know this token"),
+        (READ, "me/out", "your token may only read, and `me/out` is to be written"),
+        (STRANGER, "me/there", "says 403 .*this token may not write to `me/there`"),
+        (STRANGER, "me/out", r"you may not make `me/out`: `me` is neither you nor an organisation of yours \(stranger\)"),
+        (WRITE, "me/a b", "`me/a b` is no name of a repository"),
+    ],
+)
+def test_who_may_not_publish_learns_it_before_training(
+    token, name, message, hub, run, checkpoints, tmp_path, monkeypatch, capsys
+):
+    hub.put("me/there", {})
+    monkeypatch.setenv("HF_TOKEN", token or "")
+    before = contents(run)
+    status, said = command(monkeypatch, capsys, "publish", run, name)
+    assert status == 2 and re.search(message, said) and contents(run) == before
+    assert "The run is whole in" in said and f"hf-sft publish {run}" in said
+    asked = to_hub(checkpoints["bert"], tmp_path, name)
+    for verb in (hf_sft.train, hf_sft.check):
+        with pytest.raises(hf_sft.HubError, match=message):
+            verb(asked)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "waited"),
+    [
+        (Fault("POST", COMMIT, 429, {"Retry-After": "7"}), (7,)),
+        (Fault("POST", COMMIT, 500, times=2), (1, 2)),
+        (Fault("POST", COMMIT, done_first=True), (1,)),
+        (Fault("POST", "/repos/create", done_first=True), (1,)),
+        (Fault("GET", "/whoami", 503, times=4), (1, 2, 4, 8)),
+        (Fault("PUT", STORE, after=500), (1,)),
+        (Fault("PUT", STORE, 503, times=2), (1,)),
+        (Fault("GET", "/resolve/.*safetensors", after=500), (1,)),
+        (Fault("GET", "/resolve/.*/config.json", after=20), (1,)),
+        (Fault("HEAD", "/resolve/.*safetensors", 503), ()),
+    ],
+    ids=named,
+)
+def test_trouble_that_passes_is_waited_for(fault, waited, hub, run, waits, monkeypatch, capsys):
+    hub.faults.append(fault)
+    status, said = command(monkeypatch, capsys, "publish", run, "me/out")
+    assert status == 0, said
+    assert hub.titles("me/out") == ["hf_sft run run"] and not fault.times
+    assert sum(waits) >= sum(waited) and len(waits) >= len(waited)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Fault("POST", COMMIT, 401), "says 401 .*it does not know this token"),
+        (Fault("POST", COMMIT, 403), "says 403 .*this token may not write to `me/out`"),
+        (Fault("POST", COMMIT, 404), "says 404 .*there is no `me/out`"),
+        (Fault("POST", COMMIT, 409), "says 409 .*somebody is writing to it at the same time"),
+        (Fault("POST", COMMIT, 412), "says 412 .*`me/out` has changed meanwhile"),
+        (Fault("POST", COMMIT, 429, {"Retry-After": "600"}), "says 429 .*too many requests"),
+        (Fault("POST", COMMIT, 500, times=99), "says 500 .*it is in trouble"),
+        (Fault("POST", COMMIT, times=99), "can't be reached, or stopped answering"),
+        (Fault("PUT", STORE, after=500, times=99), "can't be reached, or stopped answering"),
+    ],
+    ids=named,
+)
+def test_trouble_that_stays_ends_with_what_to_do_and_the_run_whole(fault, message, hub, run, waits, monkeypatch, capsys):
+    hub.faults.append(fault)
+    before = contents(run)
+    status, said = command(monkeypatch, capsys, "publish", run, "me/out", "--report")
+    assert status == 2 and re.search(message, said), said
+    assert contents(run) == before and hub.titles("me/out") == [] and sum(waits) <= 120
+    *_, last = said.strip().splitlines()
+    assert last == f"The run is whole in {run}/.  To publish it later:  hf-sft publish {run} me/out --report"
+    hub.faults.clear()
+    assert command(monkeypatch, capsys, *last.partition("hf-sft ")[2].split())[0] == 0
+    assert "report.html" in hub.files("me/out")
+
+
+def test_a_hub_that_is_gone_for_good(hub, run, waits, monkeypatch, capsys):
+    hub.stop()
+    status, said = command(monkeypatch, capsys, "publish", run, "me/out")
+    assert status == 2 and f"{hub.url} can't be reached" in said and waits == [1, 2, 4, 8]
+
+
+def test_a_run_whose_publishing_fails_is_whole_and_says_so(hub, checkpoints, waits, tmp_path, monkeypatch, capsys):
+    hub.faults.append(Fault("POST", COMMIT, 403))
+    asked = to_hub(checkpoints["bert"], tmp_path, "me/out")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(asked))
+    status, said = command(monkeypatch, capsys, "train", tmp_path / "recipe.yaml")
+    assert status == 2 and "NOT published" in said and "says 403" in said
+    assert said.strip().endswith(f"To publish it later:  hf-sft publish {tmp_path / 'new'} me/out")
+    assert len(hf_sft.predict(tmp_path / "new", ["the coach was good"])) == 1
+    assert command(monkeypatch, capsys, "publish", tmp_path / "new", "me/out")[0] == 0
+
+
+def test_a_model_that_has_changed_is_not_published(hub, run):
+    change_one_weight(run)
+    with pytest.raises(hf_sft.CheckpointError, match="does not answer as the model did that was trained"):
+        hf_sft.publish(run, "me/out")
+    assert hub.log == []
+
+
+def test_what_is_pulled_in_a_new_process_answers_alike(hub, checkpoints, tmp_path):
+    runs = [
+        ("full", SINGLE, "bert", "full", "text-classification"),
+        ("adapter", SINGLE, "bert", "lora:kept", "adapter"),
+        ("merged", SINGLE, "bert", "lora:merged", "text-classification"),
+        ("tags", "entities", "bert", "full", "token-classification"),
+        ("texts", "texts", "gpt2", "full", "text-generation"),
+    ]
+    asked, here = [], {}
+    for name, problem, family, method, tag in runs:
+        files = tiny.write_rows(tmp_path / f"data_{name}", problem)
+        task, training = tiny.task_of(problem), {"learning_rate": 0.5, "max_steps": 20}
+        folder = tmp_path / name
+        hf_sft.train(tiny.recipe(checkpoints[family], files, folder, method, task=task, training=training))
+        hf_sft.publish(folder, f"me/{name}")
+        words = [row.get("text") or " ".join(row["words"]) for row in tiny.rows(problem, 5, 200)]
+        asked.append([f"me/{name}", tag, words])
+        inputs: list[Any] = [{"words": each.split()} for each in words] if problem == "entities" else words
+        here[f"me/{name}"] = hf_sft.predict(folder, inputs, writing=Writing(5) if problem == "texts" else None)
+    pulled = subprocess.run(
+        [sys.executable, "-c", PULL, json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **hub.environment(tmp_path / "empty")},
+    )
+    assert pulled.returncode == 0, pulled.stderr[-3000:]
+    there = json.loads(pulled.stdout.splitlines()[-1])
+    for name in ("me/full", "me/adapter", "me/merged"):
+        assert [[each[0]["label"]] for each in there[name]] == [[answer["label"]] for answer in here[name]]
+        scores = [each[0]["score"] for each in there[name]]
+        assert scores == pytest.approx([answer["score"] for answer in here[name]], abs=1e-5)
+    for found, answer in zip(there["me/tags"], here["me/tags"], strict=True):
+        assert [each["entity"] for each in found] == [tag for tag in answer["tags"] if tag != "O"]
+    for prompt, found, answer in zip(asked[-1][2], there["me/texts"], here["me/texts"], strict=True):
+        assert found[0]["generated_text"].removeprefix(prompt).split() == answer["text"].split()
+
+
+def test_the_card_is_what_the_hub_takes_and_its_snippet_runs(hub, run, tmp_path):
+    hf_sft.publish(run, "me/out")
+    text = hub.files("me/out")["README.md"].decode()
+    card = ModelCard(text)
+    card.validate()
+    (result,) = [each for each in card.data.eval_results or () if each.metric_type == "accuracy"]
+    assert result.metric_value == round(
+        json.loads((run / "report.json").read_text())["metrics"]["test"]["accuracy"]["value"], 4
+    )
+    snippet = re.search(r"```python\n(.*?)```", text, re.S)
+    assert snippet and 'run = "me/out"' in snippet[1]
+    lines = snippet[1].strip().splitlines()
+    code = "\n".join([*lines[:-1], f"print('label:', {lines[-1]}[0]['label'])"])
+    environment = {**os.environ, **hub.environment(tmp_path / "empty")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.partition("label: ")[2].strip() == hf_sft.predict(run, ["A text."])[0]["label"]
