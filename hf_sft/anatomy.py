@@ -1,7 +1,9 @@
 """What a loaded model is made of: body and head, the body's layers, and what the checkpoint did not bring."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -18,6 +20,8 @@ class LoadedModel:
     """The commit on the Hub; None for folders."""
     notes: tuple[str, ...] = ()
     """What became of a head that the checkpoint brings."""
+    card: Mapping[str, Any] = field(default_factory=dict)
+    """Licence and language, as far as the checkpoint's own card says."""
 
     @property
     def body(self) -> nn.Module:

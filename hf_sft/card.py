@@ -36,6 +36,8 @@ def front_matter(said: dict[str, Any]) -> ModelCardData:
         library_name="peft" if facts["saved"] == "adapter" else "transformers",
         pipeline_tag=facts["pipeline_tag"],
         base_model=said["base_model"],
+        base_model_relation=said["base_model"] and ("adapter" if facts["saved"] == "adapter" else "finetune"),
+        **facts["checkpoint"]["card"],
         datasets=[said["dataset"]] if said["dataset"] else None,
         tags=["hf_sft"],
         model_name=said["name"] if results else None,

@@ -4,15 +4,23 @@ import os
 from pathlib import Path
 from typing import Any
 
+from httpx2 import HTTPError
+from huggingface_hub import hf_hub_download, metadata_load
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers.utils.hub import resolve_revision
+from yaml import YAMLError
 
 from hf_sft.block import Block
 from hf_sft.errors import CheckpointError, nearest, suggest
 from hf_sft.packages import locate
 from hf_sft.vocabulary import NewTokenizer
+
+CARD = "README.md"
+INHERITED = ("license", "license_name", "license_link", "language")
+"""Metadata of a checkpoint's card that a model made from it starts with."""
 
 
 class Checkpoint(Block):
@@ -104,10 +112,30 @@ def find_checkpoint(checkpoint: Checkpoint) -> str:
     return str(path) if path.is_dir() else checkpoint.where
 
 
+def pin(checkpoint: Checkpoint) -> Checkpoint:
+    """With the commit that its revision stands for now, so that all its files are of one state; a folder as it is."""
+    where = find_checkpoint(checkpoint)
+    if where in CONFIG_MAPPING or Path(where).is_dir():
+        return checkpoint
+    found = resolve_revision(where, checkpoint.revision)  # as it was, where the Hub can't be asked
+    return checkpoint.model_copy(update={"revision": getattr(found, "resolved", found)})
+
+
 def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """What `from_pretrained` is told beside the name."""
     where = {"revision": checkpoint.revision} if checkpoint.revision else {}
     return {**where, "trust_remote_code": checkpoint.trust_remote_code}
+
+
+def read_card(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the checkpoint's own card says that holds for what comes of it too; nothing where there is no card."""
+    where = Path(find_checkpoint(checkpoint))
+    try:
+        path = where / CARD if where.is_dir() else hf_hub_download(str(where), CARD, revision=checkpoint.revision)
+        said = metadata_load(path) or {}
+    except (OSError, ValueError, YAMLError, HTTPError):  # also: not in the cache
+        return {}
+    return {name: said[name] for name in INHERITED if said.get(name)}
 
 
 def explain(checkpoint: Checkpoint, part: str, error: Exception) -> str:

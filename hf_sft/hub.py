@@ -1,35 +1,20 @@
-"""Publishing a run; nothing else writes to the Hub. What it meets there is said in words, with what to do."""
+"""Publishing a run: asked for before training, certified before and after, in one commit."""
 
-import contextlib
 import fnmatch
-import os
-import re
 import shlex
 import tempfile
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import httpx2
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    constants,
-    get_token,
-    snapshot_download,
-)
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
-from huggingface_hub.utils import get_session, validate_repo_id
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from hf_sft import certificate
 from hf_sft.card import address_card
 from hf_sft.errors import HubError, RecipeError
-
-T = TypeVar("T")
+from hf_sft.hub_trouble import explained, patiently
 
 CARD = "README.md"
 NEVER = ("checkpoints/*", "*.tmp", ".*", "*/.*")
@@ -38,17 +23,6 @@ HELD_BACK = ("report.html", "predictions/*", "probes/*", "trained_on.npy")
 """They hold texts of the data, or tell which they were, which may not be the publisher's to give away."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
 """What an earlier run left in a repository and this one has not would be loaded in place of its own."""
-WAITS = (1, 2, 4, 8)
-"""Seconds before the second try, and so on; longer where the Hub asks for it."""
-PATIENCE = 60
-"""Seconds after which nothing is tried anew."""
-SILENCE = 60
-"""Seconds without a byte after which a connection is given up; huggingface_hub waits for ever."""
-PASSING = (408, 429, 500, 502, 503, 504)
-"""Answers after which the same request may do."""
-XET = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "5", "HF_XET_CLIENT_RETRY_MAX_DURATION": "60s"}
-"""The transfer of large files retries for ever otherwise."""
-TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
 @dataclass(frozen=True)
@@ -93,15 +67,15 @@ def publish(
         made = _operations(api, folder, files, repo_id, revision)
         return api.create_commit(repo_id, made, commit_message=title, revision=revision, create_pr=pull_request)
 
-    with _explained(repo_id):
+    with explained(repo_id):
         if not pull_request:
-            _make_room(api, repo_id, private, revision)
+            make_room(api, repo_id, private, revision)
         # A commit whose answer was lost is there, and is not made twice; a pull request would be.
-        made = _patiently(push, though_lost=not pull_request)
+        made = patiently(push, though_lost=not pull_request)
     address = made.pr_url or made.commit_url
     told = f"it is published ({address}), but could not be pulled back: "
-    with tempfile.TemporaryDirectory() as empty, _explained(repo_id, told):
-        pulled = _patiently(lambda: snapshot_download(repo_id, revision=made.oid, cache_dir=empty))
+    with tempfile.TemporaryDirectory() as empty, explained(repo_id, told):
+        pulled = patiently(lambda: snapshot_download(repo_id, revision=made.oid, cache_dir=empty))
         return Published(address, made.oid, _certify(Path(pulled), folder))
 
 
@@ -127,14 +101,14 @@ def check_rights(repo_id: str, pull_request: bool = False) -> str:
     if not get_token():
         raise HubError(f"there is no token to write to `{repo_id}` with.  Log in: hf auth login; or set HF_TOKEN.")
     api = HfApi()
-    with _explained(repo_id):
-        user = _patiently(api.whoami)
+    with explained(repo_id):
+        user = patiently(api.whoami)
         owner, _, name = repo_id.rpartition("/")
         mine, whole = [user["name"], *(org["name"] for org in user.get("orgs", ()))], f"{owner or user['name']}/{name}"
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise HubError(f"your token may only read, and `{whole}` is to be written.  Log in with one that may write.")
         try:
-            _patiently(lambda: api.auth_check(whole, write=not pull_request))
+            patiently(lambda: api.auth_check(whole, write=not pull_request))
         except RepositoryNotFoundError:
             if pull_request:
                 raise HubError(f"there is no repository `{whole}` for a pull request, or you may not see it.") from None
@@ -158,15 +132,15 @@ def say_how(
     return shlex.join(["hf-sft", "publish", str(run), repo_id, *(name for name, wanted in asked.items() if wanted), *branch])
 
 
-def _make_room(api: HfApi, repo_id: str, private: bool, revision: str | None) -> None:
+def make_room(api: HfApi, repo_id: str, private: bool, revision: str | None) -> None:
     """The repository and the branch, if they are not there yet."""
-    _patiently(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
-    if private and not _patiently(lambda: api.model_info(repo_id)).private:
+    patiently(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
+    if private and not patiently(lambda: api.model_info(repo_id)).private:
         raise HubError(
             f"`{repo_id}` is public, and you asked for a private one.  Make it private there, or give another name."
         )
     if revision:
-        _patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+        patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
 
 
 def _certify(saved: Path, run: Path) -> dict[str, Any] | None:
@@ -184,81 +158,3 @@ def _operations(api: HfApi, folder: Path, files: list[str], repo_id: str, revisi
     card = address_card((folder / CARD).read_text(encoding="utf-8"), repo_id).encode()
     added = [CommitOperationAdd(name, card if name == CARD else folder / name) for name in files]
     return [*added, *(CommitOperationDelete(name) for name in old)]
-
-
-def _patiently(call: Callable[[], T], though_lost: bool = True) -> T:
-    """Try again what may pass. `though_lost` says whether that is harmless where it was done and only the answer was lost."""
-    for name, value in XET.items():
-        os.environ.setdefault(name, value)
-    started = time.monotonic()
-    for wait in (*WAITS, None):
-        get_session().timeout = httpx2.Timeout(SILENCE)
-        try:
-            return call()
-        except (OSError, RuntimeError, httpx2.HTTPError) as error:
-            asked = _passes(error, though_lost)
-            if wait is None or asked is None or time.monotonic() - started + max(wait, asked) > PATIENCE:
-                raise
-            time.sleep(max(wait, asked))
-    raise AssertionError
-
-
-def _passes(error: BaseException, though_lost: bool) -> float | None:
-    """Whether the same may do another time: the seconds that the Hub asks to wait before, or None."""
-    for each in _causes(error):
-        if isinstance(each, HfHubHTTPError):
-            asked = each.response.headers.get("Retry-After", "0")
-            passing = each.response.status_code in PASSING
-            return (float(asked) if asked.isdecimal() else 0.0) if passing else None
-        if isinstance(each, httpx2.TransportError | ConnectionError):
-            return 0.0 if though_lost or isinstance(each, httpx2.ConnectError) else None
-    return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-@contextlib.contextmanager
-def _explained(repo_id: str, before: str = "") -> Iterator[None]:
-    """What goes wrong on the network becomes one `HubError`, without tokens."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
-        raise HubError(hide_tokens(before + _explain(error, repo_id))) from None
-
-
-def _explain(error: BaseException, repo_id: str) -> str:
-    where = constants.ENDPOINT
-    for each in _causes(error):
-        if isinstance(each, OfflineModeIsEnabled):
-            return "the Hub is switched off (HF_HUB_OFFLINE).  Unset it to publish."
-        if isinstance(each, HfHubHTTPError):
-            status, said = each.response.status_code, each.server_message or str(each).strip().splitlines()[-1]
-            return f"{where} says {status} ({said}): {_advice(status, repo_id)}"
-        if isinstance(each, httpx2.HTTPError | ConnectionError):
-            return f"{where} can't be reached, or stopped answering ({type(each).__name__}: {each}).  Try again later."
-    return str(error).strip().splitlines()[0]
-
-
-def _advice(status: int, repo_id: str) -> str:
-    known = {
-        401: "it does not know this token.  Log in: hf auth login; or set HF_TOKEN.",
-        403: f"this token may not write to `{repo_id}`.  Use one that may, or a repository of your own.",
-        404: f"there is no `{repo_id}`, or no such revision of it, that this token may see.",
-        409: f"`{repo_id}` is in the way, or somebody is writing to it at the same time.  Look there, and publish again.",
-        412: f"`{repo_id}` has changed meanwhile.  Look there, and publish again.",
-        429: "too many requests; it was waited for as long as a minute.  Try again later.",
-    }
-    if status in known:
-        return known[status]
-    return "it is in trouble; it was tried for as long as a minute.  Try again later." if status >= 500 else "it refuses."
-
-
-def hide_tokens(text: str) -> str:
-    """The text without anything that looks like a token, or is ours."""
-    token = get_token()
-    return TOKEN.sub("hf_…", text.replace(token, "hf_…") if token else text)

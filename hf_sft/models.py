@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -15,7 +16,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils import logging
 
 from hf_sft.anatomy import LoadedModel
-from hf_sft.checkpoint import Checkpoint, explain, find_checkpoint, load_config, source_of
+from hf_sft.checkpoint import Checkpoint, explain, find_checkpoint, load_config, read_card, source_of
 from hf_sft.errors import CheckpointError
 from hf_sft.heads import fit_head
 from hf_sft.tasks import Labels, Task
@@ -107,7 +108,7 @@ def load_model(checkpoint: Checkpoint, task: Task, labels: Labels | None, proces
         missing = {*report["missing_keys"]}
         new = fit_head(model, theirs, labels, new, missing, lambda: _load_weights(checkpoint, task, theirs)[0], notes)
     _require_room(checkpoint, model, processor)
-    return LoadedModel(model.eval(), tuple(sorted(new)), getattr(config, "_commit_hash", None), tuple(notes))
+    return LoadedModel(model.eval(), tuple(sorted(new)), checkpoint.revision, tuple(notes), read_card(checkpoint))
 
 
 def _draw_model(checkpoint: Checkpoint, task: Task, config: PretrainedConfig, processor: Any) -> LoadedModel:
@@ -213,7 +214,8 @@ def _no_progress_bar() -> Iterator[None]:
 def save_model(model: Any, config: PretrainedConfig, processor: Any, folder: Path) -> None:
     """In Hugging Face's own files; the config beside an adapter too, since it names the classes."""
     with _no_progress_bar():
-        model.save_pretrained(folder)
+        # PEFT asks the Hub for the base's vocabulary otherwise; nothing here changes one.
+        model.save_pretrained(folder, **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {}))
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
     os.umask(mask := os.umask(0))

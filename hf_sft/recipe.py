@@ -10,8 +10,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
+from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 
 from hf_sft.aids import Aid
@@ -48,6 +49,14 @@ class Output(Block):
     """Make that repository private."""
     publish_report: bool = False
     """Publish report.html and the predictions too, which hold texts of the data."""
+    hub_checkpoints: bool = False
+    """While it trains, send the checkpoints to that repository's branch `checkpoints`; the steps don't wait for it."""
+
+    @model_validator(mode="after")
+    def _somewhere_to_send(self) -> "Output":
+        if self.hub_checkpoints and not self.hub:
+            raise PydanticCustomError("hub", "`hub_checkpoints` needs `hub`: the repository that they are sent to")
+        return self
 
 
 class Recipe(Block):

@@ -113,7 +113,7 @@ def gather_facts(
             "reads_files": task.reads_files,
         },
         "method": recipe["method"]["type"],
-        "checkpoint": {"name": name, "revision": recipe["model"].get("revision")},
+        "checkpoint": {"name": name, "revision": recipe["model"].get("revision"), "card": dict(loaded.card)},
         **measured,
         "parameters": {
             "total": curves[-1].parameters,

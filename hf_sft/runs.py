@@ -17,7 +17,7 @@ from torch import nn
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples
-from hf_sft.checkpoint import Checkpoint
+from hf_sft.checkpoint import Checkpoint, pin
 from hf_sft.encoding import encode_splits, read_examples
 from hf_sft.errors import RecipeError
 from hf_sft.evaluation import Kept, measure_blocks, run_blocks
@@ -121,7 +121,7 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     What the person waiting should know goes to `tell` at once; to standard error when there is no `tell`.
     """
     tell = tell or say
-    machine = resolve_machine(recipe.training)
+    machine, recipe = resolve_machine(recipe.training), recipe.model_copy(update={"model": pin(recipe.model)})
     splits = mark_known(load_splits(recipe.data, recipe.task), recipe.model)
     recipe.evaluation.names(splits.task)  # refuses metrics that don't fit before the long part begins
     asked, inferred = recipe.task.model_dump(), splits.task.model_dump()
@@ -151,8 +151,7 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     phases = recipe.method.phases(splits.task, recipe.training)
     for aid in recipe.aids:
         phases = tuple(aid.apply(phase, splits.task, splits.rows["train"]) for phase in phases)
-    model = recipe.model.model_copy(update={"revision": loaded.revision or recipe.model.revision})
-    resolved = {"model": model, "data": splits.source, "task": splits.task, "training": phases[-1].training}
+    resolved = {"data": splits.source, "task": splits.task, "training": phases[-1].training}
     return Prepared(recipe.model_copy(update=resolved), splits, processor, examples, loaded, machine, phases)
 
 

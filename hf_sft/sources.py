@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from pydantic import Field
+from transformers.utils.hub import resolve_revision
 
 from hf_sft.block import Block
 from hf_sft.errors import DataError, nearest, suggest
@@ -115,6 +116,7 @@ def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> t
         if source.dataset == "csv":
             source = _find_delimiter(source, files, folder, notes)
             options |= _read_as_written(source, _first_file(files, folder))
+        source = _pin(source)
         loaded: Any = load_dataset(
             source.dataset, source.config, data_files=files, data_dir=folder, revision=source.revision, **options
         )
@@ -125,7 +127,7 @@ def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> t
     brought = {str(name): rows for name, rows in loaded.items()}
     if source.dataset == "csv":
         brought = _find_numbers(brought, set(texts))
-    return brought, source.model_copy(update={"revision": _commit(brought) or source.revision})
+    return brought, source
 
 
 def folder_of(source: DataSource) -> Path:
@@ -146,13 +148,12 @@ def _name_kind(source: DataSource) -> DataSource:
     return source.model_copy(update={"dataset": KINDS[suffix], "data_files": source.dataset})
 
 
-def _commit(brought: dict[str, Dataset]) -> str | None:
-    """The commit that the files of a Hub data set came from, as their addresses tell."""
-    for rows in brought.values():
-        for address in rows.info.download_checksums or {}:
-            if address.startswith("hf://datasets/") and "@" in address:
-                return address.partition("@")[2].partition("/")[0]
-    return None
+def _pin(source: DataSource) -> DataSource:
+    """A Hub data set with the commit that its revision stands for now; as it was, where the Hub can't be asked."""
+    if source.dataset in FILES or source.data_files or source.data_dir:
+        return source
+    found = resolve_revision(source.dataset, source.revision, repo_type="dataset")
+    return source.model_copy(update={"revision": getattr(found, "resolved", found)})
 
 
 def _exists(path: str) -> bool:

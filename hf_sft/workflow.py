@@ -16,6 +16,8 @@ from hf_sft.encoding import encode_blocks
 from hf_sft.errors import HfSftError, RecipeError
 from hf_sft.evaluation import Evaluation, evaluate_blocks, run_blocks
 from hf_sft.fitting import fit_phases
+from hf_sft.hub_checkpoints import sent_meanwhile
+from hf_sft.hub_trouble import hide_tokens
 from hf_sft.lineage import write_known
 from hf_sft.models import save_model
 from hf_sft.recipe import Output, dump_recipe, load_recipe
@@ -49,7 +51,9 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     with told_when_it_ends_early(folder):
         before = write_samples(prepared, prepared.loaded.model)
         settings = [prepared.setting(checkpoints, place) for place in range(len(prepared.phases))]
-        model, curves = fit_phases(prepared.phases, prepared.loaded, prepared.examples, prepared.asked, settings)
+        to = recipe.output.hub if recipe.output.hub_checkpoints else None
+        with sent_meanwhile(to, recipe.output.private, prepared.phases) as phases:
+            model, curves = fit_phases(phases, prepared.loaded, prepared.examples, prepared.asked, settings)
     if PartialState().is_main_process:  # before anything else that can fail
         save_model(model, prepared.loaded.model.config, prepared.processor, folder)
     certified = begin_certificate(prepared, model, folder)
@@ -158,7 +162,7 @@ def publish_or_say_how(folder: Path, output: Output) -> str | None:
     try:
         say(hub.publish(folder, output.hub, output.private, output.publish_report).told)
     except Exception as error:  # whatever goes wrong on the network; the run is finished and must say so
-        reason = hub.hide_tokens(str(error).strip()) or type(error).__name__
+        reason = hide_tokens(str(error).strip()) or type(error).__name__
         later = hub.say_how(folder, output.hub, output.private, output.publish_report)
         return f"NOT published: {reason}\nThe run is whole in {folder}/.  To publish it later:  {later}"
     return None

@@ -37,6 +37,8 @@ class Fault:
     times: int = 1
     after: int = 0
     """Of a cut connection: so many bytes of the body go through first, of a request's or of an answer's."""
+    delay: float = 0.0
+    """Seconds before anything is answered; without a status the answer is then the right one."""
     done_first: bool = False
     """The request is done, and only its answer is lost."""
 
@@ -134,10 +136,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do(self) -> None:
         fault = self._fault()
         length = int(self.headers.get("Content-Length", 0))
-        if fault and fault.status is None and not fault.done_first and self.command in ("PUT", "POST"):
+        if fault and fault.status is None and not fault.done_first and not fault.delay and self.command in ("PUT", "POST"):
             self.rfile.read(min(fault.after, length))
             return self._cut()
         body = self._read_body(length)
+        if fault and fault.delay:
+            time.sleep(fault.delay)
+            fault = fault if fault.status is not None else None
         if fault and fault.status is not None:
             return self._answer(fault.status, {"error": "planted"}, fault.headers)
         try:

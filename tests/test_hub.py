@@ -31,9 +31,10 @@ from transformers import pipeline
 answers = {}
 for name, tag, texts in json.loads(sys.argv[1]):
     if tag == "adapter":
-        from peft import AutoPeftModelForSequenceClassification
-        from transformers import AutoTokenizer
-        model = AutoPeftModelForSequenceClassification.from_pretrained(name)
+        from peft import PeftConfig, PeftModel
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+        base, config = PeftConfig.from_pretrained(name).base_model_name_or_path, AutoConfig.from_pretrained(name)
+        model = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base, config=config), name)
         ask = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(name))
     else:
         ask = pipeline(tag, model=name)
@@ -283,7 +284,8 @@ def test_what_is_pulled_in_a_new_process_answers_alike(hub, checkpoints, tmp_pat
         folder = tmp_path / name
         hf_sft.train(tiny.recipe(checkpoints[family], files, folder, method, task=task, training=training))
         hf_sft.publish(folder, f"me/{name}")
-        words = [row.get("text") or " ".join(row["words"]) for row in tiny.rows(problem, 5, 200)]
+        # Six words are one window for tags too: a pipeline knows of no more.
+        words = [row.get("text") or " ".join(row["words"][:6]) for row in tiny.rows(problem, 5, 200)]
         asked.append([f"me/{name}", tag, words])
         inputs: list[Any] = [{"words": each.split()} for each in words] if problem == "entities" else words
         here[f"me/{name}"] = hf_sft.predict(folder, inputs, writing=Writing(5) if problem == "texts" else None)
@@ -323,3 +325,89 @@ def test_the_card_is_what_the_hub_takes_and_its_snippet_runs(hub, run, tmp_path)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.partition("label: ")[2].strip() == hf_sft.predict(run, ["A text."])[0]["label"]
+
+
+def test_checkpoints_are_sent_while_it_trains_and_nothing_waits_for_them(hub, checkpoints, tmp_path):
+    hub.faults.append(Fault("POST", "/commit/checkpoints", delay=1.5, times=99))
+    asked = to_hub(checkpoints["bert"], tmp_path, "me/out")
+    asked["output"]["hub_checkpoints"] = True
+    asked["training"] |= {"max_steps": 8, "eval_strategy": "steps", "eval_steps": 1}
+    facts = hf_sft.train(asked).facts
+    titles = hub.titles("me/out", "checkpoints")
+    assert titles[0] == "step 8 of phase full" and 1 <= len(titles) < 8  # those that came while one was sent are left out
+    assert facts["training"]["seconds"] < 1.5 * 8
+    sent = hub.files("me/out", "checkpoints")
+    assert {"model.safetensors", "trainer_state.json"} <= set(sent) and not list(tmp_path.rglob(".to-the-hub-*"))
+    assert hub.titles("me/out") == ["hf_sft run new"]
+
+
+def test_checkpoints_that_do_not_arrive_do_not_disturb_the_training(hub, checkpoints, tmp_path, capsys):
+    hub.faults.append(Fault("POST", "/commit/checkpoints", 403, times=99))
+    asked = to_hub(checkpoints["bert"], tmp_path, "me/out")
+    asked["output"]["hub_checkpoints"] = True
+    asked["training"] |= {"eval_strategy": "steps", "eval_steps": 2}
+    assert hf_sft.train(asked).unpublished is None
+    assert "checkpoints did not all reach `me/out`: " in (said := capsys.readouterr().err) and "says 403" in said
+    with pytest.raises(hf_sft.RecipeError, match="`hub_checkpoints` needs `hub`"):
+        hf_sft.check({**asked, "output": {"folder": "x", "hub_checkpoints": True}})
+
+
+def test_the_card_inherits_licence_and_language_and_names_its_base(hub, checkpoints, tmp_path, monkeypatch):
+    card = b"---\nlicense: apache-2.0\nlanguage:\n- en\n---\n# Tiny"
+    sha = hub.put("me/tiny", {**{p.name: p.read_bytes() for p in checkpoints["bert"].iterdir()}, "README.md": card})
+    for name, relation in (("full", "finetune"), ("lora:kept", "adapter")):
+        asked = to_hub(checkpoints["bert"], tmp_path / name, "me/out")
+        asked["model"] = {"checkpoint": "me/tiny"}
+        asked["method"] = tiny.recipe(checkpoints["bert"], {}, tmp_path, name)["method"]
+        report = hf_sft.train(asked)
+        assert report.unpublished is None, report.unpublished
+        data = ModelCard(hub.files("me/out")["README.md"].decode()).data.to_dict()
+        assert (data["license"], data["language"]) == ("apache-2.0", ["en"])
+        assert (data["base_model"], data["base_model_relation"]) == ("me/tiny", relation)
+        assert report.facts["checkpoint"]["revision"] == sha
+
+
+def test_a_recipe_of_hub_ids_runs_from_an_empty_cache_and_again_without_the_hub(hub, checkpoints, tmp_path):
+    def put(seed: int) -> tuple[str, str]:
+        files = {
+            name: Path(path).read_bytes() for name, path in tiny.write_rows(tmp_path / "rows", SINGLE, train=17 + seed).items()
+        }
+        rows = hub.put("me/rows", {f"{name}.jsonl": content for name, content in files.items()}, kind="datasets")
+        return hub.put("me/tiny", tiny.build("bert", tmp_path / f"tiny{seed}")), rows
+
+    def train(recipe: Path, *words: str, **environment: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, "-m", "hf_sft", "train", str(recipe), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **hub.environment(tmp_path / "home"), **environment},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert not [token for token in TOKENS if token in done.stdout + done.stderr]
+        return json.loads((tmp_path / words[0].removeprefix("output.folder=") / "report.json").read_text())
+
+    checkpoint, rows = put(0)
+    asked = tiny.recipe(checkpoints["bert"], {}, tmp_path / "new")
+    asked |= {"model": {"checkpoint": "me/tiny"}, "data": {"dataset": "me/rows"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(asked))
+    first = train(tmp_path / "recipe.yaml", "output.folder=first")
+    resolved = yaml.safe_load((tmp_path / "first" / "recipe.yaml").read_text())
+    assert resolved["model"]["revision"] == first["checkpoint"]["revision"] == checkpoint
+    assert resolved["data"]["revision"] == rows
+    assert first["certificate"]["within"]
+
+    assert put(1) != (checkpoint, rows)  # main moves on
+    again = train(tmp_path / "first" / "recipe.yaml", "output.folder=again")
+    hub.stop()
+    offline = train(tmp_path / "first" / "recipe.yaml", "output.folder=offline", HF_HUB_OFFLINE="1")
+    for other in (again, offline):
+        assert other["metrics"] == first["metrics"] and other["data"]["fingerprint"] == first["data"]["fingerprint"]
+        assert other["checkpoint"] == first["checkpoint"]
+
+
+def test_publishing_works_with_xet_switched_on(hub, run, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr("tests.local_hub.LARGE", re.compile("none is large"))
+    hf_sft.publish(run, "me/out")
+    assert hub.titles("me/out") == ["hf_sft run run"] and "model.safetensors" in hub.files("me/out")

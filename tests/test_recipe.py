@@ -216,7 +216,7 @@ def test_a_misspelt_required_field_is_one_problem_not_two(write):
         ("seed: 3", "learning_rate: 3", "is not a field of a recipe; it belongs to `training`."),
         ("patience: 2", "patince: 2", "is not a field of early_stopping. Did you mean `patience`?"),
         ("learning_rate", "Learning-Rate", "is not a field of training. Did you mean `learning_rate`?"),
-        ("hub: x", "zzz: x", "is not a field of output. It has: folder, hub, private, publish_report."),
+        ("hub: x", "zzz: x", "is not a field of output. It has: folder, hub, private, publish_report, hub_checkpoints."),
         ("batch_size: 16", "eval_delay: 1",
          "is a field of transformers.TrainingArguments that is not offered here."),
         ("batch_size: 16", "gradient_checkpointing: true",

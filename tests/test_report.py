@@ -121,7 +121,7 @@ def finished_run(
         "seed": 0,
     }
     machine = Machine("cpu", 1, "fp32", 512)
-    loaded: Any = SimpleNamespace(new=("classifier.weight", "classifier.bias"), notes=())
+    loaded: Any = SimpleNamespace(new=("classifier.weight", "classifier.bias"), notes=(), card={})
     certificate = {"rows": 64, "largest_difference": 2e-6, "bound": 1e-4, "within": True}
     facts = gather_facts(recipe, loaded, splits, examples, [curve], evaluations, machine, certificate)
     # JSON is YAML: good enough for a recipe that is only shown.
@@ -190,7 +190,7 @@ def card_of(report: Report) -> Any:
 def test_report_json_has_every_key_of_the_contract(tmp_path):
     facts = read_report(finished_run(tmp_path / "run").folder).facts
     assert facts["task"] == "sequence_classification" and facts["method"] == "head_only"
-    assert facts["checkpoint"] == {"name": "google-bert/bert-base-uncased", "revision": "86b5e09"}
+    assert facts["checkpoint"] == {"name": "google-bert/bert-base-uncased", "revision": "86b5e09", "card": {}}
     assert facts["metrics"]["test"]["accuracy"] == {"value": 0.8, "low": 0.7125, "high": 0.8875}
     assert set(facts["metrics"]) == {"validation", "test"}
     assert facts["baselines"]["majority"]["test"]["f1_macro"] == {"value": 0.2, "low": 0.1, "high": 0.3}

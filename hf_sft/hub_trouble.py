@@ -1,0 +1,107 @@
+"""Trouble on the way to the Hub: what passes is waited for; the rest is said in words, with what to do, and without tokens."""
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import get_session
+
+from hf_sft.errors import HubError
+
+T = TypeVar("T")
+
+WAITS = (1, 2, 4, 8)
+"""Seconds before the second try, and so on; longer where the Hub asks for it."""
+PATIENCE = 60
+"""Seconds after which nothing is tried anew."""
+SILENCE = 60
+"""Seconds without a byte after which a connection is given up; huggingface_hub waits for ever."""
+PASSING = (408, 429, 500, 502, 503, 504)
+"""Answers after which the same request may do."""
+XET = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "5", "HF_XET_CLIENT_RETRY_MAX_DURATION": "60s"}
+"""The transfer of large files retries for ever otherwise."""
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+
+
+def patiently(call: Callable[[], T], though_lost: bool = True) -> T:
+    """Try again what may pass. `though_lost` says whether that is harmless where it was done and only the answer was lost."""
+    for name, value in XET.items():
+        os.environ.setdefault(name, value)
+    started = time.monotonic()
+    for pause in (*WAITS, None):
+        get_session().timeout = httpx2.Timeout(SILENCE)
+        try:
+            return call()
+        except (OSError, RuntimeError, httpx2.HTTPError) as error:
+            asked = _passes(error, though_lost)
+            if pause is None or asked is None or time.monotonic() - started + max(pause, asked) > PATIENCE:
+                raise
+            time.sleep(max(pause, asked))
+    raise AssertionError
+
+
+def _passes(error: BaseException, though_lost: bool) -> float | None:
+    """Whether the same may do another time: the seconds that the Hub asks to wait before, or None."""
+    for each in _causes(error):
+        if isinstance(each, HfHubHTTPError):
+            asked = each.response.headers.get("Retry-After", "0")
+            passing = each.response.status_code in PASSING
+            return (float(asked) if asked.isdecimal() else 0.0) if passing else None
+        if isinstance(each, httpx2.TransportError | ConnectionError):
+            return 0.0 if though_lost or isinstance(each, httpx2.ConnectError) else None
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def explained(repo_id: str, before: str = "") -> Iterator[None]:
+    """What goes wrong on the network becomes one `HubError`, without tokens."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
+        raise HubError(hide_tokens(before + _explain(error, repo_id))) from None
+
+
+def _explain(error: BaseException, repo_id: str) -> str:
+    where = constants.ENDPOINT
+    for each in _causes(error):
+        if isinstance(each, OfflineModeIsEnabled):
+            return "the Hub is switched off (HF_HUB_OFFLINE).  Unset it to publish."
+        if isinstance(each, HfHubHTTPError):
+            status, said = each.response.status_code, each.server_message or str(each).strip().splitlines()[-1]
+            return f"{where} says {status} ({said}): {_advice(status, repo_id)}"
+        if isinstance(each, httpx2.HTTPError | ConnectionError):
+            return f"{where} can't be reached, or stopped answering ({type(each).__name__}: {each}).  Try again later."
+    return str(error).strip().splitlines()[0]
+
+
+def _advice(status: int, repo_id: str) -> str:
+    known = {
+        401: "it does not know this token.  Log in: hf auth login; or set HF_TOKEN.",
+        403: f"this token may not write to `{repo_id}`.  Use one that may, or a repository of your own.",
+        404: f"there is no `{repo_id}`, or no such revision of it, that this token may see.",
+        409: f"`{repo_id}` is in the way, or somebody is writing to it at the same time.  Look there, and publish again.",
+        412: f"`{repo_id}` has changed meanwhile.  Look there, and publish again.",
+        429: "too many requests; it was waited for as long as a minute.  Try again later.",
+    }
+    if status in known:
+        return known[status]
+    return "it is in trouble; it was tried for as long as a minute.  Try again later." if status >= 500 else "it refuses."
+
+
+def hide_tokens(text: str) -> str:
+    """The text without anything that looks like a token, or is ours."""
+    token = get_token()
+    return TOKEN.sub("hf_…", text.replace(token, "hf_…") if token else text)
