@@ -128,19 +128,18 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     read = [f"{name}: {value}, from the data" for name, value in inferred.items() if value != asked[name]]
     for note in (*read, *splits.notes):
         tell(note)
-    most, notes = getattr(splits.task, "max_length", None), []
+    most = getattr(splits.task, "max_length", None)
     trained, train = None, splits.rows["train"]
     if isinstance(recipe.model.tokenizer, NewTokenizer):
         trained = trained_tokenizer(recipe.model.tokenizer, lambda: splits.task.texts(train), splits.fingerprints["train"])
     processor = load_processor(recipe.model, most, splits.task.auto_processor, trained)
     if most and processor.model_max_length < most:
-        notes.append(
-            f"`task.max_length` is {most}, but the model has {processor.model_max_length} positions: it is cut there."
-        )
+        positions = f"`{recipe.model.name}` takes {processor.model_max_length} tokens"
+        raise RecipeError(f"`task.max_length` is {most}, but {positions}.  Lower it, or leave it out: then it is that many.")
     set_seed(recipe.seed)
     loaded = load_model(recipe.model, splits.task, splits.labels, processor)
     able, said = splits.task.probe(loaded.model, processor)
-    splits, loaded = replace(splits, task=able), replace(loaded, notes=(*notes, *loaded.notes, *said))
+    splits, loaded = replace(splits, task=able), replace(loaded, notes=(*loaded.notes, *said))
     examples = encode_splits(splits, processor, rows)
     for note in loaded.notes:
         tell(note)

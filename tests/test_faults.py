@@ -89,6 +89,10 @@ def missing_split(b: Bench):
     b.set("data", splits={"validation": "validatoin"})
 
 
+def longer_than_the_model(b: Bench):
+    b.set("task", max_length=1000)
+
+
 def hub_data_without_network(b: Bench):
     b.recipe["data"] = {"dataset": "nyu-mll/glue", "config": "mrpc"}
 
@@ -297,6 +301,7 @@ def checkpoint_of_another_body(b: Bench):
 
 
 MISTAKES = [
+    (longer_than_the_model, r"`task\.max_length` is 1000, but `.*bert` takes 64 tokens.  Lower it, or leave it out"),
     (misspelt_schedule, r"training\.lr_scheduler_type +must be one of .*got the schedule 'cosin'\. Did you mean `cosine`\?"),
     (misspelt_optimizer, r"training\.optim +must be one of .*got the optimizer 'adam_w'\. Did you mean `adamw"),
     (schedule_without_its_arguments, r"lr_scheduler_type` `cosine_with_min_lr` can't be built(.|\n)*lr_scheduler_kwargs"),
