@@ -26,6 +26,8 @@ class TrainingCurve:
     """Whose dropout ran: `torch`, or `hf_sft` (the same, four elements to a random number; hf_sft/dropout.py)."""
     stored_features: bool = False
     """The body ran once, and the head was trained on what it gave."""
+    stored_layers: int = 0
+    """So many of the lowest layers ran once, and the rest was trained on what they gave."""
     best_step: int | None = None
     """The evaluation whose weights were kept."""
     parameters: int = 0
@@ -45,5 +47,6 @@ class TrainingCurve:
             "peak_memory_bytes": self.peak_memory_bytes,
             "dropout": self.dropout,
             "stored_features": self.stored_features,
+            "stored_layers": self.stored_layers,
             "best_step": self.best_step,
         }

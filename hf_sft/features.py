@@ -6,7 +6,7 @@ The body is then replaced by a stub that hands out the stored vectors, and put b
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -181,10 +181,15 @@ def _run_body(loaded: LoadedModel, examples: Examples, items: ItemsOf, machine: 
 
 
 def _key(loaded: LoadedModel, examples: Examples, machine: Machine) -> str:
+    return hash_resting(loaded, examples, machine, [n for n, _ in loaded.model.named_parameters() if n not in loaded.head])
+
+
+def hash_resting(loaded: LoadedModel, examples: Examples, machine: Machine, names: Iterable[str]) -> str:
+    """Equal for equal examples and equal parameters of these names, in a body of equal code and in one precision."""
     shown = hash_rows(examples.encoded), examples.raw and hash_rows(examples.raw)
     digest = hashlib.sha256(f"{shown} {machine.precision} {hash_code(type(loaded.body))}".encode())
-    for name, parameter in loaded.model.named_parameters():
-        if name not in loaded.head:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    parameters = dict(loaded.model.named_parameters())
+    for name in names:
+        digest.update(name.encode())
+        digest.update(parameters[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]

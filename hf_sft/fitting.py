@@ -16,6 +16,7 @@ from hf_sft.curves import TrainingCurve
 from hf_sft.errors import RecipeError
 from hf_sft.features import body_rests, store_features, stored_body
 from hf_sft.methods import Phase
+from hf_sft.states import count_resting, passed_layers, store_states
 from hf_sft.trainer import Asked, Setting, StepTrainer, explain_divergence
 from hf_sft.training import Machine
 
@@ -42,8 +43,7 @@ def fit(
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     curve = TrainingCurve(phase.name, parameters=sum(n for n, _ in sizes), trainable=sum(n for n, moves in sizes if moves))
     started = time.perf_counter()
-    with stored_where_the_body_rests(loaded, examples, asked, setting) as shown:
-        curve.stored_features = shown is not examples
+    with stored_where_it_rests(loaded, model, examples, asked, setting, curve) as shown:
         trainer = StepTrainer(phase, loaded, model, shown, asked, setting, curve)
         # Trainer gives every process the same dropout; each should draw its own.
         torch.manual_seed(setting.seed + 1_000_003 * trainer.accelerator.process_index)
@@ -65,18 +65,28 @@ def fit(
 
 
 @contextlib.contextmanager
-def stored_where_the_body_rests(
-    loaded: LoadedModel, examples: dict[str, Examples], asked: Asked, setting: Setting
+def stored_where_it_rests(
+    loaded: LoadedModel, model: Any, examples: dict[str, Examples], asked: Asked, setting: Setting, curve: TrainingCurve
 ) -> Iterator[dict[str, Examples]]:
-    """Stored vectors, with a stub for the body, where nothing below the head moves; else the examples as they are."""
-    if setting.store and body_rests(loaded):
+    """Stored vectors, with a stub for the body, where nothing below the head moves and it reads one vector; stored states,
+    with stubs for the lower layers, where only they rest; else the examples as they are."""
+    count = count_resting(loaded) if setting.store and model is loaded.model else 0
+    if count or (setting.store and body_rests(loaded)):
         nn.Module.to(loaded.model, setting.machine.device)
+    if setting.store and body_rests(loaded):
         stored = {name: store_features(loaded, each, asked.items, setting.machine) for name, each in examples.items()}
         shown = {name: each for name, each in stored.items() if each is not None}
         if len(shown) == len(examples):
+            curve.stored_features = True
             with stored_body(loaded):
                 yield {**shown}
             return
+    learned = {name: each for name, each in examples.items() if name != "test"}
+    if count and (made := store_states(loaded, count, learned, asked.items, setting.machine)):
+        curve.stored_layers = count
+        with passed_layers(loaded, count, made[1]):
+            yield {**examples, **made[0]}
+        return
     yield examples
 
 

@@ -214,8 +214,12 @@ def _cost(facts: dict[str, Any]) -> Section:
         for phase in phases
     ]
     moved = f"{parameters['trainable']:,} of {parameters['total']:,} weights moved; {len(parameters['new']):,} tensors are new"
-    stored = (
-        " The body ran once, and the head was trained on what it gave." if any(p["stored_features"] for p in phases) else ""
+    stored = "".join(
+        " The body ran once, and the head was trained on what it gave."
+        if phase["stored_features"]
+        else f" The lowest {phase['stored_layers']} layers ran once, and what is above them was trained on what they gave."
+        for phase in phases
+        if phase["stored_features"] or phase.get("stored_layers")
     )
     told = Text(f"{moved}, since the checkpoint did not bring them.{stored}")
     return Section("Cost", [Table(heads, rows), told, Text(say_certificate(facts["certificate"]))])

@@ -133,9 +133,11 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     if isinstance(recipe.model.tokenizer, NewTokenizer):
         trained = trained_tokenizer(recipe.model.tokenizer, lambda: splits.task.texts(train), splits.fingerprints["train"])
     processor = load_processor(recipe.model, most, splits.task.auto_processor, trained)
-    if most and processor.model_max_length < most:
-        positions = f"`{recipe.model.name}` takes {processor.model_max_length} tokens"
-        raise RecipeError(f"`task.max_length` is {most}, but {positions}.  Lower it, or leave it out: then it is that many.")
+    if most and (positions := processor.model_max_length) < most:
+        if "max_length" in recipe.task.model_fields_set:
+            taken = f"`{recipe.model.name}` takes {positions} tokens"
+            raise RecipeError(f"`task.max_length` is {most}, but {taken}.  Lower it, or leave it out: then it is that many.")
+        splits = replace(splits, task=splits.task.model_copy(update={"max_length": positions}))
     set_seed(recipe.seed)
     loaded = load_model(recipe.model, splits.task, splits.labels, processor)
     able, said = splits.task.probe(loaded.model, processor)

@@ -66,6 +66,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     """A Hub that this process talks to, with a token that may write as `me`."""
     with LocalHub() as made:
         monkeypatch.setattr(constants, "ENDPOINT", made.url)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         template = made.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -175,12 +175,40 @@ def test_the_head_on_stored_features_learns_what_it_learns_on_the_body(family, c
     recipe = tiny.recipe(checkpoints[family], files, tmp_path / "stored", "head_only")
     stored = hf_sft.train(hf_sft.Recipe.model_validate(recipe))
     assert stored.facts["training"]["phases"][0]["stored_features"]
-    monkeypatch.setattr("hf_sft.fitting.store_features", lambda *_: None)
+    for way in ("features", "states"):
+        monkeypatch.setattr(f"hf_sft.fitting.store_{way}", lambda *_: None)
     recipe["output"] = {"folder": str(tmp_path / "run_each_time")}
     each_time = hf_sft.train(hf_sft.Recipe.model_validate(recipe))
     assert not each_time.facts["training"]["phases"][0]["stored_features"]
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("stored", "run_each_time")]
     assert relative_difference(*weights) < TOLERANCE
+
+
+@pytest.mark.parametrize("method", ["last_layers", "head_only"])
+@pytest.mark.parametrize(
+    ("family", "problem"), [(f, p) for f, p in tiny.CASES if p in ("entities", "questions", PROBLEMS[0]) or f == "vit"]
+)
+def test_training_on_stored_states_is_training_on_the_layers(family, problem, method, checkpoints, tmp_path, monkeypatch):
+    files = tiny.write_rows(tmp_path / "data", problem)
+    monkeypatch.setattr("hf_sft.fitting.store_features", lambda *_: None)
+    weights = []
+    for name, layers in (("stored", 1 + (method == "head_only")), ("run_each_time", 0)):
+        recipe = tiny.recipe(checkpoints[family], files, tmp_path / name, method, task=tiny.task_of(problem))
+        recipe["method"] |= {"layers": 1} if method == "last_layers" else {}
+        recipe["training"] |= {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
+        report = hf_sft.train(recipe)
+        assert report.facts["training"]["phases"][0]["stored_layers"] == layers
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+        monkeypatch.setattr("hf_sft.fitting.store_states", lambda *_: None)
+    assert relative_difference(*weights) < TOLERANCE
+
+
+def test_states_that_do_not_fit_are_not_stored(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_sft.states.LIMIT", 1000)
+    files = tiny.write_rows(tmp_path / "data", PROBLEMS[0])
+    recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", "last_layers")
+    report = hf_sft.train({**recipe, "method": {"type": "last_layers", "layers": 1}})
+    assert report.facts["training"]["phases"][0]["stored_layers"] == 0
 
 
 def test_padding_on_the_left_or_the_right_gives_a_row_the_logits_it_has_alone(checkpoints, tmp_path):

@@ -21,6 +21,7 @@ def is_head(name: str) -> bool:
 
 MOVES = {
     "full": lambda name: True,
+    "last_layers": lambda name: not any(part in name for part in ("embed", "wte", "wpe")),
     "head_only": is_head,
     "lora": lambda name: is_head(name) or (name.endswith("weight") and "LayerNorm" not in name and ".ln_" not in name),
 }
@@ -159,3 +160,65 @@ def test_a_misspelt_field_of_a_phase_is_told(checkpoints, tmp_path):
     recipe["method"]["head"] = {"learning_rat": 1.0}
     with pytest.raises(hf_sft.RecipeError, match=r"method\.head.*`learning_rat`.*Did you mean `learning_rate`"):
         hf_sft.train(recipe)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_of_the_last_layers_as_many_move_as_are_asked_for(family, checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "single_label_classification")
+    recipe = tiny.recipe(checkpoints[family], files, tmp_path / "run", "last_layers")
+    trainer = hf_sft.build_trainer({**recipe, "method": {"type": "last_layers", "layers": 1}})
+    moving = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    below, top = trainer.loaded.layers
+    assert {n for n in moving if n.startswith(trainer.loaded.prefix)} == {
+        name for name, _ in trainer.model.named_parameters() if name.startswith((f"{top}.", "bert.pooler", "transformer.ln_f"))
+    }
+    trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
+    assert not trainer.model.get_submodule(below).training and trainer.model.get_submodule(top).training
+    with pytest.raises(hf_sft.RecipeError, match=r"`method\.layers` is 3, but the body of .* has 2 layer"):
+        hf_sft.check({**recipe, "method": {"type": "last_layers", "layers": 3}})
+
+
+@pytest.mark.parametrize("variant", ["rslora", "dora", "lora_plus", "pissa"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_relative_of_lora_learns_and_is_saved_as_it_was_trained(family, variant, checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "single_label_classification")
+    scores = []
+    for merge in (True, False):
+        recipe = tiny.recipe(checkpoints[family], files, tmp_path / str(merge), "lora")
+        recipe["method"] |= {"variant": variant, "merge": merge}
+        recipe["training"]["learning_rate"] = 0.02
+        if variant == "pissa" and not merge:
+            with pytest.raises(hf_sft.RecipeError, match="its adapter fits no checkpoint; merge it"):
+                hf_sft.check(recipe)
+            continue
+        report = hf_sft.train(recipe)
+        assert report.facts["certificate"]["within"]
+        losses = report.facts["training"]["curves"][0]["losses"]
+        assert losses[-1] < losses[0]
+        scores.append([row["scores"] for row in hf_sft.predict(tmp_path / str(merge), files["test"])])
+    for one, other in zip(scores[0], scores[-1], strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_each_relative_of_lora_is_what_its_paper_says(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "single_label_classification")
+
+    def trainer(variant: str):
+        recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", "lora")
+        recipe["method"] |= {"variant": variant, "r": 4, "alpha": 12.0}
+        return hf_sft.build_trainer(recipe)
+
+    def a_layer(model):
+        return model.get_submodule("base_model.model.bert.encoder.layer.0.attention.self.query")
+
+    plain = a_layer(trainer("lora").model)
+    assert plain.scaling["default"] == 3.0 and a_layer(trainer("rslora").model).scaling["default"] == 6.0
+    sizes = a_layer(trainer("dora").model).lora_magnitude_vector["default"].weight
+    torch.testing.assert_close(sizes, plain.base_layer.weight.norm(dim=1))
+    left, right = plain.base_layer.weight, a_layer(trainer("pissa").model)
+    update = 3.0 * right.lora_B["default"].weight @ right.lora_A["default"].weight
+    torch.testing.assert_close(right.base_layer.weight + update, left, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(update.norm(), torch.linalg.svdvals(left)[:4].norm(), rtol=1e-4, atol=1e-6)
+    faster = trainer("lora_plus")
+    rates = {group["lr"] for group in faster.create_optimizer().param_groups}
+    assert sorted(rates) == pytest.approx([0.1, 1.6])

@@ -151,14 +151,19 @@ def test_positions_are_counted_from_the_table(config, positions):
     assert count_positions(config) == positions
 
 
-def test_a_row_longer_than_the_positions_is_cut_and_that_is_said(checkpoints, tmp_path, capsys):
+def test_a_row_longer_than_the_positions_is_cut_and_counted(checkpoints, tmp_path):
     files = tiny.write_rows(tmp_path / "data", SINGLE)
     with Path(files["train"]).open("a") as file:
         file.write(json.dumps({"text": "goal " * 500, "label": "law"}) + "\n")
-    recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", task={"max_length": 4096})
-    report = hf_sft.train(hf_sft.Recipe.model_validate(recipe))
+    report = hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / "run"))
     assert report.facts["data"]["truncated"]["train"] == 1
-    assert "`task.max_length` is 4096, but the model has 64 positions" in capsys.readouterr().err
+
+
+def test_a_default_length_is_no_longer_than_the_model(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "questions")
+    recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", task=tiny.task_of("questions"))
+    assert hf_sft.train(recipe).facts["recipe"]["task"]["max_length"] == 64  # of 384
+    hf_sft.check(tmp_path / "run" / "recipe.yaml", ["output.folder=again"])
 
 
 def test_files_can_be_read_by_whoever_may_read_the_folder(checkpoints, tmp_path):

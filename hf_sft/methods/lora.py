@@ -1,19 +1,35 @@
-"""Low-rank updates of the body's weights, and a head that moves freely. https://huggingface.co/papers/2106.09685"""
+"""Low-rank updates of the body's weights, and a head that moves freely. https://huggingface.co/papers/2106.09685
+
+Its relatives change one thing each: rsLoRA the scale (2312.03732), DoRA learns a weight's size apart from its direction
+(2402.09353), LoRA+ the rate of one factor (2402.12354), PiSSA where the factors begin (2404.02948).
+"""
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.errors import RecipeError
-from hf_sft.methods import Method, Phase, unchanged
+from hf_sft.methods import Method, Phase, constant, unchanged
 from hf_sft.tasks import Task
 from hf_sft.training import Training
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "lora_plus": {},
+    "pissa": {"init_lora_weights": "pissa"},
+}
+"""What PEFT is told of each."""
+FASTER = 16.0
+"""LoRA+: the rate of the factor that begins at zero, over that of the other, as its authors advise."""
 
 
 class Lora(Method):
@@ -31,7 +47,10 @@ class Lora(Method):
     r: int = Field(default=8, ge=1)
     """Rank of the update."""
     alpha: float = Field(default=16.0, gt=0)
-    """The update is scaled by alpha / r."""
+    """The update is scaled by alpha / r; by alpha / √r with rslora."""
+    variant: Literal["lora", "rslora", "dora", "lora_plus", "pissa"] = "lora"
+    """rslora for high ranks, dora near full at low ones, lora_plus to learn in fewer steps, pissa to begin at the largest
+    directions of the weights."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout before the update."""
     target_modules: tuple[str, ...] | None = None
@@ -39,10 +58,17 @@ class Lora(Method):
     merge: bool = True
     """Add the updates to the weights at the end; otherwise the run folder holds an adapter."""
 
+    @model_validator(mode="after")
+    def _merged_where_it_must_be(self) -> "Lora":
+        if self.variant == "pissa" and not self.merge:
+            raise PydanticCustomError("merge", "pissa changes what it adapts: its adapter fits no checkpoint; merge it")
+        return self
+
     def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
         training = training.with_defaults(self.training_defaults)
         finish = _merge if self.merge else unchanged
-        return (Phase("lora", training, partial(self._wrap, peft_type=task.peft_type), finish),)
+        prepare = partial(self._wrap, peft_type=task.peft_type)
+        return (Phase("lora", training, prepare, finish, rate=faster if self.variant == "lora_plus" else constant),)
 
     def _wrap(self, loaded: LoadedModel, peft_type: str | None) -> PeftModel:
         """PEFT's own model; every module of the head is trained and saved whatever its name (peft #310, #577, #876)."""
@@ -61,6 +87,7 @@ class Lora(Method):
             modules_to_save=loaded.head_modules,
             fan_in_fan_out=any(below_head[name] is Conv1D for name in chosen),
             revision=loaded.revision,
+            **VARIANTS[self.variant],
         )
         return get_peft_model(loaded.model, config)
 
@@ -77,6 +104,11 @@ class Lora(Method):
                 f"  Its linear layers end in: {known}."
             )
         return chosen
+
+
+def faster(loaded: LoadedModel, parameter: str) -> float:
+    """The factor that begins at zero learns at another rate."""
+    return FASTER if "lora_B" in parameter else 1.0
 
 
 def _merge(model: Any) -> PreTrainedModel:

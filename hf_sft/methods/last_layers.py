@@ -1,0 +1,41 @@
+"""The head and the last layers of the body move; what lies below rests."""
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from hf_sft.anatomy import LoadedModel
+from hf_sft.errors import RecipeError
+from hf_sft.methods import Method, Phase, unchanged
+from hf_sft.tasks import Task
+from hf_sft.training import Training
+
+
+class LastLayers(Method):
+    """Move the head, the last layers of the body, and what comes after them.
+
+    Between head_only and full, in cost and in score: the lower layers hold what serves every task, and cost no gradients.
+    """
+
+    training_defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 2e-4,  # between that of all weights and that of the head
+        "num_train_epochs": 3,
+        "warmup_steps": 0.1,  # as in full: large early steps undo pre-training
+    }
+
+    layers: int = Field(default=2, ge=1)
+    """How many of the body's layers move, counted from the last."""
+
+    def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
+        return (Phase("last_layers", training.with_defaults(self.training_defaults), self._freeze_below, unchanged),)
+
+    def _freeze_below(self, loaded: LoadedModel) -> PreTrainedModel:
+        if self.layers > len(loaded.layers):
+            raise RecipeError(
+                f"`method.layers` is {self.layers}, but the body of {type(loaded.model).__name__} has {len(loaded.layers)} "
+                "layer(s) with weights of their own.\n  Name fewer, or move all weights: `method: full`."
+            )
+        for name, parameter in loaded.model.named_parameters():
+            parameter.requires_grad_(loaded.depth(name) <= self.layers)
+        return loaded.model

@@ -1,0 +1,191 @@
+"""When the lower layers rest: run them once over the data, and train what lies above on what they gave.
+
+The last resting layer is replaced by a stub that hands out the stored hidden states of a batch, those below it by ones that do
+nothing, and all are put back afterwards. Embeddings still run, which costs next to nothing.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_sft.anatomy import LoadedModel
+from hf_sft.batching import Examples, cut_step, to_device
+from hf_sft.cache import cache_folder, digest, touch, written_aside
+from hf_sft.features import TOLERANCE, ItemsOf, hash_resting
+from hf_sft.tasks import Batch
+from hf_sft.training import Machine
+
+LIMIT = 4 * 2**30
+"""Bytes of stored states, at most; with more, the layers run in each epoch."""
+KEY = "stored_states"
+"""Under which name a batch holds them; the model is told apart, and never sees it."""
+
+
+class Passed(nn.Module):
+    """Stands in for a resting layer: gives on what it gets, or the states of the batch where it `gives`."""
+
+    def __init__(self, layer: nn.Module, tail: tuple[None, ...] | None, gives: bool):
+        super().__init__()
+        self._layer, self.tail, self.gives, self.states = [layer], tail, gives, None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # a body may ask its layers what kind they are
+            return getattr(self.__dict__["_layer"][0], name)
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        if self.gives:
+            if self.states is None:
+                raise TypeError("the task does not hand stored states on")
+            hidden_states = self.states.to(hidden_states.dtype)
+        return hidden_states if self.tail is None else (hidden_states, *self.tail)
+
+
+@dataclass
+class Watched:
+    """What the last resting layer gave in a forward pass."""
+
+    hidden: Tensor | None = None
+    tail: tuple[None, ...] | None = None
+
+    def hook(self, layer: nn.Module, given: Any, output: Any) -> None:
+        self.hidden, self.tail = (output, None) if isinstance(output, Tensor) else (output[0], tuple(output[1:]))
+
+
+class StatesExamples(Examples):
+    """Examples whose batches hold, beside what the model is shown, the states that the lower layers have for it."""
+
+    def __init__(self, examples: Examples, states: np.ndarray, ends: np.ndarray):
+        """`states` has shape (positions of all examples, width); those of example i are ends[i] to ends[i + 1]."""
+        super().__init__(examples.rows, examples.encoded, examples._collate, examples.raw_names)
+        self.states, self.ends = states, ends
+
+    def collate(self, places: tuple[int, ...], draw: tuple[int, ...] = ()) -> Batch:
+        pieces = [torch.tensor(self.states[self.ends[place] : self.ends[place + 1]]) for place in places]
+        return {**super().collate(places, draw), KEY: nn.utils.rnn.pad_sequence(pieces, batch_first=True)}
+
+
+def count_resting(loaded: LoadedModel) -> int:
+    """How many of the body's layers, from the lowest, rest with all that is below them."""
+    moving = [name for name, p in loaded.model.named_parameters() if p.requires_grad]
+    if any(loaded.depth(name) > len(loaded.layers) for name in moving):
+        return 0
+    still = [not any(name.startswith(f"{layer}.") for name in moving) for layer in loaded.layers]
+    return still.index(False) if False in still else len(still)
+
+
+@contextlib.contextmanager
+def passed_layers(loaded: LoadedModel, count: int, tail: tuple[None, ...] | None) -> Iterator[None]:
+    """The model with stubs in the place of its lowest layers, which are put back at the end."""
+    names = loaded.layers[:count]
+    layers = [loaded.model.get_submodule(name) for name in names]
+    stubs = [Passed(layer, tail, place == count - 1) for place, layer in enumerate(layers)]
+
+    def take(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        stubs[-1].states = kwargs.get(KEY)
+        return args, {name: value for name, value in kwargs.items() if name != KEY}
+
+    taking = loaded.model.register_forward_pre_hook(take, with_kwargs=True)
+    for name, stub in zip(names, stubs, strict=True):
+        loaded.model.set_submodule(name, stub)
+    try:
+        yield
+    finally:
+        taking.remove()
+        for name, layer in zip(names, layers, strict=True):
+            loaded.model.set_submodule(name, layer)
+
+
+def store_states(
+    loaded: LoadedModel, count: int, examples: dict[str, Examples], items: ItemsOf, machine: Machine
+) -> tuple[dict[str, StatesExamples], tuple[None, ...] | None] | None:
+    """What the lowest `count` layers give for every example, float32: from the cache, or by one pass.
+
+    Beside it, what such a layer gives after its hidden states. None where they don't fit, or where the model on them does not
+    answer as the model does.
+    """
+    loaded.model.eval()
+    for each in examples.values():
+        if not _stub_is_exact(loaded, count, each, items):
+            return None
+    watched, (first, *_) = Watched(), examples.values()
+    hidden = _watch(loaded, count, first.collate((0,)), items, watched)
+    ends = {name: _ends(each, hidden.shape[1]) for name, each in examples.items()}
+    if sum(int(each[-1]) for each in ends.values()) * hidden.shape[-1] * 4 > LIMIT:
+        return None
+    lowest, stored = tuple(f"{layer}." for layer in loaded.layers[:count]), {}
+    names = [name for name, _ in loaded.model.named_parameters()]
+    below = [name for name in names if name.startswith(lowest) or loaded.depth(name) > len(loaded.layers)]
+    for name, each in examples.items():
+        folder = cache_folder("states") / digest(hash_resting(loaded, each, machine, below), str(count))
+        with PartialState().local_main_process_first():
+            if not (folder / "states.npy").is_file():
+                with written_aside(folder) as aside:
+                    _run_layers(loaded, count, each, items, machine, aside / "states.npy", ends[name])
+        stored[name] = StatesExamples(each, np.load(touch(folder) / "states.npy", mmap_mode="r"), ends[name])
+    return stored, watched.tail
+
+
+def _ends(examples: Examples, positions: int) -> np.ndarray:
+    """Where the states of each example end: as many as it has tokens; of a picture as many as of any."""
+    sizes = examples.costs if "input_ids" in examples.encoded.column_names else np.full(len(examples), positions)
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _watch(loaded: LoadedModel, count: int, batch: Batch, items: ItemsOf, watched: Watched) -> Tensor:
+    """One forward pass: what the last resting layer gave, shape (examples, positions, width)."""
+    watching = loaded.model.get_submodule(loaded.layers[count - 1]).register_forward_hook(watched.hook)
+    try:
+        with torch.no_grad():
+            items(loaded.model, to_device(batch, PartialState().device))
+    finally:
+        watching.remove()
+    assert watched.hidden is not None
+    return watched.hidden
+
+
+def _stub_is_exact(loaded: LoadedModel, count: int, examples: Examples, items: ItemsOf) -> bool:
+    """Tried on three examples of different lengths, in float32."""
+    by_length = np.argsort(examples.costs, kind="stable")
+    places = tuple(sorted({int(by_length[0]), int(by_length[len(by_length) // 2]), int(by_length[-1])}))
+    batch, watched = to_device(examples.collate(places), PartialState().device), Watched()
+    try:
+        hidden = _watch(loaded, count, batch, items, watched)
+        if hidden.ndim != 3 or len(hidden) != len(places) or any(each is not None for each in watched.tail or ()):
+            return False
+        ends = _ends(examples, hidden.shape[1])
+        sizes = [int(ends[place + 1] - ends[place]) for place in places]
+        pieces = [states[:size] for states, size in zip(hidden, sizes, strict=True)]
+        with torch.no_grad():
+            wanted = items(loaded.model, batch).logits
+            with passed_layers(loaded, count, watched.tail):
+                states = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+                found = items(loaded.model, {**batch, KEY: states}).logits
+    except (AttributeError, IndexError, TypeError, RuntimeError, ValueError):
+        return False  # a body that asks more of its layers fails on the stubs in its own way
+    return bool(torch.allclose(wanted, found, atol=TOLERANCE, rtol=TOLERANCE))
+
+
+def _run_layers(
+    loaded: LoadedModel, count: int, examples: Examples, items: ItemsOf, machine: Machine, path: Path, ends: np.ndarray
+) -> None:
+    stored = None
+    (cut,) = cut_step(np.arange(len(examples)), examples.costs, machine.micro_batch_tokens)
+    for micro_batch in tqdm(cut, desc="the lower layers, once", disable=machine.quiet, leave=False):
+        with machine.autocast():
+            hidden = _watch(loaded, count, examples.collate(micro_batch.places), items, Watched())
+        if stored is None:
+            stored = np.lib.format.open_memmap(path, "w+", np.float32, (int(ends[-1]), hidden.shape[-1]))
+        for place, states in zip(micro_batch.places, hidden.float().cpu().numpy(), strict=True):
+            stored[ends[place] : ends[place + 1]] = states[: ends[place + 1] - ends[place]]
+    assert stored is not None
+    stored.flush()
