@@ -91,13 +91,14 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
 
 
 def _require_items(encoded: Dataset, count: int, split: str, task: Task) -> None:
-    """Refuse rows that say nothing to the model, where the task needs every row to. Raises `DataError`."""
+    """Refuse rows that show the model nothing, or of which nothing is asked where the task needs that. Raises `DataError`."""
     said = np.bincount(encoded["row"][:], weights=encoded["items"][:], minlength=count)
-    silent = np.flatnonzero(said <= 0).tolist()
-    if task.nothing is not None and silent:
+    empty = np.flatnonzero(np.bincount(encoded["row"][:], weights=encoded["cost"][:], minlength=count) == 0).tolist()
+    silent = np.flatnonzero(said <= 0).tolist() if task.nothing is not None else []
+    if silent := silent or empty:
         few = ", ".join(map(str, silent[:5])) + (", …" if len(silent) > 5 else "")
         raise DataError(
-            f"{len(silent)} row(s) of split `{split}` {task.nothing}: {few}\n"
+            f"{len(silent)} row(s) of split `{split}` {task.nothing or 'give no token'}: {few}\n"
             "  Mend them, or leave them out: `data.keep` names a column that is false there."
         )
 

@@ -16,7 +16,6 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 from transformers import TrainerCallback
 
-from hf_sft.errors import HubError
 from hf_sft.hub import make_room
 from hf_sft.hub_trouble import PATIENCE, explained, hide_tokens, patiently
 from hf_sft.methods import Phase
@@ -52,8 +51,12 @@ class CheckpointSender:
 
     def take(self, title: str, checkpoint: Path) -> None:
         """Keep a checkpoint, linked so that it outlives its folder, and have it sent when its turn comes."""
-        kept = Path(tempfile.mkdtemp(prefix=".to-the-hub-", dir=checkpoint.parent.parent)) / checkpoint.name
-        shutil.copytree(checkpoint, kept, copy_function=os.link)
+        try:
+            kept = Path(tempfile.mkdtemp(prefix=".to-the-hub-", dir=checkpoint.parent.parent)) / checkpoint.name
+            shutil.copytree(checkpoint, kept, copy_function=os.link)
+        except OSError as error:  # a disk that is full, or knows no links: the training goes on
+            self._failed = error
+            return
         with self._lock:
             if self._newest:
                 shutil.rmtree(self._newest[1].parent, ignore_errors=True)
@@ -84,7 +87,7 @@ class CheckpointSender:
                     send = partial(api.create_commit, self.repo_id, commit_message=title, revision=BRANCH)
                     patiently(lambda: send(operations=[CommitOperationAdd(name, path) for name, path in files]))  # noqa: B023
                 self._failed = None
-            except HubError as error:
+            except Exception as error:  # whatever it is, the training goes on, and it is said at the end
                 self._failed = error
             finally:
                 shutil.rmtree(kept.parent, ignore_errors=True)

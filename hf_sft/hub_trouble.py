@@ -49,6 +49,8 @@ def patiently(call: Callable[[], T], though_lost: bool = True) -> T:
 def _passes(error: BaseException, though_lost: bool) -> float | None:
     """Whether the same may do another time: the seconds that the Hub asks to wait before, or None."""
     for each in _causes(error):
+        if isinstance(each, OfflineModeIsEnabled):
+            return None
         if isinstance(each, HfHubHTTPError):
             asked = each.response.headers.get("Retry-After", "0")
             passing = each.response.status_code in PASSING

@@ -252,6 +252,12 @@ def test_a_hub_that_is_gone_for_good(hub, run, waits, monkeypatch, capsys):
     assert status == 2 and f"{hub.url} can't be reached" in said and waits == [1, 2, 4, 8]
 
 
+def test_a_hub_that_is_switched_off_is_not_waited_for(hub, run, waits, monkeypatch, capsys):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    status, said = command(monkeypatch, capsys, "publish", run, "me/out")
+    assert status == 2 and "the Hub is switched off (HF_HUB_OFFLINE).  Unset it to publish." in said and waits == []
+
+
 def test_a_run_whose_publishing_fails_is_whole_and_says_so(hub, checkpoints, waits, tmp_path, monkeypatch, capsys):
     hub.faults.append(Fault("POST", COMMIT, 403))
     asked = to_hub(checkpoints["bert"], tmp_path, "me/out")

@@ -1,0 +1,123 @@
+"""Families of checkpoints, by rule: what moves, what is new, and that what was saved is what was trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AlbertConfig,
+    BartConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    RobertaConfig,
+    T5Config,
+)
+from transformers.models.auto import AutoModel
+
+import hf_sft
+from hf_sft.vocabulary import NewTokenizer, train_tokenizer
+from tests import tiny
+from tests.test_invariants import TOLERANCE, one_step, relative_difference
+
+SINGLE = "single_label_classification"
+SIZE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+LARGER = {**SIZE, "vocab_size": 300}
+ENDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
+FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "roberta": lambda: RobertaConfig(**SIZE, max_position_embeddings=66),
+    "distilbert": lambda: DistilBertConfig(vocab_size=64, dim=32, n_layers=2, n_heads=4, hidden_dim=64),
+    "electra": lambda: ElectraConfig(**SIZE, embedding_size=16),
+    "albert": lambda: AlbertConfig(**SIZE, embedding_size=16),
+    "deberta_v2": lambda: DebertaV2Config(**SIZE, relative_attention=True, pos_att_type=["p2c", "c2p"], type_vocab_size=0),
+    "modernbert": lambda: ModernBertConfig(**SIZE, pad_token_id=0),
+    "llama": lambda: LlamaConfig(**LARGER, num_key_value_heads=2),
+    "qwen2": lambda: Qwen2Config(**LARGER, num_key_value_heads=2),
+    "gpt_neox": lambda: GPTNeoXConfig(**LARGER),
+    "bart": lambda: BartConfig(
+        **{"vocab_size": 64, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64},
+        **{"decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, **ENDS},
+    ),
+    "t5": lambda: T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, **ENDS),
+}
+DECODERS = ("llama", "qwen2", "gpt_neox")
+BPE = NewTokenizer(type="bpe", vocab_size=300)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> dict[str, Path]:
+    """A checkpoint of each family without a head, with no dropout."""
+    folders = {}
+    for family, configure in FAMILIES.items():
+        config, folders[family] = configure(), tmp_path_factory.mktemp(family)
+        for name, value in config.to_dict().items():
+            if "drop" in name and isinstance(value, float):
+                setattr(config, name, 0.0)
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folders[family])
+        texts = [row["text"] for row in tiny.rows(SINGLE, 99)]
+        (train_tokenizer(BPE, texts) if family in DECODERS else tiny._bert_tokenizer()).save_pretrained(folders[family])
+    return folders
+
+
+def asked(checkpoint: Path, folder: Path, method: str) -> dict[str, Any]:
+    recipe = tiny.recipe(checkpoint, tiny.write_rows(folder / "data", SINGLE), folder / "run", method)
+    recipe["method"] |= {"layers": 1} if method == "last_layers" else {}
+    return recipe
+
+
+@pytest.mark.parametrize("method", ["full", "head_only", "last_layers", "lora:merged", "lora:kept"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_saved_answers_like_what_was_trained(family, method, built, tmp_path):
+    facts = hf_sft.train(asked(built[family], tmp_path, method)).facts
+    assert facts["certificate"]["within"] and facts["certificate"]["rows"] == 11
+    losses = facts["training"]["curves"][0]["losses"]
+    assert all(0 < loss < 5 for loss in losses)
+
+
+@pytest.mark.parametrize("method", ["full", "head_only", "last_layers", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_meant_to_move_moves_and_nothing_else(family, method, built, tmp_path):
+    trainer = hf_sft.build_trainer(asked(built[family], tmp_path, method))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    moving = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p.detach(), before[name])}
+    assert changed <= moving
+    new = [name for name in trainer.loaded.new if name.endswith("weight")]
+    assert new and all(any(part.endswith(name.rpartition(".")[2]) for part in changed) for name in new)
+    head = {name for name in trainer.loaded.head if name in moving}
+    if method == "head_only":
+        assert moving == head
+    if method == "last_layers":
+        top = trainer.loaded.layers[-1]
+        assert any(name.startswith(f"{top}.") for name in changed)
+        assert not any(name.startswith(f"{layer}.") for layer in trainer.loaded.layers[:-1] for name in changed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_is_the_same_however_it_is_cut(family, built, tmp_path):
+    def step(tokens: int) -> tuple[float, dict[str, torch.Tensor], int]:
+        recipe = asked(built[family], tmp_path, "full")
+        recipe["training"] |= {"batch_size": 16, "micro_batch_tokens": tokens}
+        return one_step(recipe)
+
+    loss, gradients, cuts = step(10_000)
+    other_loss, other_gradients, more_cuts = step(24)
+    assert cuts == 1 and more_cuts >= 5
+    assert other_loss == pytest.approx(loss, rel=TOLERANCE)
+    assert relative_difference(other_gradients, gradients) < TOLERANCE
+
+
+def test_texts_of_which_the_tokenizer_makes_nothing_are_named(built, tmp_path):
+    """transformers reads any tokenizer of a Qwen2 as Qwen2's own, which has no token for unknown words."""
+    tiny._gpt2_tokenizer().save_pretrained(built["qwen2"])
+    with pytest.raises(hf_sft.DataError, match=r"2 row\(s\) of split `train` give no token: 2, 11"):
+        hf_sft.check(asked(built["qwen2"], tmp_path, "full"))
