@@ -82,7 +82,6 @@ class Examples(TorchDataset):
     ):
         self.rows, self.encoded, self.raw = rows, encoded, rows.select_columns(list(raw)) if raw else None
         """`raw` is what the collator is given of the rows as they are."""
-        self.raw_names = raw
         self._collate = collate
         self._columns = encoded.select_columns([n for n in encoded.column_names if n not in BOOKKEEPING])
         numbers = encoded.with_format("numpy")

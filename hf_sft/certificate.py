@@ -24,6 +24,7 @@ from hf_sft.block import load_kind
 from hf_sft.checkpoint import Checkpoint, find_checkpoint, source_of
 from hf_sft.encoding import read_examples
 from hf_sft.errors import CheckpointError
+from hf_sft.models import open_to_readers
 from hf_sft.tasks import Task
 
 FOLDER = "probes"
@@ -48,6 +49,7 @@ def write_probes(folder: Path, model: Any, rows: Dataset, task: Task, processor:
     asked = {"task": task.model_dump(mode="json"), "model": checkpoint.model_dump(mode="json")}
     (below / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
     save_file(answer_probes(model, probes, task, processor), below / "logits.safetensors")
+    open_to_readers(below)
 
 
 def answer_probes(model: Any, probes: Dataset, task: Task, processor: Any) -> dict[str, np.ndarray]:

@@ -117,8 +117,13 @@ def pin(checkpoint: Checkpoint) -> Checkpoint:
     where = find_checkpoint(checkpoint)
     if where in CONFIG_MAPPING or Path(where).is_dir():
         return checkpoint
-    found = resolve_revision(where, checkpoint.revision)  # as it was, where the Hub can't be asked
-    return checkpoint.model_copy(update={"revision": getattr(found, "resolved", found)})
+    return checkpoint.model_copy(update={"revision": find_commit(where, checkpoint.revision)})
+
+
+def find_commit(repo_id: str, revision: str | None, repo_type: str = "model") -> str | None:
+    """The commit that a revision stands for now; the revision as it is, where the Hub can't be asked."""
+    found = resolve_revision(repo_id, revision, repo_type=repo_type)
+    return getattr(found, "resolved", found)
 
 
 def source_of(checkpoint: Checkpoint) -> dict[str, Any]:

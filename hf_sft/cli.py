@@ -159,10 +159,11 @@ def publish(
         for name, size in [*files, ("in all", sum(size for _, size in files))]:
             print(f"{size:>15,}  {name}")
         return
+    switches = {"private": private, "report": report, "pull_request": pull_request}
     try:
-        print(publish_run(run, repo_id, private, report, revision, pull_request).told)
+        print(publish_run(run, repo_id, revision=revision, **switches).told)
     except HubError as error:
-        later = say_how(run, repo_id, private, report, revision, pull_request)
+        later = say_how(run, repo_id, revision, **switches)
         raise HubError(f"{error}\nThe run is whole in {run}/.  To publish it later:  {later}") from None
 
 

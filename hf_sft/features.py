@@ -31,6 +31,9 @@ ItemsOf = Callable[[nn.Module, Batch], Items]
 TOLERANCE = 1e-4
 """The largest difference between the model's logits and the head's on stored vectors that still is rounding (float32)."""
 
+ON_A_STUB = (AttributeError, IndexError, TypeError, RuntimeError, ValueError)
+"""How a model fails on a stub that gives less than what it stands for: each in its own way."""
+
 
 class StoredBody(nn.Module):
     """Stands in for the body: its last hidden state is what comes in as `inputs_embeds`, or, for pictures, as `pixel_values`;
@@ -122,8 +125,7 @@ def store_features(loaded: LoadedModel, examples: Examples, items: ItemsOf, mach
 
 def _stub_is_exact(loaded: LoadedModel, examples: Examples, items: ItemsOf) -> bool:
     """Tried on three rows of different lengths, in float32."""
-    by_length = np.argsort(examples.costs, kind="stable")
-    rows = tuple(sorted({int(by_length[0]), int(by_length[len(by_length) // 2]), int(by_length[-1])}))
+    rows = three_lengths(examples)
     batch = to_device(examples.collate(rows), PartialState().device)
     loaded.model.eval()
     try:
@@ -136,9 +138,19 @@ def _stub_is_exact(loaded: LoadedModel, examples: Examples, items: ItemsOf) -> b
             wanted = items(loaded.model, batch).logits
             with stored_body(loaded):
                 found = items(loaded.model, to_device(stored, PartialState().device)).logits
-    except (AttributeError, IndexError, TypeError, RuntimeError, ValueError):
-        # A head that asks its body for more than a last hidden state fails on the stub in its own way: no features then.
+    except ON_A_STUB:  # a head that asks its body for more than a last hidden state: no features then
         return False
+    return alike(wanted, found)
+
+
+def three_lengths(examples: Examples) -> tuple[int, ...]:
+    """The places of the shortest example, of one between, and of the longest."""
+    by_length = np.argsort(examples.costs, kind="stable")
+    return tuple(sorted({int(by_length[0]), int(by_length[len(by_length) // 2]), int(by_length[-1])}))
+
+
+def alike(wanted: Tensor, found: Tensor) -> bool:
+    """Whether what sets logits apart is rounding."""
     return bool(torch.allclose(wanted, found, atol=TOLERANCE, rtol=TOLERANCE))
 
 

@@ -70,10 +70,11 @@ def stored_where_it_rests(
 ) -> Iterator[dict[str, Examples]]:
     """Stored vectors, with a stub for the body, where nothing below the head moves and it reads one vector; stored states,
     with stubs for the lower layers, where only they rest; else the examples as they are."""
+    rests = setting.store and body_rests(loaded)
     count = count_resting(loaded) if setting.store and model is loaded.model else 0
-    if count or (setting.store and body_rests(loaded)):
+    if rests or count:
         nn.Module.to(loaded.model, setting.machine.device)
-    if setting.store and body_rests(loaded):
+    if rests:
         stored = {name: store_features(loaded, each, asked.items, setting.machine) for name, each in examples.items()}
         shown = {name: each for name, each in stored.items() if each is not None}
         if len(shown) == len(examples):

@@ -17,10 +17,10 @@ from hf_sft.errors import HubError, RecipeError
 from hf_sft.hub_trouble import explained, patiently
 
 CARD = "README.md"
-NEVER = ("checkpoints/*", "*.tmp", ".*", "*/.*")
-"""Files of a run folder that are nobody's business."""
-HELD_BACK = ("report.html", "predictions/*", "probes/*", "trained_on.npy")
-"""They hold texts of the data, or tell which they were, which may not be the publisher's to give away."""
+NEVER = ("checkpoints/*", "probes/*", "trained_on.npy", "*.tmp", ".*", "*/.*")
+"""Files of a run folder that serve it alone."""
+HELD_BACK = ("report.html", "predictions/*")
+"""They hold texts of the data, which may not be the publisher's to give away."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
 """What an earlier run left in a repository and this one has not would be loaded in place of its own."""
 
@@ -85,7 +85,7 @@ def list_files(run: str | Path, report: bool = False) -> list[tuple[str, int]]:
     if not (folder / "report.json").is_file():
         raise RecipeError(f"`{run}` holds no finished run: there is no report.json in it.")
     names = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    kept = (*NEVER, *(HELD_BACK if not report else HELD_BACK[2:]))
+    kept = NEVER if report else (*NEVER, *HELD_BACK)
     return [(name, names[name]) for name in sorted(names) if not any(fnmatch.fnmatch(name, pattern) for pattern in kept)]
 
 
@@ -118,18 +118,10 @@ def check_rights(repo_id: str, pull_request: bool = False) -> str:
     return whole
 
 
-def say_how(
-    run: str | Path,
-    repo_id: str,
-    private: bool = False,
-    report: bool = False,
-    revision: str | None = None,
-    pull_request: bool = False,
-) -> str:
-    """The command that publishes a run later."""
-    asked = {"--private": private, "--report": report, "--pull-request": pull_request}
-    branch = ["--revision", revision] if revision else []
-    return shlex.join(["hf-sft", "publish", str(run), repo_id, *(name for name, wanted in asked.items() if wanted), *branch])
+def say_how(run: str | Path, repo_id: str, revision: str | None = None, **switches: bool) -> str:
+    """The command that publishes a run later; `switches` are those of `publish`."""
+    flags = [f"--{name.replace('_', '-')}" for name, wanted in switches.items() if wanted]
+    return shlex.join(["hf-sft", "publish", str(run), repo_id, *flags, *(["--revision", revision] if revision else [])])
 
 
 def make_room(api: HfApi, repo_id: str, private: bool, revision: str | None) -> None:

@@ -218,7 +218,12 @@ def save_model(model: Any, config: PretrainedConfig, processor: Any, folder: Pat
         model.save_pretrained(folder, **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {}))
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
+    open_to_readers(folder)
+
+
+def open_to_readers(folder: Path) -> None:
+    """safetensors makes files that only their owner can read: give them what the umask leaves."""
     os.umask(mask := os.umask(0))
     for path in folder.iterdir():
         if path.is_file():
-            path.chmod(0o666 & ~mask)  # safetensors makes files that only their owner can read
+            path.chmod(0o666 & ~mask)

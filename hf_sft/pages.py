@@ -219,7 +219,7 @@ def _cost(facts: dict[str, Any]) -> Section:
         if phase["stored_features"]
         else f" The lowest {phase['stored_layers']} layers ran once, and what is above them was trained on what they gave."
         for phase in phases
-        if phase["stored_features"] or phase.get("stored_layers")
+        if phase["stored_features"] or phase["stored_layers"]
     )
     told = Text(f"{moved}, since the checkpoint did not bring them.{stored}")
     return Section("Cost", [Table(heads, rows), told, Text(say_certificate(facts["certificate"]))])

@@ -13,9 +13,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dat
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from pydantic import Field
-from transformers.utils.hub import resolve_revision
 
 from hf_sft.block import Block
+from hf_sft.checkpoint import find_commit
 from hf_sft.errors import DataError, nearest, suggest
 from hf_sft.packages import locate
 
@@ -152,8 +152,7 @@ def _pin(source: DataSource) -> DataSource:
     """A Hub data set with the commit that its revision stands for now; as it was, where the Hub can't be asked."""
     if source.dataset in FILES or source.data_files or source.data_dir:
         return source
-    found = resolve_revision(source.dataset, source.revision, repo_type="dataset")
-    return source.model_copy(update={"revision": getattr(found, "resolved", found)})
+    return source.model_copy(update={"revision": find_commit(source.dataset, source.revision, "dataset")})
 
 
 def _exists(path: str) -> bool:

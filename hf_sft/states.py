@@ -6,8 +6,6 @@ nothing, and all are put back afterwards. Embeddings still run, which costs next
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from tqdm.auto import tqdm
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples, cut_step, to_device
 from hf_sft.cache import cache_folder, digest, touch, written_aside
-from hf_sft.features import TOLERANCE, ItemsOf, hash_resting
+from hf_sft.features import ON_A_STUB, ItemsOf, alike, hash_resting, three_lengths
 from hf_sft.tasks import Batch
 from hf_sft.training import Machine
 
@@ -50,23 +48,13 @@ class Passed(nn.Module):
         return hidden_states if self.tail is None else (hidden_states, *self.tail)
 
 
-@dataclass
-class Watched:
-    """What the last resting layer gave in a forward pass."""
-
-    hidden: Tensor | None = None
-    tail: tuple[None, ...] | None = None
-
-    def hook(self, layer: nn.Module, given: Any, output: Any) -> None:
-        self.hidden, self.tail = (output, None) if isinstance(output, Tensor) else (output[0], tuple(output[1:]))
-
-
 class StatesExamples(Examples):
     """Examples whose batches hold, beside what the model is shown, the states that the lower layers have for it."""
 
     def __init__(self, examples: Examples, states: np.ndarray, ends: np.ndarray):
         """`states` has shape (positions of all examples, width); those of example i are ends[i] to ends[i + 1]."""
-        super().__init__(examples.rows, examples.encoded, examples._collate, examples.raw_names)
+        raw = () if examples.raw is None else tuple(examples.raw.column_names)
+        super().__init__(examples.rows, examples.encoded, examples._collate, raw)
         self.states, self.ends = states, ends
 
     def collate(self, places: tuple[int, ...], draw: tuple[int, ...] = ()) -> Batch:
@@ -117,10 +105,11 @@ def store_states(
     for each in examples.values():
         if not _stub_is_exact(loaded, count, each, items):
             return None
-    watched, (first, *_) = Watched(), examples.values()
-    hidden = _watch(loaded, count, first.collate((0,)), items, watched)
+    first, *_ = examples.values()
+    hidden, tail = _watch(loaded, count, first.collate((0,)), items)
     ends = {name: _ends(each, hidden.shape[1]) for name, each in examples.items()}
-    if sum(int(each[-1]) for each in ends.values()) * hidden.shape[-1] * 4 > LIMIT:
+    width = hidden.shape[-1]
+    if sum(int(each[-1]) for each in ends.values()) * width * 4 > LIMIT:
         return None
     lowest, stored = tuple(f"{layer}." for layer in loaded.layers[:count]), {}
     names = [name for name, _ in loaded.model.named_parameters()]
@@ -130,9 +119,11 @@ def store_states(
         with PartialState().local_main_process_first():
             if not (folder / "states.npy").is_file():
                 with written_aside(folder) as aside:
-                    _run_layers(loaded, count, each, items, machine, aside / "states.npy", ends[name])
+                    shape = int(ends[name][-1]), width
+                    written = np.lib.format.open_memmap(aside / "states.npy", "w+", np.float32, shape)
+                    _run_layers(loaded, count, each, items, machine, written, ends[name])
         stored[name] = StatesExamples(each, np.load(touch(folder) / "states.npy", mmap_mode="r"), ends[name])
-    return stored, watched.tail
+    return stored, tail
 
 
 def _ends(examples: Examples, positions: int) -> np.ndarray:
@@ -141,51 +132,48 @@ def _ends(examples: Examples, positions: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
-def _watch(loaded: LoadedModel, count: int, batch: Batch, items: ItemsOf, watched: Watched) -> Tensor:
-    """One forward pass: what the last resting layer gave, shape (examples, positions, width)."""
-    watching = loaded.model.get_submodule(loaded.layers[count - 1]).register_forward_hook(watched.hook)
+def _watch(loaded: LoadedModel, count: int, batch: Batch, items: ItemsOf) -> tuple[Tensor, tuple[None, ...] | None]:
+    """One forward pass: what the last resting layer gave, shape (examples, positions, width), and what it gave after that."""
+    outputs: list[Any] = []
+    layer = loaded.model.get_submodule(loaded.layers[count - 1])
+    watching = layer.register_forward_hook(lambda *call: outputs.append(call[-1]))
     try:
         with torch.no_grad():
             items(loaded.model, to_device(batch, PartialState().device))
     finally:
         watching.remove()
-    assert watched.hidden is not None
-    return watched.hidden
+    output = outputs[-1]
+    return (output, None) if isinstance(output, Tensor) else (output[0], tuple(output[1:]))
 
 
 def _stub_is_exact(loaded: LoadedModel, count: int, examples: Examples, items: ItemsOf) -> bool:
     """Tried on three examples of different lengths, in float32."""
-    by_length = np.argsort(examples.costs, kind="stable")
-    places = tuple(sorted({int(by_length[0]), int(by_length[len(by_length) // 2]), int(by_length[-1])}))
-    batch, watched = to_device(examples.collate(places), PartialState().device), Watched()
+    places = three_lengths(examples)
+    batch = to_device(examples.collate(places), PartialState().device)
     try:
-        hidden = _watch(loaded, count, batch, items, watched)
-        if hidden.ndim != 3 or len(hidden) != len(places) or any(each is not None for each in watched.tail or ()):
+        hidden, tail = _watch(loaded, count, batch, items)
+        if hidden.ndim != 3 or len(hidden) != len(places) or any(each is not None for each in tail or ()):
             return False
         ends = _ends(examples, hidden.shape[1])
         sizes = [int(ends[place + 1] - ends[place]) for place in places]
         pieces = [states[:size] for states, size in zip(hidden, sizes, strict=True)]
         with torch.no_grad():
             wanted = items(loaded.model, batch).logits
-            with passed_layers(loaded, count, watched.tail):
+            with passed_layers(loaded, count, tail):
                 states = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
                 found = items(loaded.model, {**batch, KEY: states}).logits
-    except (AttributeError, IndexError, TypeError, RuntimeError, ValueError):
-        return False  # a body that asks more of its layers fails on the stubs in its own way
-    return bool(torch.allclose(wanted, found, atol=TOLERANCE, rtol=TOLERANCE))
+    except ON_A_STUB:  # a body that asks more of its layers
+        return False
+    return alike(wanted, found)
 
 
 def _run_layers(
-    loaded: LoadedModel, count: int, examples: Examples, items: ItemsOf, machine: Machine, path: Path, ends: np.ndarray
+    loaded: LoadedModel, count: int, examples: Examples, items: ItemsOf, machine: Machine, stored: np.memmap, ends: np.ndarray
 ) -> None:
-    stored = None
     (cut,) = cut_step(np.arange(len(examples)), examples.costs, machine.micro_batch_tokens)
     for micro_batch in tqdm(cut, desc="the lower layers, once", disable=machine.quiet, leave=False):
         with machine.autocast():
-            hidden = _watch(loaded, count, examples.collate(micro_batch.places), items, Watched())
-        if stored is None:
-            stored = np.lib.format.open_memmap(path, "w+", np.float32, (int(ends[-1]), hidden.shape[-1]))
+            hidden, _ = _watch(loaded, count, examples.collate(micro_batch.places), items)
         for place, states in zip(micro_batch.places, hidden.float().cpu().numpy(), strict=True):
             stored[ends[place] : ends[place + 1]] = states[: ends[place + 1] - ends[place]]
-    assert stored is not None
     stored.flush()

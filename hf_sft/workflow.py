@@ -159,11 +159,12 @@ def collect_facts(
 def publish_or_say_how(folder: Path, output: Output) -> str | None:
     """The run is whole on disk: whatever the Hub says, it is not lost. Gives what went wrong, and how to publish it later."""
     assert output.hub is not None
+    switches = {"private": output.private, "report": output.publish_report}
     try:
-        say(hub.publish(folder, output.hub, output.private, output.publish_report).told)
+        say(hub.publish(folder, output.hub, revision=None, **switches).told)
     except Exception as error:  # whatever goes wrong on the network; the run is finished and must say so
         reason = hide_tokens(str(error).strip()) or type(error).__name__
-        later = hub.say_how(folder, output.hub, output.private, output.publish_report)
+        later = hub.say_how(folder, output.hub, None, **switches)
         return f"NOT published: {reason}\nThe run is whole in {folder}/.  To publish it later:  {later}"
     return None
 

@@ -149,12 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
             with self.hub.lock:
                 status, content, headers = self._route(body)
         except Refused as refused:
-            status, content, headers = (
-                refused.status,
-                refused.body or {"error": refused.headers.get("X-Error-Message", "no")},
-                {},
-            )
-            headers = refused.headers
+            said = refused.body or {"error": refused.headers.get("X-Error-Message", "no")}
+            status, content, headers = refused.status, said, refused.headers
         if fault and fault.done_first:
             return self._cut()
         self._answer(status, content, headers, fault.after if fault else None)

@@ -72,7 +72,7 @@ def test_a_broken_merge_fails_the_run_and_is_not_published(checkpoints, tmp_path
 
     save: Callable[..., None] = hf_sft.workflow.save_model
     monkeypatch.setattr("hf_sft.workflow.save_model", lambda *given: (save(*given), change_one_weight(given[-1])))
-    monkeypatch.setattr("hf_sft.hub.publish", lambda *_: pytest.fail("it was published"))
+    monkeypatch.setattr("hf_sft.hub.publish", lambda *_, **__: pytest.fail("it was published"))
     files = tiny.write_rows(tmp_path / "data", SINGLE)
     recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", "lora:merged")
     with pytest.raises(hf_sft.CheckpointError, match="does not answer as the model did that was trained"):

@@ -173,7 +173,7 @@ def test_files_can_be_read_by_whoever_may_read_the_folder(checkpoints, tmp_path)
         hf_sft.train(hf_sft.Recipe.model_validate(tiny.recipe(checkpoints["bert"], files, tmp_path / "run")))
     finally:
         os.umask(before)
-    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "run").iterdir() if path.is_file()} == {"0o644"}
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "run").rglob("*") if path.is_file()} == {"0o644"}
 
 
 FOREIGN = """

@@ -41,7 +41,7 @@ def read(path: Path) -> list[dict]:
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_leaves_nothing(checkpoints, tmp_path, monkeypatch):
     files = tiny.write_rows(tmp_path / "data", SINGLE)
-    monkeypatch.setattr("hf_sft.hub.publish", lambda *_: pytest.fail("published"))
+    monkeypatch.setattr("hf_sft.hub.publish", lambda *_, **__: pytest.fail("published"))
     monkeypatch.setattr("hf_sft.hub.check_rights", lambda name: name)
     wild = {"learning_rate": 1e30, "max_grad_norm": 0, "max_steps": 9}
     recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", training=wild)

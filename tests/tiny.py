@@ -24,6 +24,8 @@ from transformers import (
     ViTModel,
 )
 
+import hf_sft.certificate
+
 ELSEWHERE = "elsewhere.invalid"
 SIDE = 48
 """Of the pictures that tiny models take."""
@@ -144,6 +146,11 @@ def _llama() -> Any:
 CAUSAL_FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {"llama": (_llama, _gpt2_tokenizer)}
 """The one with an output layer of its own; GPT-2's is tied to its embeddings."""
 ALL_FAMILIES = {**FAMILIES, **IMAGE_FAMILIES, **CAUSAL_FAMILIES}
+
+
+def certify_here() -> None:
+    """Spare the process of its own, which takes seconds, that loads what was saved."""
+    hf_sft.certificate.fresh_process = lambda *arguments: lambda: hf_sft.certificate.compare(*arguments)
 
 
 def build(family: str, folder: Path) -> Path:
