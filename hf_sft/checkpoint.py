@@ -1,5 +1,6 @@
 """The `model` block, what it names, and the config that is there."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hf_sft.errors import CheckpointError, nearest, suggest
 from hf_sft.packages import locate
 from hf_sft.vocabulary import NewTokenizer
 
-CARD = "README.md"
+CARD, POOLING = "README.md", "1_Pooling/config.json"
 INHERITED = ("license", "license_name", "license_link", "language")
 """Metadata of a checkpoint's card that a model made from it starts with."""
 
@@ -134,13 +135,26 @@ def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def read_card(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the checkpoint's own card says that holds for what comes of it too; nothing where there is no card."""
-    where = Path(find_checkpoint(checkpoint))
     try:
-        path = where / CARD if where.is_dir() else hf_hub_download(str(where), CARD, revision=checkpoint.revision)
-        said = metadata_load(path) or {}
+        said = metadata_load(_find_file(checkpoint, CARD)) or {}
     except (OSError, ValueError, YAMLError, HTTPError):  # also: not in the cache
         return {}
     return {name: said[name] for name in INHERITED if said.get(name)}
+
+
+def made_for_mean(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint of sentence-transformers says that the mean over its positions stands for a text."""
+    try:
+        said = json.loads(Path(_find_file(checkpoint, POOLING)).read_text(encoding="utf-8"))
+    except (OSError, ValueError, HTTPError):
+        return False
+    return isinstance(said, dict) and said.get("pooling_mode_mean_tokens") is True
+
+
+def _find_file(checkpoint: Checkpoint, name: str) -> Path:
+    """Where a file of the checkpoint is to be found; it need not be there."""
+    where = Path(find_checkpoint(checkpoint))
+    return where / name if where.is_dir() else Path(hf_hub_download(str(where), name, revision=checkpoint.revision))
 
 
 def explain(checkpoint: Checkpoint, part: str, error: Exception) -> str:

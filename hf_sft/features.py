@@ -105,7 +105,8 @@ def store_features(loaded: LoadedModel, examples: Examples, items: ItemsOf, mach
 
     Shape (rows, 1, width) where the body gives a sequence, (rows, width, 1, 1) where it gives a map, whose mean is stored.
 
-    None when the head reads more than one position per row, or when the stub's answers are not the model's.
+    None when the head reads several positions of a row, other than as their mean, or when the stub's answers are not the
+    model's.
     """
     if not _stub_is_exact(loaded, examples, items):
         return None
@@ -155,7 +156,8 @@ def alike(wanted: Tensor, found: Tensor) -> bool:
 
 
 def _read_vectors(loaded: LoadedModel, batch: Batch, items: ItemsOf, machine: Machine | None = None) -> Tensor | None:
-    """Of each example the vector that the head reads, as a last hidden state of one position; None when it reads several."""
+    """Of each example the vector that the head reads, as a last hidden state of one position; None when it reads several,
+    other than as their mean."""
     states: list[Tensor] = []
     watching = loaded.body.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
     try:
@@ -166,14 +168,30 @@ def _read_vectors(loaded: LoadedModel, batch: Batch, items: ItemsOf, machine: Ma
     hidden = states[0].float()
     if hidden.ndim == 4:
         return hidden.mean((2, 3), keepdim=True)
+    read = ask_head(loaded, batch, items, hidden)
+    return None if read is None else (hidden * read.unsqueeze(-1)).sum(1, keepdim=True)
+
+
+def ask_head(loaded: LoadedModel, batch: Batch, items: ItemsOf, hidden: Tensor) -> Tensor | None:
+    """What the head reads of the body's last hidden state: the weight of each position in a mean, shape (examples, positions).
+
+    None when it reads something else.
+
+    Logits are weighed at random, so that their gradients do not cancel.
+    """
     with torch.enable_grad(), stored_body(loaded):
-        hidden.requires_grad_(True)
+        hidden = hidden.detach().requires_grad_(True)
         logits = items(loaded.model, {**batch, _input_of(batch): hidden}).logits
-        (gradient,) = torch.autograd.grad(logits.sum(), hidden)
-    read = gradient.abs().sum(-1) > 0
-    if not (read.sum(1) == 1).all():
+        drawn = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+        (gradient,) = torch.autograd.grad((logits * drawn).sum(), hidden)
+    read = gradient.abs().sum(-1, keepdim=True) > 0
+    count = read.sum(1, keepdim=True)
+    if len(hidden) == 0 or not count.all():
         return None
-    return hidden.detach()[torch.arange(len(hidden), device=hidden.device), read.int().argmax(1)].unsqueeze(1)
+    even = gradient.sum(1, keepdim=True) / count * read
+    if not torch.allclose(gradient, even, rtol=TOLERANCE, atol=TOLERANCE * float(gradient.abs().max())):
+        return None
+    return (read / count).squeeze(-1)
 
 
 def _run_body(loaded: LoadedModel, examples: Examples, items: ItemsOf, machine: Machine) -> np.ndarray:

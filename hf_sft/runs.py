@@ -143,6 +143,7 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     able, said = splits.task.probe(loaded.model, processor)
     splits, loaded = replace(splits, task=able), replace(loaded, notes=(*loaded.notes, *said))
     examples = encode_splits(splits, processor, rows)
+    loaded = recipe.method.reshape(loaded, recipe.model, examples["train"], able.items)
     for note in loaded.notes:
         tell(note)
     if loaded.new:

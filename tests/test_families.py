@@ -1,5 +1,7 @@
 """Families of checkpoints, by rule: what moves, what is new, and that what was saved is what was trained."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from transformers import (
     RobertaConfig,
     T5Config,
 )
-from transformers.models.auto import AutoModel
+from transformers.models.auto import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import hf_sft
 from hf_sft.vocabulary import NewTokenizer, train_tokenizer
@@ -80,6 +82,52 @@ def test_what_was_saved_answers_like_what_was_trained(family, method, built, tmp
     assert facts["certificate"]["within"] and facts["certificate"]["rows"] == 11
     losses = facts["training"]["curves"][0]["losses"]
     assert all(0 < loss < 5 for loss in losses)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_reads_the_mean_where_the_architecture_can_hold_that(family, built, tmp_path):
+    recipe = asked(built[family], tmp_path, "head_only")
+    recipe["method"]["pool"] = "mean"
+    if family in (*DECODERS, "albert", "bart", "t5"):
+        with pytest.raises(hf_sft.RecipeError, match="can't hold a head that reads the mean"):
+            hf_sft.train(recipe)
+        return
+    facts = hf_sft.train(recipe).facts
+    assert facts["certificate"]["within"] and facts["training"]["phases"][0]["stored_features"]
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").eval()
+    if family == "modernbert":
+        assert model.config.classifier_pooling == "mean"
+        return
+    texts = AutoTokenizer.from_pretrained(tmp_path / "run")(["a goal", "the bank cut its rates again", "law"], padding=True)
+    batch = texts.convert_to_tensors("pt")
+    with torch.no_grad():
+        body = AutoModel.from_pretrained(built[family], pad_token_id=model.config.pad_token_id).eval()
+        below = body(**batch).last_hidden_state
+        read = model(**batch, output_hidden_states=True).hidden_states[-1][:, 0]
+    shown = batch["attention_mask"].unsqueeze(-1)
+    mean = (below * shown).sum(1) / shown.sum(1)
+    centred = [vectors - vectors.mean(-1, keepdim=True) for vectors in (read, mean)]
+    assert torch.nn.functional.cosine_similarity(*centred).min() > 0.99
+
+
+def test_a_checkpoint_says_what_its_head_is_to_read(built, checkpoints, tmp_path):
+    """Of a checkpoint of sentence-transformers that was made for the mean; where a task asks for each position, its own."""
+    made = tmp_path / "made"
+    shutil.copytree(checkpoints["bert"], made)
+    (made / "1_Pooling").mkdir()
+    (made / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    read = {}
+    for name, folder, pool in (("auto", made, "auto"), ("own", made, "own"), ("plain", checkpoints["bert"], "auto")):
+        recipe = asked(folder, tmp_path / name, "head_only")
+        recipe["method"]["pool"] = pool
+        read[name] = len(hf_sft.build_trainer(recipe).loaded.layers)
+    assert read == {"auto": 3, "own": 2, "plain": 2}
+    files = tiny.write_rows(tmp_path / "tags", "entities")
+    tags = tiny.recipe(made, files, tmp_path / "tags" / "run", "head_only", task=tiny.task_of("entities"))
+    assert len(hf_sft.build_trainer(tags).loaded.layers) == 2
+    tags["method"]["pool"] = "mean"
+    with pytest.raises(hf_sft.RecipeError, match="can't hold a head that reads the mean"):
+        hf_sft.build_trainer(tags)
 
 
 @pytest.mark.parametrize("method", ["full", "head_only", "last_layers", "lora"])

@@ -8,7 +8,10 @@ from typing import Any, ClassVar, TypeAlias
 from transformers import PreTrainedModel, TrainerCallback
 
 from hf_sft.anatomy import LoadedModel
+from hf_sft.batching import Examples
 from hf_sft.block import Block
+from hf_sft.checkpoint import Checkpoint
+from hf_sft.features import ItemsOf
 from hf_sft.losses import ItemLoss, StepLoss, item_loss, sum_items
 from hf_sft.tasks import Task
 from hf_sft.training import Training
@@ -51,6 +54,13 @@ class Method(Block, ABC):
 
     training_defaults: ClassVar[dict[str, Any]]
     """Fields of `training` that suit this method, each with its reason beside it."""
+
+    def reshape(self, loaded: LoadedModel, checkpoint: Checkpoint, examples: Examples, items: ItemsOf) -> LoadedModel:
+        """The model as this method needs it, found out on some examples by the task's `items`; most take it as it is.
+
+        Raises `RecipeError` where it can't be had.
+        """
+        return loaded
 
     @abstractmethod
     def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:

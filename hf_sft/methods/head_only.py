@@ -1,12 +1,17 @@
 """Only the head moves: a probe of what pre-training already knows."""
 
-from typing import Any, ClassVar
+import contextlib
+from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedModel
 
 from hf_sft.anatomy import LoadedModel
+from hf_sft.batching import Examples
+from hf_sft.checkpoint import Checkpoint, made_for_mean
 from hf_sft.errors import RecipeError
+from hf_sft.features import ItemsOf
 from hf_sft.methods import Method, Phase, unchanged
+from hf_sft.pooling import read_mean
 from hf_sft.tasks import Task
 from hf_sft.training import Training
 
@@ -23,6 +28,18 @@ class HeadOnly(Method):
         "num_train_epochs": 20,  # an epoch over stored features takes a fraction of a second
         "warmup_steps": 0.0,  # nothing pre-trained is at stake but the pooler
     }
+
+    pool: Literal["auto", "own", "mean"] = "auto"
+    """What the head reads: its own position, or the mean over all positions. With auto the mean where the checkpoint was made
+    for that, as those of sentence-transformers say (1_Pooling/config.json)."""
+
+    def reshape(self, loaded: LoadedModel, checkpoint: Checkpoint, examples: Examples, items: ItemsOf) -> LoadedModel:
+        if self.pool == "mean":
+            return read_mean(loaded, examples, items)
+        if self.pool == "auto" and made_for_mean(checkpoint):
+            with contextlib.suppress(RecipeError):  # where it can't be held, or the task asks for each position
+                return read_mean(loaded, examples, items)
+        return loaded
 
     def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
         return (Phase("head", training.with_defaults(self.training_defaults), freeze_body, unchanged),)
