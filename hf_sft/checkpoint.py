@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from hf_sft.block import Block
 from hf_sft.errors import CheckpointError, nearest, suggest
+from hf_sft.gguf import dequantise
 from hf_sft.packages import locate
 from hf_sft.vocabulary import NewTokenizer
 
@@ -36,6 +37,8 @@ class Checkpoint(Block):
     """For `from_config`: fields of that config to set, by their names in transformers."""
     tokenizer: str | NewTokenizer | None = None
     """For `from_config`: a checkpoint whose tokenizer is taken, or a `type` and a `vocab_size` to train one on train."""
+    gguf_file: str | None = None
+    """A GGUF file there: it is dequantised once, to float32, and trained like any other checkpoint."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; resolved to a commit in the run folder's recipe."""
     trust_remote_code: bool = False
@@ -46,6 +49,8 @@ class Checkpoint(Block):
         if (self.checkpoint is None) is (self.from_config is None):
             given = "both are" if self.checkpoint else "none is"
             raise PydanticCustomError("beginning", "needs `checkpoint` or `from_config`; {given} given", {"given": given})
+        if self.checkpoint is None and self.gguf_file is not None:
+            raise PydanticCustomError("beginning", "`gguf_file` goes with `checkpoint`: it holds weights")
         if self.checkpoint is not None and (self.config or self.tokenizer):
             raise PydanticCustomError("beginning", "`config` and `tokenizer` go with `from_config`: a checkpoint has its own")
         if self.tokenizer is None and self.from_config in CONFIG_MAPPING:
@@ -60,7 +65,8 @@ class Checkpoint(Block):
     @property
     def name(self) -> str:
         """What to call it."""
-        return self.checkpoint or f"{self.from_config} with random weights"
+        named = f"{self.checkpoint}/{self.gguf_file}" if self.gguf_file else self.checkpoint
+        return named or f"{self.from_config} with random weights"
 
     @property
     def where(self) -> str:
@@ -75,7 +81,9 @@ def load_config(checkpoint: Checkpoint, fields: dict[str, Any]) -> PretrainedCon
         return _with_fields(checkpoint, AutoConfig.for_model(where), fields)
     if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
         adapter = (Path(where) / "adapter_config.json").is_file()
-        what = "it holds a PEFT adapter; merge it first, and give the merged folder" if adapter else "it has no config.json"
+        files = ", ".join(path.name for path in sorted(Path(where).glob("*.gguf")))
+        what = f"it holds GGUF files; name one as `model.gguf_file`: {files}" if files else "it has no config.json"
+        what = "it holds a PEFT adapter; merge it first, and give the merged folder" if adapter else what
         raise CheckpointError(f"checkpoint `{checkpoint.where}` is not a model folder: {what}.")
     try:
         config = AutoConfig.from_pretrained(where, **source_of(checkpoint), **({} if checkpoint.from_config else fields))
@@ -105,7 +113,20 @@ def _with_fields(checkpoint: Checkpoint, config: PretrainedConfig, fields: dict[
 
 
 def find_checkpoint(checkpoint: Checkpoint) -> str:
-    """The folder, or the Hub id."""
+    """The folder with the model, or the Hub id. Raises `CheckpointError`."""
+    where = _find_origin(checkpoint)
+    if checkpoint.gguf_file is None:
+        return where
+    try:
+        return str(dequantise(where, checkpoint.gguf_file, checkpoint.revision))
+    except LookupError as error:
+        raise CheckpointError(error.args[0]) from error
+    except (OSError, HTTPError) as error:
+        raise CheckpointError(explain(checkpoint, "GGUF file", error)) from error
+
+
+def _find_origin(checkpoint: Checkpoint) -> str:
+    """What the recipe names: the folder, or the Hub id."""
     try:
         path = Path(locate(checkpoint.where)).expanduser()
     except LookupError as error:
@@ -115,7 +136,7 @@ def find_checkpoint(checkpoint: Checkpoint) -> str:
 
 def pin(checkpoint: Checkpoint) -> Checkpoint:
     """With the commit that its revision stands for now, so that all its files are of one state; a folder as it is."""
-    where = find_checkpoint(checkpoint)
+    where = _find_origin(checkpoint)
     if where in CONFIG_MAPPING or Path(where).is_dir():
         return checkpoint
     return checkpoint.model_copy(update={"revision": find_commit(where, checkpoint.revision)})
@@ -153,7 +174,7 @@ def made_for_mean(checkpoint: Checkpoint) -> bool:
 
 def _find_file(checkpoint: Checkpoint, name: str) -> Path:
     """Where a file of the checkpoint is to be found; it need not be there."""
-    where = Path(find_checkpoint(checkpoint))
+    where = Path(_find_origin(checkpoint))
     return where / name if where.is_dir() else Path(hf_hub_download(str(where), name, revision=checkpoint.revision))
 
 
@@ -165,7 +186,7 @@ def explain(checkpoint: Checkpoint, part: str, error: Exception) -> str:
             f"checkpoint `{name}` brings Python code of its own, which is not run.\n"
             "  If you trust it: `model.trust_remote_code=true` and --trust-remote-code on the command line."
         )
-    if Path(find_checkpoint(checkpoint)).is_dir():
+    if Path(_find_origin(checkpoint)).is_dir():
         return f"checkpoint `{name}`: its {part} can't be loaded: {reason}"
     at = f" at revision `{checkpoint.revision}`" if checkpoint.revision else ""
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")

@@ -12,6 +12,8 @@ from hf_sft.errors import DataError
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 NUMBERS = ("int", "uint", "float", "decimal")
+MANY = 20
+"""Rows from which on a label of its own for each is taken for a mistake."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,27 @@ def require_kind(train: Dataset, columns: list[str], kind: ProblemType) -> None:
         raise DataError(
             f"`task.problem_type: {kind}` needs numbers, but column `{columns[0]}` holds {', '.join(values)}.\n"
             f"  {remedy}, or use `{SINGLE}`."
+        )
+
+
+def require_classes(train: Dataset, column: str) -> None:
+    """Raises `DataError` for a column of single values that are hardly classes: one for each row, or fractions as text."""
+    feature = train.features[column]
+    if not isinstance(feature, Value) or not feature.dtype.startswith((*NUMBERS, "string", "large_string")):
+        return
+    values = [value for value in train[column] if value not in (None, "")]
+    different = list(dict.fromkeys(values))
+    few, said = ", ".join(map(str, different[:3])), f"  If they are classes, say so: `task.problem_type={SINGLE}`."
+    written = all(isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d+([.,]\d*)?\s*", value) for value in different)
+    if written and any(set(value) & {".", ","} for value in different):
+        raise DataError(
+            f"column `{column}` holds fractions that are written as text: {few}.\n"
+            f"  To regress on them, write them as numbers, with decimal points and without quotes.\n{said}"
+        )
+    if len(values) >= MANY and 2 * len(different) > len(values):
+        raise DataError(
+            f"column `{column}` has {len(different):,} different values in {len(values):,} rows of train, like names: "
+            f"{few}.\n  Expected the same few classes again and again.  Point `task.label` at another column.\n{said}"
         )
 
 

@@ -32,6 +32,7 @@ from hf_sft.label_columns import (
     as_list,
     find_label_names,
     find_problem_type,
+    require_classes,
     require_kind,
 )
 from hf_sft.losses import Items
@@ -63,6 +64,8 @@ class Labelled(Block):
         train = splits["train"]
         kind = self.problem_type or find_problem_type(train, self.label_columns)
         require_kind(train, self.label_columns, kind)
+        if kind == SINGLE and self.problem_type is None:
+            require_classes(train, self.label_columns[0])
         names = find_label_names(train, self.label_columns, self.label_names)
         resolved = self.model_copy(update={"problem_type": kind, "label_names": names})
         return resolved, resolved._labels(train), self._remarks(resolved, train)

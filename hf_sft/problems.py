@@ -136,7 +136,8 @@ def _explain_unknown(place: Place, top: type[Block], written: Any) -> tuple[str,
     """What to say of a field that its block does not have, and the name that was probably meant."""
     block = _block(*_look_up(place[:-1], top, written))
     value, name = _look_up(place[:-1], top, written)[1], str(place[-1])
-    called = value["type"] if "type" in block.model_fields else show_place(place[:-1]) or "a recipe"
+    kind = value.get("type") if "type" in block.model_fields else None  # itself misspelt, perhaps
+    called = kind or show_place(place[:-1]) or "a recipe"
     what = f"is not a field of {called}"
     if name in OWNED and name != "type":
         return f"{what}; it {refuse_owned(name)}", None

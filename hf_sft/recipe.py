@@ -20,7 +20,7 @@ from hf_sft.block import Block, choose, list_kinds, load_kind
 from hf_sft.checkpoint import Checkpoint
 from hf_sft.errors import RecipeError, nearest, suggest
 from hf_sft.evaluation import EvaluationPlan
-from hf_sft.methods import Method
+from hf_sft.methods import LENGTH, Method
 from hf_sft.metrics import FOREIGN, list_metrics
 from hf_sft.problems import FOLDERS, explain, refuse_owned, show_place, show_value
 from hf_sft.sources import DataSource
@@ -32,8 +32,8 @@ NOWHERE, OVERRIDE = 0, sys.maxsize
 """Stand for a line: a dict has none, and what an override says comes after the whole file."""
 CLEARED: dict[Place, tuple[str, ...]] = {
     ("data", "dataset"): ("config", "revision", "data_files", "data_dir", "sample_by", "delimiter", "splits"),
-    ("model", "checkpoint"): ("revision", "from_config", "config", "tokenizer"),
-    ("model", "from_config"): ("checkpoint", "revision", "config", "tokenizer"),
+    ("model", "checkpoint"): ("gguf_file", "revision", "from_config", "config", "tokenizer"),
+    ("model", "from_config"): ("checkpoint", "gguf_file", "revision", "config", "tokenizer"),
 }
 """What a file says of one data set or checkpoint, and of no other: gone when an override names another."""
 
@@ -249,10 +249,11 @@ def _list_problems(path: str, problems: list[Problem]) -> str:
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML that `load_recipe` reads back as an equal one and that trains alike.
 
-    Defaults are written out, but for fields of `training` that are left to the method, whatever its release says.
+    Defaults are written out, but for fields of `training` that are left to the method, whatever its release says of
+    them for so many rows.
     """
     written = _plain(recipe)
-    left = set(recipe.method.training_defaults) - recipe.training.model_fields_set
+    left = {*recipe.method.training_defaults, *LENGTH} - recipe.training.model_fields_set
     written["training"] = {name: value for name, value in written["training"].items() if name not in left}
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.width = False, sys.maxsize

@@ -148,9 +148,10 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
         tell(note)
     if loaded.new:
         tell(f"new, since the checkpoint does not bring it: {', '.join(loaded.new)}")
-    if recipe.model.from_config is not None and getattr(recipe.method, "merge", True) is False:
-        raise RecipeError("an adapter on random weights can't be loaded again.  Use `method.merge=true`, or `method: full`.")
-    phases = recipe.method.phases(splits.task, recipe.training)
+    passing = "random weights" if recipe.model.from_config else "a GGUF file" if recipe.model.gguf_file else None
+    if passing and getattr(recipe.method, "merge", True) is False:
+        raise RecipeError(f"an adapter on {passing} can't be loaded again.  Use `method.merge=true`, or `method: full`.")
+    phases = recipe.method.phases(splits.task, recipe.training, len(train))
     for aid in recipe.aids:
         phases = tuple(aid.apply(phase, splits.task, splits.rows["train"]) for phase in phases)
     resolved = {"data": splits.source, "task": splits.task, "training": phases[-1].training}

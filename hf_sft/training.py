@@ -89,7 +89,7 @@ class Training(Block):
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens, padding included, that one forward pass may hold; by the device when not given."""
     num_train_epochs: float = Field(default=3.0, gt=0)
-    """How often each row is seen."""
+    """How often each row is seen; when not given, the method's number, and more often where rows are few."""
     max_steps: int = Field(default=-1, ge=-1)
     """Optimizer steps; overrides `num_train_epochs` when positive."""
     learning_rate: float = Field(default=5e-5, gt=0)
@@ -240,6 +240,11 @@ def resolve_machine(training: Training) -> Machine:
         raise RecipeError(
             f"{started} processes were started, but only {state.num_processes} found each other.\n"
             "  Launch with `accelerate launch --config_file accelerate_configs/cpu_multi.yaml -m hf_sft …`."
+        )
+    if training.batch_size < state.num_processes:
+        raise RecipeError(
+            f"`training.batch_size` is {training.batch_size}, but there are {state.num_processes} processes, some of which "
+            "would have no rows.\n  Raise it to at least as many, or launch fewer."
         )
     device = torch.device(state.device or "cpu").type
     return Machine(

@@ -28,7 +28,7 @@ ROWS = Dataset.from_list(tiny.rows(SINGLE, 12))
 
 
 def phase(**training: Any):
-    (made,) = Full(type="full").phases(TASK, Training(**training))
+    (made,) = Full(type="full").phases(TASK, Training(**training), 9999)
     return made
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from datasets import Dataset
+from transformers import AutoTokenizer
 
 import hf_sft
 from hf_sft.cli import app
@@ -300,7 +301,69 @@ def checkpoint_of_another_body(b: Bench):
     b.set("model", checkpoint=str(folder))
 
 
+def label_that_is_an_id(b: Bench):
+    b.rows("train", lambda rows: [{**row, "id": f"row {i}"} for i, row in enumerate(rows)])
+    b.set("task", label="id")
+
+
+def fractions_as_text(b: Bench):
+    for split in b.files:
+        b.rows(split, lambda rows: [{**row, "label": f"{i % 7}.5"} for i, row in enumerate(rows)])
+
+
+def nothing_left_to_train_on(b: Bench):
+    b.rows("train", lambda rows: [{**row, "text": "  "} for row in rows])
+    b.set("data", drop_invalid=True)
+
+
+def texts_that_are_lists(b: Bench):
+    for split in b.files:
+        b.rows(split, lambda rows: [{**row, "text": row["text"].split()} for row in rows])
+
+
+def text_that_is_the_label(b: Bench):
+    b.set("task", text="label")
+
+
+def near_target_module(b: Bench):
+    b.recipe["method"] = {"type": "lora", "target_modules": ["querry"]}
+
+
+def adapter_for_a_checkpoint(b: Bench):
+    (b.folder / "adapter").mkdir()
+    (b.folder / "adapter" / "adapter_config.json").write_text("{}")
+    b.set("model", checkpoint=str(b.folder / "adapter"))
+
+
+def tokens_without_embeddings(b: Bench):
+    folder = _copy_of_checkpoint(b)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"more{i}" for i in range(30)])
+    tokenizer.save_pretrained(folder)
+    b.set("model", checkpoint=str(folder))
+
+
+def mean_of_what_has_none(b: Bench):
+    b.set("model", checkpoint=str(b.checkpoint.parent / "gpt2"))
+    b.recipe["method"] = {"type": "head_only", "pool": "mean"}
+
+
 MISTAKES = [
+    (
+        label_that_is_an_id,
+        r"column `id` has 20 different values in 20 rows of train(.|\n)*Point `task\.label` at another column",
+    ),
+    (
+        fractions_as_text,
+        r"column `label` holds fractions that are written as text: 0\.5, 1\.5, 2\.5\.(.|\n)*as numbers",
+    ),
+    (nothing_left_to_train_on, r"split `train` has no rows left: none can be learned from\.(.|\n)*`text` is empty"),
+    (texts_that_are_lists, r"olumn `text` holds list, not text, in 20 row\(s\) of split `train`: 0, 1"),
+    (text_that_is_the_label, r"task\.text +must be another column than that of the label, `label`"),
+    (near_target_module, r"names querry, .*Did you mean `query`\?"),
+    (adapter_for_a_checkpoint, r"it holds a PEFT adapter; merge it first"),
+    (tokens_without_embeddings, r"its tokenizer has 71 tokens, of which only the first 64 have embeddings"),
+    (mean_of_what_has_none, r"GPT2ForSequenceClassification can't hold a head that reads the mean"),
     (longer_than_the_model, r"`task\.max_length` is 1000, but `.*bert` takes 64 tokens.  Lower it, or leave it out"),
     (misspelt_schedule, r"training\.lr_scheduler_type +must be one of .*got the schedule 'cosin'\. Did you mean `cosine`\?"),
     (misspelt_optimizer, r"training\.optim +must be one of .*got the optimizer 'adam_w'\. Did you mean `adamw"),

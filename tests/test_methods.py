@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 import hf_sft
 from hf_sft.block import list_kinds, load_kind
+from hf_sft.methods import EVALUATIONS
+from hf_sft.methods.head_only import HeadOnly
 from hf_sft.modes import resting_modules
 from hf_sft.tasks.sequence_classification import SequenceClassification
 from hf_sft.training import Training
@@ -117,7 +119,7 @@ def test_whatever_is_new_is_of_the_head_wherever_it_is(checkpoints, tmp_path):
     odd = dataclasses.replace(loaded, new=(*loaded.new, *inside))
     task, training = SequenceClassification.sample()[0], Training()
     for name in ("head_only", "lora"):
-        (phase,) = load_kind("methods", name).model_validate({"type": name}).phases(task, training)
+        (phase,) = load_kind("methods", name).model_validate({"type": name}).phases(task, training, 40)
         model = phase.prepare(odd)
         moving = [n for n, p in model.named_parameters() if p.requires_grad]
         assert [n for n in moving if "layer.1.output.dense" in n and n.endswith("weight") and "lora" not in n], name
@@ -149,7 +151,7 @@ def test_lp_ft_is_head_only_and_then_full_from_there(family, checkpoints, tmp_pa
 def test_what_the_recipe_says_of_lp_ft_goes_to_the_phase_it_is_meant_for():
     task, _ = SequenceClassification.sample()
     method = load_kind("methods", "lp_ft").model_validate({"type": "lp_ft", "head": {"num_train_epochs": 7}})
-    head, full = method.phases(task, Training(learning_rate=2e-5, batch_size=16, max_steps=9))
+    head, full = method.phases(task, Training(learning_rate=2e-5, batch_size=16, max_steps=9), 9999)
     assert (head.training.learning_rate, head.training.num_train_epochs, head.training.max_steps) == (1e-3, 7, -1)
     assert (full.training.learning_rate, full.training.num_train_epochs, full.training.max_steps) == (2e-5, 3, 9)
     assert head.training.batch_size == full.training.batch_size == 16
@@ -222,3 +224,23 @@ def test_each_relative_of_lora_is_what_its_paper_says(checkpoints, tmp_path):
     faster = trainer("lora_plus")
     rates = {group["lr"] for group in faster.create_optimizer().param_groups}
     assert sorted(rates) == pytest.approx([0.1, 1.6])
+
+
+@pytest.mark.parametrize("rows", [3, 17, 100, 616, 9_002, 67_349, 5_000_000])
+@pytest.mark.parametrize("name", list_kinds("methods"))
+def test_few_rows_are_seen_more_often_than_many(name, rows):
+    """So that there are steps enough; the last evaluation, and the last checkpoint, are those of the last step."""
+    method, task = load_kind("methods", name).model_validate({"type": name}), SequenceClassification.sample()[0]
+    for phase in method.phases(task, Training(), rows):
+        told, of_epoch = phase.training, -(-rows // phase.training.batch_size)
+        steps, kind = told.num_train_epochs * of_epoch, HeadOnly if phase.name == "head" else type(method)
+        least, most = kind.steps
+        usual = kind.training_defaults["num_train_epochs"]
+        assert steps >= least and (steps <= max(most, of_epoch) or steps <= least + EVALUATIONS * of_epoch)
+        assert told.num_train_epochs == usual or (told.num_train_epochs > usual) is (usual * of_epoch < least)
+        between = of_epoch if told.eval_strategy == "epoch" else told.eval_steps
+        assert steps % between == 0 and steps / between <= max(usual, EVALUATIONS)
+    told = {"num_train_epochs": 2, "eval_strategy": "no"}
+    phase = method.phases(task, Training(**told), rows)[-1]
+    assert {field: getattr(phase.training, field) for field in told} == told
+    assert method.phases(task, Training(max_steps=7), rows)[-1].training.max_steps == 7

@@ -2,6 +2,7 @@
 
 import random
 import re
+import string
 from pathlib import Path
 from textwrap import dedent
 
@@ -491,7 +492,7 @@ def test_a_written_recipe_is_read_as_an_equal_one(write, text):
 def test_a_written_recipe_trains_alike_though_the_method_has_its_own_defaults(write):
     recipe = load_recipe(write(edited("{type: head_only}", "{type: head_only}\ntraining: {warmup_steps: 0.3}", SHORTEST)))
     again = load_recipe(write(dump_recipe(recipe), "again.yaml"))
-    first, second = (each.method.phases(each.task, each.training)[0].training for each in (recipe, again))
+    first, second = (each.method.phases(each.task, each.training, 40)[0].training for each in (recipe, again))
     assert first == second
     assert (second.learning_rate, second.warmup_steps) == (1e-3, 0.3)
 
@@ -532,26 +533,32 @@ def test_every_reference_of_the_schema_leads_somewhere():
 
 
 def misspell(word: str) -> list[str]:
-    """A word with one letter gone, or with two neighbours exchanged."""
-    gone = [word[:i] + word[i + 1 :] for i in range(len(word)) if len(word) > 1]
-    exchanged = [word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in range(len(word) - 1)]
-    return [wrong for wrong in dict.fromkeys(gone + exchanged) if wrong != word]
+    """A word with one letter gone, added or replaced at each place, or with two neighbours exchanged."""
+    draw, ends = random.Random(word), range(len(word))
+    gone = [word[:i] + word[i + 1 :] for i in ends if len(word) > 1]
+    exchanged = [word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in ends[:-1]]
+    added = [word[:i] + draw.choice(string.ascii_lowercase) + word[i:] for i in (*ends, len(word))]
+    replaced = [word[:i] + draw.choice(string.ascii_lowercase) + word[i + 1 :] for i in ends]
+    return [wrong for wrong in dict.fromkeys(gone + exchanged + added + replaced) if wrong != word]
 
 
 @pytest.mark.skipif(not RECIPES, reason="there are no recipes yet")
 def test_misspelt_keys_are_refused_and_the_right_ones_suggested(write):
-    cases = []
+    """Every key of every recipe, each once in its block, at each of its letters."""
+    cases: dict[tuple[str, str, str], tuple[str, int]] = {}
     for path in RECIPES:
-        text = path.read_text()
+        text, block = path.read_text(), ""
         for match in re.finditer(r"(?<=[{,\n]) *(?:- )?(?:\{)? *(\w+)(?=:\s)", text):
-            if not text[text.rfind("\n", 0, match.start(1)) + 1 : match.start(1)].lstrip().startswith("#"):
-                cases += [(path, text, match.start(1), match[1], wrong) for wrong in misspell(match[1])]
-    drawn = random.Random(0).sample(cases, min(500, len(cases)))
+            before = text[text.rfind("\n", 0, match.start(1)) + 1 : match.start(1)]
+            if not before.lstrip().startswith("#"):
+                block = match[1] if not before else block
+                for wrong in misspell(match[1]):
+                    cases.setdefault((block, match[1], wrong), (text, match.start(1)))
     suggested = 0
-    for _, text, start, right, wrong in drawn:
+    for (_, right, wrong), (text, start) in cases.items():
         said = complaint(write(text[:start] + wrong + text[start + len(right) :]))
         suggested += f"`{right}`" in said
-    assert suggested >= 0.95 * len(drawn)
+    assert len(cases) > 1000 and suggested >= 0.95 * len(cases)
 
 
 def test_damaged_recipes_are_read_or_refused_but_never_crash(write):

@@ -1,5 +1,6 @@
 """A method knows which weights move. It answers with phases; each phase is one `Trainer.train()`."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from hf_sft.losses import ItemLoss, StepLoss, item_loss, sum_items
 from hf_sft.tasks import Task
 from hf_sft.training import Training
 
+EVALUATIONS = 20
+"""Of a run whose length is the default, at most."""
+LENGTH = ("num_train_epochs", "max_steps", "eval_strategy", "eval_steps")
+"""Fields of `training` that a method sets by the number of rows, where the recipe says nothing."""
 Rate: TypeAlias = Callable[[LoadedModel, str], float]
 """By a parameter's name in the loaded model: what the learning rate is multiplied by."""
 
@@ -54,6 +59,8 @@ class Method(Block, ABC):
 
     training_defaults: ClassVar[dict[str, Any]]
     """Fields of `training` that suit this method, each with its reason beside it."""
+    steps: ClassVar[tuple[int, int]]
+    """At least and at most how many optimizer steps the default epochs are, if whole epochs can be that."""
 
     def reshape(self, loaded: LoadedModel, checkpoint: Checkpoint, examples: Examples, items: ItemsOf) -> LoadedModel:
         """The model as this method needs it, found out on some examples by the task's `items`; most take it as it is.
@@ -63,8 +70,31 @@ class Method(Block, ABC):
         return loaded
 
     @abstractmethod
-    def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
-        """The phases, in order."""
+    def phases(self, task: Task, training: Training, rows: int) -> tuple[Phase, ...]:
+        """The phases, in order, for so many rows of train."""
+
+    @classmethod
+    def complete(cls, training: Training, task: Task, rows: int) -> Training:
+        """`training` with this method's defaults where it says nothing.
+
+        Few rows are seen more often than many, so that there are steps enough to learn in; they are scored `EVALUATIONS` times
+        at most.
+        """
+        completed = training.with_defaults(cls.training_defaults)
+        if task.joins() or training.model_fields_set & {*LENGTH[:2]}:
+            return completed
+        least, most = cls.steps
+        of_epoch = math.ceil(rows / completed.batch_size)
+        epochs = max(min(completed.num_train_epochs, max(1, most // of_epoch)), math.ceil(least / of_epoch))
+        length: dict[str, Any] = {"num_train_epochs": float(epochs)}
+        if epochs > EVALUATIONS and not training.model_fields_set & {*LENGTH[2:]}:
+            between = math.ceil(epochs / EVALUATIONS)
+            length = {
+                "num_train_epochs": float(between * EVALUATIONS),
+                "eval_strategy": "steps",
+                "eval_steps": between * of_epoch,
+            }
+        return completed.model_copy(update=length)
 
 
 def unchanged(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,5 +1,6 @@
 """Every weight moves."""
 
+import sys
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
@@ -19,8 +20,10 @@ class Full(Method):
         "warmup_steps": 0.1,  # large early steps undo pre-training: https://huggingface.co/papers/2006.04884
     }
 
-    def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
-        return (Phase("full", training.with_defaults(self.training_defaults), move_everything, unchanged),)
+    steps: ClassVar[tuple[int, int]] = (500, sys.maxsize)
+
+    def phases(self, task: Task, training: Training, rows: int) -> tuple[Phase, ...]:
+        return (Phase("full", self.complete(training, task, rows), move_everything, unchanged),)
 
 
 def move_everything(loaded: LoadedModel) -> PreTrainedModel:

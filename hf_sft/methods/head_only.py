@@ -29,6 +29,10 @@ class HeadOnly(Method):
         "warmup_steps": 0.0,  # nothing pre-trained is at stake but the pooler
     }
 
+    steps: ClassVar[tuple[int, int]] = (1000, 6000)
+    # MiniLM on banking77, read by the mean: from 616 rows 0.838 after 400 steps, 0.846 after 1,000 and 3,000; from 10,003 rows
+    # 0.930 after 2,000 and 0.928 after 6,000, where a pooler of its own goes from 0.908 to 0.917.
+
     pool: Literal["auto", "own", "mean"] = "auto"
     """What the head reads: its own position, or the mean over all positions. With auto the mean where the checkpoint was made
     for that, as those of sentence-transformers say (1_Pooling/config.json)."""
@@ -41,8 +45,8 @@ class HeadOnly(Method):
                 return read_mean(loaded, examples, items)
         return loaded
 
-    def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
-        return (Phase("head", training.with_defaults(self.training_defaults), freeze_body, unchanged),)
+    def phases(self, task: Task, training: Training, rows: int) -> tuple[Phase, ...]:
+        return (Phase("head", self.complete(training, task, rows), freeze_body, unchanged),)
 
 
 def freeze_body(loaded: LoadedModel) -> PreTrainedModel:

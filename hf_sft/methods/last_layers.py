@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from hf_sft.anatomy import LoadedModel
 from hf_sft.errors import RecipeError
 from hf_sft.methods import Method, Phase, unchanged
+from hf_sft.methods.full import Full
 from hf_sft.tasks import Task
 from hf_sft.training import Training
 
@@ -24,11 +25,13 @@ class LastLayers(Method):
         "warmup_steps": 0.1,  # as in full: large early steps undo pre-training
     }
 
+    steps: ClassVar[tuple[int, int]] = Full.steps
+
     layers: int = Field(default=2, ge=1)
     """How many of the body's layers move, counted from the last."""
 
-    def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
-        return (Phase("last_layers", training.with_defaults(self.training_defaults), self._freeze_below, unchanged),)
+    def phases(self, task: Task, training: Training, rows: int) -> tuple[Phase, ...]:
+        return (Phase("last_layers", self.complete(training, task, rows), self._freeze_below, unchanged),)
 
     def _freeze_below(self, loaded: LoadedModel) -> PreTrainedModel:
         if self.layers > len(loaded.layers):

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_sft.anatomy import LoadedModel
-from hf_sft.errors import RecipeError
+from hf_sft.errors import RecipeError, nearest, suggest
 from hf_sft.methods import Method, Phase, constant, unchanged
+from hf_sft.methods.full import Full
 from hf_sft.tasks import Task
 from hf_sft.training import Training
 
@@ -44,6 +45,8 @@ class Lora(Method):
         "warmup_steps": 0.1,
     }
 
+    steps: ClassVar[tuple[int, int]] = Full.steps
+
     r: int = Field(default=8, ge=1)
     """Rank of the update."""
     alpha: float = Field(default=16.0, gt=0)
@@ -64,8 +67,8 @@ class Lora(Method):
             raise PydanticCustomError("merge", "pissa changes what it adapts: its adapter fits no checkpoint; merge it")
         return self
 
-    def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
-        training = training.with_defaults(self.training_defaults)
+    def phases(self, task: Task, training: Training, rows: int) -> tuple[Phase, ...]:
+        training = self.complete(training, task, rows)
         finish = _merge if self.merge else unchanged
         prepare = partial(self._wrap, peft_type=task.peft_type)
         return (Phase("lora", training, prepare, finish, rate=faster if self.variant == "lora_plus" else constant),)
@@ -98,10 +101,10 @@ class Lora(Method):
         chosen = [name for name in linear if any(name == end or name.endswith(f".{end}") for end in ends)]
         missing = [end for end in ends if not any(name == end or name.endswith(f".{end}") for name in linear)]
         if missing:
-            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+            ended = sorted({name.rsplit(".", 1)[-1] for name in linear})
             raise RecipeError(
-                f"`method.target_modules` names {', '.join(missing)}, which no linear layer of the body is called.\n"
-                f"  Its linear layers end in: {known}."
+                f"`method.target_modules` names {', '.join(missing)}, which no linear layer of the body is called."
+                f"{suggest(nearest(missing[0], ended))}\n  Its linear layers end in: {', '.join(ended)}."
             )
         return chosen
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationError, field_validator
 
 from hf_sft.errors import nearest, suggest
-from hf_sft.methods import Method, Phase, unchanged
+from hf_sft.methods import LENGTH, Method, Phase, unchanged
 from hf_sft.methods.full import Full, move_everything
 from hf_sft.methods.head_only import HeadOnly, freeze_body
 from hf_sft.tasks import Task
@@ -19,6 +19,7 @@ class LpFt(Method):
     """
 
     training_defaults: ClassVar[dict[str, Any]] = Full.training_defaults
+    steps: ClassVar[tuple[int, int]] = Full.steps
 
     head: dict[str, Any] = Field(default_factory=dict)
     """Fields of `training` for the first phase, over those of head_only."""
@@ -37,10 +38,11 @@ class LpFt(Method):
             raise ValueError(f"must hold fields of `training`; `{name}`: {flaw['msg']}.{hint}") from None
         return fields
 
-    def phases(self, task: Task, training: Training) -> tuple[Phase, ...]:
+    def phases(self, task: Task, training: Training, rows: int) -> tuple[Phase, ...]:
         said = {name: getattr(training, name) for name in training.model_fields_set}
         # How long and how fast the head learns is its own business: the recipe's rate is meant for all the weights.
-        kept = {name: value for name, value in said.items() if name not in {*HeadOnly.training_defaults, "max_steps"}}
-        head = Training.model_validate({**HeadOnly.training_defaults, **kept, **self.head})
-        full = Training.model_validate({**self.training_defaults, **said, **self.full})
+        own = {*HeadOnly.training_defaults, *LENGTH} - ({"eval_strategy"} if said.get("eval_strategy") == "no" else set())
+        kept = {name: value for name, value in said.items() if name not in own}
+        head = HeadOnly.complete(Training.model_validate({**kept, **self.head}), task, rows)
+        full = self.complete(Training.model_validate({**said, **self.full}), task, rows)
         return (Phase("head", head, freeze_body, unchanged), Phase("full", full, move_everything, unchanged))

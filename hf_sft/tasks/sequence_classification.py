@@ -46,9 +46,12 @@ class SequenceClassification(Labelled, Task):
     """Tokens kept of a row (pairs lose from the longer side); as many as the checkpoint allows when not given."""
 
     @model_validator(mode="after")
-    def _pair_is_two(self) -> Self:
+    def _columns_differ(self) -> Self:
         if self.text_pair == self.text:
             raise PydanticCustomError("text_pair", "must be another column than `text`; leave it out for single texts")
+        if shared := {*self.input_columns()} & {*self.label_columns}:
+            message = "must be another column than that of the label, `{column}`"
+            raise PydanticCustomError("text", message, {"column": min(shared)})
         return self
 
     def columns(self) -> dict[str, tuple[str, ...]]:
