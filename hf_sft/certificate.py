@@ -24,7 +24,7 @@ from hf_sft.block import load_kind
 from hf_sft.checkpoint import Checkpoint, find_checkpoint, source_of
 from hf_sft.encoding import read_examples
 from hf_sft.errors import CheckpointError
-from hf_sft.models import open_to_readers
+from hf_sft.models import open_to_readers, quantisation
 from hf_sft.tasks import Task
 
 FOLDER = "probes"
@@ -134,7 +134,8 @@ def _load_plainly(saved: Path, task: Task, checkpoint: Checkpoint) -> tuple[Any,
     if not (saved / "adapter_config.json").is_file():
         return task.auto_model.from_pretrained(saved, **trust, **exact), processor
     config = AutoConfig.from_pretrained(saved, **trust)
-    base = task.auto_model.from_pretrained(find_checkpoint(checkpoint), config=config, **source_of(checkpoint), **exact)
+    told = {**source_of(checkpoint), **exact, **quantisation(checkpoint, task, config)}
+    base = task.auto_model.from_pretrained(find_checkpoint(checkpoint), config=config, **told)
     return PeftModel.from_pretrained(base, saved), processor
 
 

@@ -39,6 +39,8 @@ class Checkpoint(Block):
     """For `from_config`: a checkpoint whose tokenizer is taken, or a `type` and a `vocab_size` to train one on train."""
     gguf_file: str | None = None
     """A GGUF file there: it is dequantised once, to float32, and trained like any other checkpoint."""
+    load_in_4bit: bool = False
+    """QLoRA: the body rests in 4 bits a weight (bitsandbytes), beneath adapters that are kept; the head is as it always is."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; resolved to a commit in the run folder's recipe."""
     trust_remote_code: bool = False
@@ -49,8 +51,9 @@ class Checkpoint(Block):
         if (self.checkpoint is None) is (self.from_config is None):
             given = "both are" if self.checkpoint else "none is"
             raise PydanticCustomError("beginning", "needs `checkpoint` or `from_config`; {given} given", {"given": given})
-        if self.checkpoint is None and self.gguf_file is not None:
-            raise PydanticCustomError("beginning", "`gguf_file` goes with `checkpoint`: it holds weights")
+        for name in ("gguf_file", "load_in_4bit"):
+            if self.checkpoint is None and getattr(self, name):
+                raise PydanticCustomError("beginning", "`{name}` goes with `checkpoint`", {"name": name})
         if self.checkpoint is not None and (self.config or self.tokenizer):
             raise PydanticCustomError("beginning", "`config` and `tokenizer` go with `from_config`: a checkpoint has its own")
         if self.tokenizer is None and self.from_config in CONFIG_MAPPING:

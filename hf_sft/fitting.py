@@ -40,7 +40,7 @@ def fit(
     Gives the finished model, in eval mode, and how it went. Raises `RecipeError` when it diverges.
     """
     model, use_cache = phase.prepare(loaded), getattr(loaded.model.config, "use_cache", None)
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    sizes = [(count_weights(p), p.requires_grad) for p in model.parameters()]
     curve = TrainingCurve(phase.name, parameters=sum(n for n, _ in sizes), trainable=sum(n for n, moves in sizes if moves))
     started = time.perf_counter()
     with stored_where_it_rests(loaded, model, examples, asked, setting, curve) as shown:
@@ -89,6 +89,12 @@ def stored_where_it_rests(
             yield {**examples, **made[0]}
         return
     yield examples
+
+
+def count_weights(parameter: nn.Parameter) -> int:
+    """How many weights a parameter holds; several are in one number where they are quantised."""
+    quantised: Any = getattr(parameter, "quant_state", None)
+    return parameter.numel() if quantised is None else quantised.shape.numel()
 
 
 def _peak_memory(machine: Machine) -> int:

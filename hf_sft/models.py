@@ -1,9 +1,11 @@
 """From a checkpoint to a processor and a model."""
 
 import contextlib
+import copy
 import os
 import shlex
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils import logging
 
@@ -164,9 +166,26 @@ def _load_weights(checkpoint: Checkpoint, task: Task, config: PretrainedConfig) 
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **source_of(checkpoint),
+                **quantisation(checkpoint, task, config),
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(explain(checkpoint, "model", error)) from error
+
+
+def quantisation(checkpoint: Checkpoint, task: Task, config: PretrainedConfig) -> dict[str, Any]:
+    """What `from_pretrained` is told of weights in 4 bits, as QLoRA has them: all linear layers of the body.
+
+    Raises `CheckpointError` when the package that does it is not there. https://huggingface.co/papers/2305.14314
+    """
+    if not checkpoint.load_in_4bit:
+        return {}
+    if find_spec("bitsandbytes") is None:
+        raise CheckpointError('`model.load_in_4bit` needs the package bitsandbytes: pip install "hf-sft[qlora]"')
+    with torch.device("meta"):
+        head = LoadedModel(task.auto_model.from_config(config), (), None).head_modules
+    four_bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    how = BitsAndBytesConfig(**four_bits, bnb_4bit_compute_dtype="bfloat16", llm_int8_skip_modules=head or None)
+    return {"quantization_config": how}
 
 
 def merge_command(run: str) -> str:
@@ -216,6 +235,9 @@ def save_model(model: Any, config: PretrainedConfig, processor: Any, folder: Pat
     with _no_progress_bar():
         # PEFT asks the Hub for the base's vocabulary otherwise; nothing here changes one.
         model.save_pretrained(folder, **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {}))
+    if hasattr(config, "quantization_config"):  # of what the adapter is put on: an ordinary checkpoint, quantised once more
+        config = copy.deepcopy(config)
+        delattr(config, "quantization_config")
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
     open_to_readers(folder)

@@ -91,7 +91,7 @@ def gather_facts(
     certificate: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of report.json: each step says its own."""
-    task = splits.task
+    task, quantised = splits.task, getattr(loaded.model.config, "quantization_config", None)
     truncated, lost = ({name: each.count_rows(what) for name, each in examples.items()} for what in ("truncated", "lost"))
     kind, total = task.answer_kind(), sum(len(rows) for rows in splits.rows.values())
     name = Checkpoint.model_validate(recipe["model"]).name
@@ -113,7 +113,12 @@ def gather_facts(
             "reads_files": task.reads_files,
         },
         "method": recipe["method"]["type"],
-        "checkpoint": {"name": name, "revision": recipe["model"].get("revision"), "card": dict(loaded.card)},
+        "checkpoint": {
+            "name": name,
+            "revision": recipe["model"].get("revision"),
+            "card": dict(loaded.card),
+            "quantised": quantised.to_diff_dict() if quantised else None,
+        },
         **measured,
         "parameters": {
             "total": curves[-1].parameters,

@@ -148,6 +148,11 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
         tell(note)
     if loaded.new:
         tell(f"new, since the checkpoint does not bring it: {', '.join(loaded.new)}")
+    if recipe.model.load_in_4bit and getattr(recipe.method, "merge", True):
+        raise RecipeError(
+            "`model.load_in_4bit`: weights in 4 bits can neither move nor take updates in.\n"
+            "  Use `method: {type: lora, merge: false}`."
+        )
     passing = "random weights" if recipe.model.from_config else "a GGUF file" if recipe.model.gguf_file else None
     if passing and getattr(recipe.method, "merge", True) is False:
         raise RecipeError(f"an adapter on {passing} can't be loaded again.  Use `method.merge=true`, or `method: full`.")

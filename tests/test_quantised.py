@@ -1,6 +1,8 @@
-"""A GGUF file is dequantised once, to an ordinary checkpoint with the weights that it holds, and trained like any other."""
+"""Few bits a weight: a GGUF file is dequantised once, and trained like any checkpoint; 4 bits rest beneath adapters."""
 
+import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import hf_sft
+import hf_sft.models
 from hf_sft.cache import cache_folder
 from hf_sft.checkpoint import Checkpoint, find_checkpoint
 from tests import tiny
@@ -147,6 +150,46 @@ def test_mistakes_with_such_files_are_told(changes, words, folders, tmp_path):
     with pytest.raises(hf_sft.CheckpointError, match=words):
         hf_sft.train(recipe)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_in_four_bits_need_the_package_that_makes_them(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(hf_sft.models, "find_spec", lambda name: None)
+    recipe = tiny.recipe(checkpoints["bert"], tiny.write_rows(tmp_path / "data", SINGLE), tmp_path / "run", "lora:kept")
+    recipe["model"]["load_in_4bit"] = True
+    with pytest.raises(hf_sft.CheckpointError, match=r'needs the package bitsandbytes: pip install "hf-sft\[qlora\]"'):
+        hf_sft.train(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_adapters_on_weights_in_four_bits_are_certified(family, checkpoints, tmp_path):
+    wider = tmp_path / "wider"  # 64 weights share a scale
+    shutil.copytree(checkpoints[family], wider)
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.from_pretrained(wider, hidden_size=64)).save_pretrained(wider)
+    recipe = tiny.recipe(wider, tiny.write_rows(tmp_path / "data", SINGLE), tmp_path / "run", "lora:kept")
+    recipe["model"]["load_in_4bit"] = True
+    trainer = hf_sft.build_trainer({**recipe, "output": {"folder": str(tmp_path / "other")}})
+    packed = {name for name, p in trainer.model.named_parameters() if p.dtype == torch.uint8}
+    moving = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert packed and not packed & moving
+    assert all(any(new.rpartition(".")[2] in name for name in moving) for new in trainer.loaded.new)
+    report = hf_sft.train(recipe)
+    assert report.facts["certificate"]["within"]
+    snippet = re.search(r"```python\n(.*?)```", (tmp_path / "run" / "README.md").read_text(), re.DOTALL)
+    assert snippet
+    said: dict[str, Any] = {}
+    exec(snippet[1].replace("\nanswer(", "\nlabel = answer("), said)
+    assert said["label"][0]["label"] == hf_sft.predict(tmp_path / "run", ["A text."])[0]["label"]
+
+
+def test_weights_in_four_bits_take_no_updates_in(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(hf_sft.models, "quantisation", lambda *_: {})
+    recipe = tiny.recipe(checkpoints["bert"], tiny.write_rows(tmp_path / "data", SINGLE), tmp_path / "run", "lora")
+    recipe["model"]["load_in_4bit"] = True
+    with pytest.raises(hf_sft.RecipeError, match="can neither move nor take updates in"):
+        hf_sft.train(recipe)
 
 
 def test_an_adapter_needs_a_checkpoint_that_it_can_be_put_on_again(folders, tmp_path):
