@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AlbertConfig,
     BartConfig,
@@ -22,12 +23,13 @@ from transformers import (
     RobertaConfig,
     T5Config,
 )
-from transformers.models.auto import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.auto import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import hf_sft
 from hf_sft.vocabulary import NewTokenizer, train_tokenizer
 from tests import tiny
-from tests.test_invariants import TOLERANCE, one_step, relative_difference
+from tests.quaint import QuaintConfig
+from tests.test_invariants import TOLERANCE, one_step, relative_difference, train_by_two_processes
 
 SINGLE = "single_label_classification"
 SIZE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -47,26 +49,30 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
         **{"vocab_size": 64, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64},
         **{"decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, **ENDS},
     ),
+    "quaint": QuaintConfig,
     "t5": lambda: T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, **ENDS),
 }
 DECODERS = ("llama", "qwen2", "gpt_neox")
+METHODS = ("full", "head_only", "last_layers", "lora:merged", "lora:kept")
 BPE = NewTokenizer(type="bpe", vocab_size=300)
+
+
+def build(family: str, folder: Path) -> Path:
+    """A checkpoint of a family without a head, with no dropout."""
+    config = FAMILIES[family]()
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    texts = [row["text"] for row in tiny.rows(SINGLE, 99)]
+    (train_tokenizer(BPE, texts) if family in DECODERS else tiny._bert_tokenizer()).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> dict[str, Path]:
-    """A checkpoint of each family without a head, with no dropout."""
-    folders = {}
-    for family, configure in FAMILIES.items():
-        config, folders[family] = configure(), tmp_path_factory.mktemp(family)
-        for name, value in config.to_dict().items():
-            if "drop" in name and isinstance(value, float):
-                setattr(config, name, 0.0)
-        torch.manual_seed(0)
-        AutoModel.from_config(config).save_pretrained(folders[family])
-        texts = [row["text"] for row in tiny.rows(SINGLE, 99)]
-        (train_tokenizer(BPE, texts) if family in DECODERS else tiny._bert_tokenizer()).save_pretrained(folders[family])
-    return folders
+    return {family: build(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
 
 
 def asked(checkpoint: Path, folder: Path, method: str) -> dict[str, Any]:
@@ -75,7 +81,7 @@ def asked(checkpoint: Path, folder: Path, method: str) -> dict[str, Any]:
     return recipe
 
 
-@pytest.mark.parametrize("method", ["full", "head_only", "last_layers", "lora:merged", "lora:kept"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_was_saved_answers_like_what_was_trained(family, method, built, tmp_path):
     facts = hf_sft.train(asked(built[family], tmp_path, method)).facts
@@ -101,7 +107,9 @@ def test_a_head_reads_the_mean_where_the_architecture_can_hold_that(family, buil
     texts = AutoTokenizer.from_pretrained(tmp_path / "run")(["a goal", "the bank cut its rates again", "law"], padding=True)
     batch = texts.convert_to_tensors("pt")
     with torch.no_grad():
-        body = AutoModel.from_pretrained(built[family], pad_token_id=model.config.pad_token_id).eval()
+        config = AutoConfig.from_pretrained(built[family])
+        config.pad_token_id = model.config.pad_token_id
+        body = AutoModel.from_pretrained(built[family], config=config).eval()
         below = body(**batch).last_hidden_state
         read = model(**batch, output_hidden_states=True).hidden_states[-1][:, 0]
     shown = batch["attention_mask"].unsqueeze(-1)
@@ -150,18 +158,41 @@ def test_what_is_meant_to_move_moves_and_nothing_else(family, method, built, tmp
         assert not any(name.startswith(f"{layer}.") for layer in trainer.loaded.layers[:-1] for name in changed)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_is_the_same_however_it_is_cut(family, built, tmp_path):
+def step_however_cut(recipe: dict[str, Any]) -> None:
+    """The loss and the gradients of a step of 16 rows are the same in one micro-batch and in many."""
+
     def step(tokens: int) -> tuple[float, dict[str, torch.Tensor], int]:
-        recipe = asked(built[family], tmp_path, "full")
-        recipe["training"] |= {"batch_size": 16, "micro_batch_tokens": tokens}
-        return one_step(recipe)
+        return one_step({**recipe, "training": {**recipe["training"], "batch_size": 16, "micro_batch_tokens": tokens}})
 
     loss, gradients, cuts = step(10_000)
     other_loss, other_gradients, more_cuts = step(24)
     assert cuts == 1 and more_cuts >= 5
     assert other_loss == pytest.approx(loss, rel=TOLERANCE)
     assert relative_difference(other_gradients, gradients) < TOLERANCE
+
+
+def alike_by_two_processes(recipes: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Each ends in the weights that one process ends in; a step has one row for the second process, or none."""
+    for name, recipe in recipes.items():
+        hf_sft.train({**recipe, "output": {"folder": str(folder / "one" / name)}})
+    train_by_two_processes(
+        [{**recipe, "output": {"folder": str(folder / "two" / name)}} for name, recipe in recipes.items()], folder
+    )
+    for name in recipes:
+        (weights,) = {path.name for path in (folder / "one" / name).glob("*model.safetensors")}
+        one, two = (load_file(folder / side / name / weights) for side in ("one", "two"))
+        assert relative_difference(two, one) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_is_the_same_however_it_is_cut(family, built, tmp_path):
+    step_however_cut(asked(built[family], tmp_path, "full"))
+
+
+def test_two_processes_end_in_the_weights_of_one(built, tmp_path):
+    """All families by all methods: tests/benchmarks/families.py."""
+    telling = {"modernbert": "full", "electra": "head_only", "t5": "last_layers", "albert": "lora", "llama": "lora:kept"}
+    alike_by_two_processes({family: asked(built[family], tmp_path, method) for family, method in telling.items()}, tmp_path)
 
 
 def test_texts_of_which_the_tokenizer_makes_nothing_are_named(built, tmp_path):

@@ -115,6 +115,16 @@ def test_the_plain_trainer_has_the_same_loss_however_it_is_cut(checkpoints, tmp_
     assert losses[4] == pytest.approx(losses[16], rel=1e-3)
 
 
+def train_by_two_processes(recipes: list[dict[str, Any]], folder: Path) -> None:
+    """One launch for all of them."""
+    (folder / "cases.json").write_text(json.dumps(recipes))
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    config = ["--config_file", str(ROOT / "accelerate_configs" / "cpu_multi.yaml")]
+    program = [str(ROOT / "tests" / "train_cases.py"), str(folder / "cases.json")]
+    done = subprocess.run([*launch, *config, *program], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
     """17 rows in steps of 8: the last step of an epoch is one row, and one process has none. One launch runs all cases."""
     cases = {}
@@ -135,12 +145,7 @@ def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
         recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "one" / name, method, **asked)
         hf_sft.train(recipe)
         cases[name] = {**recipe, "output": {"folder": str(tmp_path / "two" / name)}}
-    (tmp_path / "cases.json").write_text(json.dumps(list(cases.values())))
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    config = ["--config_file", str(ROOT / "accelerate_configs" / "cpu_multi.yaml")]
-    program = [str(ROOT / "tests" / "train_cases.py"), str(tmp_path / "cases.json")]
-    done = subprocess.run([*launch, *config, *program], capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    train_by_two_processes(list(cases.values()), tmp_path)
     for name in cases:
         reports = [json.loads((tmp_path / side / name / "report.json").read_text()) for side in ("one", "two")]
         assert [report["environment"]["processes"] for report in reports] == [1, 2]

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import hf_sft.workflow
-from tests import tiny
+from tests import quaint, tiny  # noqa: F401  (a family of models, made known)
 
 # As in conftest.py.
 gc.freeze()

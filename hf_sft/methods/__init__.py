@@ -90,7 +90,7 @@ class Method(Block, ABC):
         if epochs > EVALUATIONS and not training.model_fields_set & {*LENGTH[2:]}:
             between = math.ceil(epochs / EVALUATIONS)
             length = {
-                "num_train_epochs": float(between * EVALUATIONS),
+                "num_train_epochs": float(between * math.ceil(epochs / between)),
                 "eval_strategy": "steps",
                 "eval_steps": between * of_epoch,
             }
