@@ -254,8 +254,9 @@ def _cast(rows: Dataset, kinds: dict[str, str]) -> Dataset:
 
 def _explain_missing(source: DataSource, error: Exception) -> str:
     where = source.dataset if source.dataset not in FILES else f"{source.dataset} of {source.data_files or source.data_dir}"
+    at = f" at revision `{source.revision}`" if source.revision else ""
     return (
-        f"data set `{where}` can't be had: {_first_line(error)}\n"
+        f"data set `{where}`{at} can't be had: {_first_line(error)}\n"
         "  Expected a Hub id (online, or in the cache), a file, one of csv, json, parquet, arrow, text with\n"
         "  `data.data_files`, textfolder or imagefolder with `data.data_dir`, or a folder written by save_to_disk."
     )

@@ -1,6 +1,7 @@
 """Rows to splits: named, sliced or made; checked; and cut down to a subset."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -285,6 +286,9 @@ def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes
     train = rows["train"]
     units = units_of(train, source, task)
     sides = assign(units, strata, fractions, source.seed)
+    if not source.stratify:  # the only row of a class is there to be learned from
+        counts = Counter(strata)
+        sides[np.isin(units, units[[counts[each] == 1 for each in strata]])] = "train"
     made = {name: train.select(np.flatnonzero(sides == name)) for name in ("train", *fractions) if name != "unused"}
     for name, split in made.items():
         if not len(split):

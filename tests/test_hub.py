@@ -416,6 +416,33 @@ def test_a_recipe_of_hub_ids_runs_from_an_empty_cache_and_again_without_the_hub(
         assert other["checkpoint"] == first["checkpoint"]
 
 
+def test_a_revision_that_is_not_there_is_told(hub, checkpoints, tmp_path):
+    hub.put("me/tiny", checkpoints["bert"])
+    rows = {f"{n}.jsonl": Path(p).read_bytes() for n, p in tiny.write_rows(tmp_path / "rows", SINGLE).items()}
+    hub.put("me/rows", rows, kind="datasets")
+    asked = tiny.recipe(checkpoints["bert"], {}, tmp_path / "run")
+    asked |= {"model": {"checkpoint": "me/tiny"}, "data": {"dataset": "me/rows"}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(asked))
+    for block, name in (("model", "me/tiny"), ("data", "me/rows")):
+        done = subprocess.run(
+            [sys.executable, "-m", "hf_sft", "check", str(tmp_path / "recipe.yaml"), f"{block}.revision=nowhere"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **hub.environment(tmp_path / "home")},
+        )
+        assert done.returncode == 2 and f"`{name}` at revision `nowhere` can't be had" in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_the_hub_says_what_its_head_is_to_read(hub, checkpoints, tmp_path):
+    pooling = {"1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}'}
+    hub.put("me/tiny", {**{p.name: p.read_bytes() for p in checkpoints["bert"].iterdir()}, **pooling})
+    files = tiny.write_rows(tmp_path / "rows", SINGLE)
+    asked = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", "head_only", model={"checkpoint": "me/tiny"})
+    assert len(hf_sft.build_trainer(asked).loaded.layers) == 3
+
+
 def test_publishing_works_with_xet_switched_on(hub, run, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     monkeypatch.setattr("tests.local_hub.LARGE", re.compile("none is large"))

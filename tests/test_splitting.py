@@ -158,6 +158,16 @@ def test_classes_of_four_rows_do_reach_the_test_split(tmp_path):
     assert all(abs(sizes(made)[name] - 18.6) <= 1 for name in ("validation", "test"))
 
 
+def test_the_only_row_of_a_class_is_there_to_be_learned_from(tmp_path):
+    rows = [{"text": f"text {i}", "label": f"lone {i}" if i < 9 else "often"} for i in range(40)]
+    files = write(tmp_path / "a.jsonl", rows)
+    for seed in range(5):
+        source = DataSource(dataset="json", data_files=files, splits={"validation": 0.3, "test": 0.3}, seed=seed)
+        splits = load_splits(source, TASK)
+        assert {f"lone {i}" for i in range(9)} <= {*splits.rows["train"]["label"]}
+        assert any("9 of 10 classes have no row in split `test`: `lone 0`" in note for note in splits.notes)
+
+
 def test_a_slice_that_runs_backwards_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"`train\[80:20\]` is not a slice, or one without rows"):
         split(tmp_path, 100, splits={"test": "train[80:20]"})

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 import hf_sft
 from hf_sft.batching import Examples, StepSampler
 from hf_sft.dropout import drop
+from hf_sft.training import Training, resolve_machine
 from tests import tiny
 
 SINGLE = "single_label_classification"
@@ -250,6 +252,15 @@ def test_engines_that_the_step_does_not_serve_are_refused(engine, checkpoints, t
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     with pytest.raises(hf_sft.RecipeError, match="which our training step does not serve yet"):
         hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / "run"))
+
+
+def test_a_step_has_a_row_for_every_process(monkeypatch):
+    three = SimpleNamespace(num_processes=3, device="cpu", is_main_process=True)
+    monkeypatch.setattr("hf_sft.training.PartialState", lambda cpu: three)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert resolve_machine(Training(batch_size=3)).processes == 3
+    with pytest.raises(hf_sft.RecipeError, match=r"`training\.batch_size` is 2, but there are 3 processes(.|\n)*launch fewer"):
+        resolve_machine(Training(batch_size=2))
 
 
 def test_the_default_optimizer_is_the_fused_one(checkpoints, tmp_path):
