@@ -28,11 +28,11 @@ KEY = "stored_states"
 
 
 class Passed(nn.Module):
-    """Stands in for a resting layer: gives on what it gets, or the states of the batch where it `gives`."""
+    """Stands in for a resting layer: gives the states of the batch where it `gives`; else what it gets, or something `odd`."""
 
-    def __init__(self, layer: nn.Module, tail: tuple[None, ...] | None, gives: bool):
+    def __init__(self, layer: nn.Module, tail: tuple[None, ...] | None, gives: bool, odd: bool):
         super().__init__()
-        self._layer, self.tail, self.gives, self.states = [layer], tail, gives, None
+        self._layer, self.tail, self.gives, self.odd, self.states = [layer], tail, gives, odd, None
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -45,6 +45,8 @@ class Passed(nn.Module):
             if self.states is None:
                 raise TypeError("the task does not hand stored states on")
             hidden_states = self.states.to(hidden_states.dtype)
+        elif self.odd:
+            hidden_states = hidden_states.flip(-1) + 1
         return hidden_states if self.tail is None else (hidden_states, *self.tail)
 
 
@@ -72,11 +74,11 @@ def count_resting(loaded: LoadedModel) -> int:
 
 
 @contextlib.contextmanager
-def passed_layers(loaded: LoadedModel, count: int, tail: tuple[None, ...] | None) -> Iterator[None]:
+def passed_layers(loaded: LoadedModel, count: int, tail: tuple[None, ...] | None, odd: bool = False) -> Iterator[None]:
     """The model with stubs in the place of its lowest layers, which are put back at the end."""
     names = loaded.layers[:count]
     layers = [loaded.model.get_submodule(name) for name in names]
-    stubs = [Passed(layer, tail, place == count - 1) for place, layer in enumerate(layers)]
+    stubs = [Passed(layer, tail, place == count - 1, odd) for place, layer in enumerate(layers)]
 
     def take(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         stubs[-1].states = kwargs.get(KEY)
@@ -147,7 +149,8 @@ def _watch(loaded: LoadedModel, count: int, batch: Batch, items: ItemsOf) -> tup
 
 
 def _stub_is_exact(loaded: LoadedModel, count: int, examples: Examples, items: ItemsOf) -> bool:
-    """Tried on three examples of different lengths, in float32."""
+    """Tried on three examples of different lengths, in float32: the logits are the model's, by the states and by nothing else
+    from below, and what moves has a gradient where it has one in the model."""
     places = three_lengths(examples)
     batch = to_device(examples.collate(places), PartialState().device)
     try:
@@ -157,14 +160,24 @@ def _stub_is_exact(loaded: LoadedModel, count: int, examples: Examples, items: I
         ends = _ends(examples, hidden.shape[1])
         sizes = [int(ends[place + 1] - ends[place]) for place in places]
         pieces = [states[:size] for states, size in zip(hidden, sizes, strict=True)]
-        with torch.no_grad():
-            wanted = items(loaded.model, batch).logits
-            with passed_layers(loaded, count, tail):
-                states = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
-                found = items(loaded.model, {**batch, KEY: states}).logits
+        states = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
+        wanted, moving = _ask(loaded, items, batch)
+        with passed_layers(loaded, count, tail):
+            found, still_moving = _ask(loaded, items, {**batch, KEY: states})
+        with passed_layers(loaded, count, tail, odd=True):
+            again, _ = _ask(loaded, items, {**batch, KEY: states})
     except ON_A_STUB:  # a body that asks more of its layers
         return False
-    return alike(wanted, found)
+    return alike(wanted, found) and torch.equal(found, again) and moving == still_moving
+
+
+def _ask(loaded: LoadedModel, items: ItemsOf, batch: Batch) -> tuple[Tensor, list[bool]]:
+    """The logits, and of each parameter that moves whether they have a gradient by it."""
+    with torch.enable_grad():
+        logits = items(loaded.model, batch).logits
+        moving = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(logits.sum(), moving, allow_unused=True)
+    return logits.detach(), [gradient is not None for gradient in gradients]
 
 
 def _run_layers(

@@ -158,6 +158,13 @@ def test_what_is_meant_to_move_moves_and_nothing_else(family, method, built, tmp
         assert not any(name.startswith(f"{layer}.") for layer in trainer.loaded.layers[:-1] for name in changed)
 
 
+@pytest.mark.parametrize("family", ["electra", "bart", "t5"])
+def test_lower_layers_are_stored_only_where_nothing_else_of_them_is_used(family, built, tmp_path):
+    """A decoder's layers look at the encoder's too; on a tiny model the difference would be lost in rounding."""
+    facts = hf_sft.train(asked(built[family], tmp_path, "last_layers")).facts
+    assert facts["training"]["curves"][0]["stored_layers"] == (1 if family == "electra" else 0)
+
+
 def step_however_cut(recipe: dict[str, Any]) -> None:
     """The loss and the gradients of a step of 16 rows are the same in one micro-batch and in many."""
 
