@@ -117,7 +117,7 @@ def gather_facts(
             "name": name,
             "revision": recipe["model"].get("revision"),
             "card": dict(loaded.card),
-            "quantised": quantised.to_diff_dict() if quantised else None,
+            **({"quantised": quantised.to_diff_dict()} if quantised else {}),
         },
         **measured,
         "parameters": {

@@ -420,18 +420,20 @@ def test_a_revision_that_is_not_there_is_told(hub, checkpoints, tmp_path):
     hub.put("me/tiny", checkpoints["bert"])
     rows = {f"{n}.jsonl": Path(p).read_bytes() for n, p in tiny.write_rows(tmp_path / "rows", SINGLE).items()}
     hub.put("me/rows", rows, kind="datasets")
-    asked = tiny.recipe(checkpoints["bert"], {}, tmp_path / "run")
-    asked |= {"model": {"checkpoint": "me/tiny"}, "data": {"dataset": "me/rows"}}
+    asked = tiny.recipe(checkpoints["bert"], tiny.write_rows(tmp_path / "here", SINGLE), tmp_path / "run")
+    asked["model"] = {"checkpoint": "me/tiny", "revision": "nowhere"}
+    with pytest.raises(hf_sft.CheckpointError, match="`me/tiny` at revision `nowhere` can't be had"):
+        hf_sft.train(asked)
+    asked |= {"model": {"checkpoint": "me/tiny"}, "data": {"dataset": "me/rows", "revision": "nowhere"}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(asked))
-    for block, name in (("model", "me/tiny"), ("data", "me/rows")):
-        done = subprocess.run(
-            [sys.executable, "-m", "hf_sft", "check", str(tmp_path / "recipe.yaml"), f"{block}.revision=nowhere"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, **hub.environment(tmp_path / "home")},
-        )
-        assert done.returncode == 2 and f"`{name}` at revision `nowhere` can't be had" in done.stderr, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_sft", "train", str(tmp_path / "recipe.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **hub.environment(tmp_path / "home")},
+    )
+    assert done.returncode == 2 and "`me/rows` at revision `nowhere` can't be had" in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -132,7 +132,9 @@ def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
         if family == "gpt2" and problem not in (PROBLEMS[0], "entities", "texts"):
             continue
         files = tiny.write_rows(tmp_path / problem, problem, train=17)
-        for method in METHODS if (family, problem) != ("gpt2", "texts") else ("full", "lora"):
+        few = tuple(method for method in METHODS if method not in ("last_layers", "lp_ft"))
+        usual = METHODS if problem in (PROBLEMS[0], "pictures") else few
+        for method in usual if (family, problem) != ("gpt2", "texts") else ("full", "lora"):
             name = f"{family}-{problem}-{method}"
             folder = tmp_path / "one" / name
             recipe = tiny.recipe(checkpoints[family], files, folder, method, task=tiny.task_of(problem))
@@ -140,6 +142,8 @@ def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
             cases[name] = {**recipe, "output": {"folder": str(tmp_path / "two" / name)}}
     scored = {"eval_strategy": "steps", "eval_steps": 2}
     for problem, aid, method in product((PROBLEMS[0], "entities"), list_kinds("aids"), METHODS):
+        if problem == "entities" and method != "full":
+            continue
         name, files = f"{problem}-{aid}-{method}", tiny.write_rows(tmp_path / problem, problem, train=17)
         asked = {"training": scored, "task": tiny.task_of(problem), "aids": [{"type": aid}]}
         recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "one" / name, method, **asked)
@@ -160,9 +164,14 @@ def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
             assert rows[0] == rows[1] == list(range(len(rows[0])))
 
 
-@pytest.mark.parametrize("aid", [None, *list_kinds("aids")])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("problem", [PROBLEMS[0], "entities"])
+@pytest.mark.parametrize(
+    ("problem", "method", "aid"),
+    [
+        *product((PROBLEMS[0],), METHODS, (None, *list_kinds("aids"))),
+        *product(("entities",), METHODS, (None,)),
+        *product(("entities",), ("full",), list_kinds("aids")),
+    ],
+)
 def test_the_same_recipe_twice_gives_the_same_metrics(problem, method, aid, checkpoints, tmp_path):
     files = tiny.write_rows(tmp_path / "data", problem)
     asked = {"training": {"eval_strategy": "epoch"}, "task": tiny.task_of(problem), "aids": [{"type": aid}] if aid else []}

@@ -121,7 +121,8 @@ def finished_run(
         "seed": 0,
     }
     machine = Machine("cpu", 1, "fp32", 512)
-    loaded: Any = SimpleNamespace(new=("classifier.weight", "classifier.bias"), notes=(), card={})
+    model = SimpleNamespace(config=SimpleNamespace())
+    loaded: Any = SimpleNamespace(model=model, new=("classifier.weight", "classifier.bias"), notes=(), card={})
     certificate = {"rows": 64, "largest_difference": 2e-6, "bound": 1e-4, "within": True}
     facts = gather_facts(recipe, loaded, splits, examples, [curve], evaluations, machine, certificate)
     # JSON is YAML: good enough for a recipe that is only shown.
