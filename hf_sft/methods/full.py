@@ -21,6 +21,7 @@ class Full(Method):
     }
 
     steps: ClassVar[tuple[int, int]] = (500, sys.maxsize)
+    # MiniLM on banking77, from 616 rows: 0.434 after 3 epochs, which are 60 steps, and 0.798 after 500.
 
     def phases(self, task: Task, training: Training, rows: int) -> tuple[Phase, ...]:
         return (Phase("full", self.complete(training, task, rows), move_everything, unchanged),)
