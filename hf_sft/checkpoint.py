@@ -83,10 +83,11 @@ def load_config(checkpoint: Checkpoint, fields: dict[str, Any]) -> PretrainedCon
     if checkpoint.from_config in CONFIG_MAPPING:
         return _with_fields(checkpoint, AutoConfig.for_model(where), fields)
     if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
-        adapter = (Path(where) / "adapter_config.json").is_file()
-        files = ", ".join(path.name for path in sorted(Path(where).glob("*.gguf")))
-        what = f"it holds GGUF files; name one as `model.gguf_file`: {files}" if files else "it has no config.json"
-        what = "it holds a PEFT adapter; merge it first, and give the merged folder" if adapter else what
+        what = "it has no config.json"
+        if files := ", ".join(path.name for path in sorted(Path(where).glob("*.gguf"))):
+            what = f"it holds GGUF files; name one as `model.gguf_file`: {files}"
+        if (Path(where) / "adapter_config.json").is_file():
+            what = "it holds a PEFT adapter; merge it first, and give the merged folder"
         raise CheckpointError(f"checkpoint `{checkpoint.where}` is not a model folder: {what}.")
     try:
         config = AutoConfig.from_pretrained(where, **source_of(checkpoint), **({} if checkpoint.from_config else fields))

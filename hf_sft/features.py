@@ -186,7 +186,7 @@ def ask_head(loaded: LoadedModel, batch: Batch, items: ItemsOf, hidden: Tensor) 
         (gradient,) = torch.autograd.grad((logits * drawn).sum(), hidden)
     read = gradient.abs().sum(-1, keepdim=True) > 0
     count = read.sum(1, keepdim=True)
-    if len(hidden) == 0 or not count.all():
+    if not count.all():
         return None
     even = gradient.sum(1, keepdim=True) / count * read
     if not torch.allclose(gradient, even, rtol=TOLERANCE, atol=TOLERANCE * float(gradient.abs().max())):

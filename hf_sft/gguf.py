@@ -13,10 +13,10 @@ import torch
 from accelerate import PartialState
 from huggingface_hub import hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-from transformers.utils import logging
 
 from hf_sft.cache import cache_folder, digest, touch, written_aside
 from hf_sft.errors import nearest, suggest
+from hf_sft.quiet import no_progress_bar
 
 HEADER = b"GGUF"
 
@@ -52,21 +52,18 @@ def _hash_file(file: Path, changed: int) -> str:
 
 
 def _write(file: Path, folder: Path) -> None:
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    dense = GgufConfig(dequantize=True)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        with no_progress_bar():
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=dense
+            )
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (ValueError, KeyError, RuntimeError, NotImplementedError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise LookupError(
             f"`model.gguf_file`: `{file.name}` can't be dequantised: {reason}\n"
             "  transformers reads the language models that it lists under GGUF, with their tokenizers."
         ) from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

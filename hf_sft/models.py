@@ -1,10 +1,8 @@
 """From a checkpoint to a processor and a model."""
 
-import contextlib
 import copy
 import os
 import shlex
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
-from transformers.utils import logging
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.checkpoint import Checkpoint, explain, find_checkpoint, load_config, read_card, source_of
 from hf_sft.errors import CheckpointError
 from hf_sft.heads import fit_head
+from hf_sft.quiet import no_progress_bar
 from hf_sft.tasks import Labels, Task
 
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -157,7 +155,7 @@ def _load_weights(checkpoint: Checkpoint, task: Task, config: PretrainedConfig) 
             "  Load the model once where you trust it, and save it with `save_pretrained`."
         )
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             return task.auto_model.from_pretrained(
                 where,
                 config=config,
@@ -218,21 +216,9 @@ def _find_new(checkpoint: Checkpoint, model: PreTrainedModel, report: dict[str, 
     return new
 
 
-@contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Reading a file from disk needs none."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def save_model(model: Any, config: PretrainedConfig, processor: Any, folder: Path) -> None:
     """In Hugging Face's own files; the config beside an adapter too, since it names the classes."""
-    with _no_progress_bar():
+    with no_progress_bar():
         # PEFT asks the Hub for the base's vocabulary otherwise; nothing here changes one.
         model.save_pretrained(folder, **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {}))
     if hasattr(config, "quantization_config"):  # of what the adapter is put on: an ordinary checkpoint, quantised once more

@@ -121,6 +121,7 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     What the person waiting should know goes to `tell` at once; to standard error when there is no `tell`.
     """
     tell = tell or say
+    _require_adapter_that_fits(recipe)
     machine, recipe = resolve_machine(recipe.training), recipe.model_copy(update={"model": pin(recipe.model)})
     splits = mark_known(load_splits(recipe.data, recipe.task), recipe.model)
     recipe.evaluation.names(splits.task)  # refuses metrics that don't fit before the long part begins
@@ -148,19 +149,24 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
         tell(note)
     if loaded.new:
         tell(f"new, since the checkpoint does not bring it: {', '.join(loaded.new)}")
-    if recipe.model.load_in_4bit and getattr(recipe.method, "merge", True):
-        raise RecipeError(
-            "`model.load_in_4bit`: weights in 4 bits can neither move nor take updates in.\n"
-            "  Use `method: {type: lora, merge: false}`."
-        )
-    passing = "random weights" if recipe.model.from_config else "a GGUF file" if recipe.model.gguf_file else None
-    if passing and getattr(recipe.method, "merge", True) is False:
-        raise RecipeError(f"an adapter on {passing} can't be loaded again.  Use `method.merge=true`, or `method: full`.")
     phases = recipe.method.phases(splits.task, recipe.training, len(train))
     for aid in recipe.aids:
         phases = tuple(aid.apply(phase, splits.task, splits.rows["train"]) for phase in phases)
     resolved = {"data": splits.source, "task": splits.task, "training": phases[-1].training}
     return Prepared(recipe.model_copy(update=resolved), splits, processor, examples, loaded, machine, phases)
+
+
+def _require_adapter_that_fits(recipe: Recipe) -> None:
+    """Raises `RecipeError` when what the method saves does not go with what the checkpoint is."""
+    merged = getattr(recipe.method, "merge", True)
+    if recipe.model.load_in_4bit and merged:
+        raise RecipeError(
+            "`model.load_in_4bit`: weights in 4 bits can neither move nor take updates in.\n"
+            "  Use `method: {type: lora, merge: false}`."
+        )
+    passing = "random weights" if recipe.model.from_config else "a GGUF file" if recipe.model.gguf_file else None
+    if passing and not merged:
+        raise RecipeError(f"an adapter on {passing} can't be loaded again.  Use `method.merge=true`, or `method: full`.")
 
 
 def load_run(folder: str | Path, trust_remote_code: bool = False) -> Run:

@@ -184,8 +184,7 @@ def test_adapters_on_weights_in_four_bits_are_certified(family, checkpoints, tmp
     assert said["label"][0]["label"] == hf_sft.predict(tmp_path / "run", ["A text."])[0]["label"]
 
 
-def test_weights_in_four_bits_take_no_updates_in(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_sft.models, "quantisation", lambda *_: {})
+def test_weights_in_four_bits_take_no_updates_in(checkpoints, tmp_path):
     recipe = tiny.recipe(checkpoints["bert"], tiny.write_rows(tmp_path / "data", SINGLE), tmp_path / "run", "lora")
     recipe["model"]["load_in_4bit"] = True
     with pytest.raises(hf_sft.RecipeError, match="can neither move nor take updates in"):

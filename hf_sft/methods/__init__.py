@@ -1,6 +1,7 @@
 """A method knows which weights move. It answers with phases; each phase is one `Trainer.train()`."""
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,8 +60,11 @@ class Method(Block, ABC):
 
     training_defaults: ClassVar[dict[str, Any]]
     """Fields of `training` that suit this method, each with its reason beside it."""
-    steps: ClassVar[tuple[int, int]]
-    """At least and at most how many optimizer steps the default epochs are, if whole epochs can be that."""
+    steps: ClassVar[tuple[int, int]] = (500, sys.maxsize)
+    """At least and at most how many optimizer steps the default epochs are, if whole epochs can be that.
+
+    MiniLM on banking77, all weights, from 616 rows: 0.434 after 3 epochs, which are 60 steps, and 0.798 after 500.
+    """
 
     def reshape(self, loaded: LoadedModel, checkpoint: Checkpoint, examples: Examples, items: ItemsOf) -> LoadedModel:
         """The model as this method needs it, found out on some examples by the task's `items`; most take it as it is.

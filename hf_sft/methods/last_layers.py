@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 from hf_sft.anatomy import LoadedModel
 from hf_sft.errors import RecipeError
 from hf_sft.methods import Method, Phase, unchanged
-from hf_sft.methods.full import Full
 from hf_sft.tasks import Task
 from hf_sft.training import Training
 
@@ -24,8 +23,6 @@ class LastLayers(Method):
         "num_train_epochs": 3,
         "warmup_steps": 0.1,  # as in full: large early steps undo pre-training
     }
-
-    steps: ClassVar[tuple[int, int]] = Full.steps
 
     layers: int = Field(default=2, ge=1)
     """How many of the body's layers move, counted from the last."""

@@ -17,7 +17,6 @@ from transformers.pytorch_utils import Conv1D
 from hf_sft.anatomy import LoadedModel
 from hf_sft.errors import RecipeError, nearest, suggest
 from hf_sft.methods import Method, Phase, constant, unchanged
-from hf_sft.methods.full import Full
 from hf_sft.tasks import Task
 from hf_sft.training import Training
 
@@ -44,8 +43,6 @@ class Lora(Method):
         "num_train_epochs": 3,
         "warmup_steps": 0.1,
     }
-
-    steps: ClassVar[tuple[int, int]] = Full.steps
 
     r: int = Field(default=8, ge=1)
     """Rank of the update."""

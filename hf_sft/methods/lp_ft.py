@@ -19,7 +19,6 @@ class LpFt(Method):
     """
 
     training_defaults: ClassVar[dict[str, Any]] = Full.training_defaults
-    steps: ClassVar[tuple[int, int]] = Full.steps
 
     head: dict[str, Any] = Field(default_factory=dict)
     """Fields of `training` for the first phase, over those of head_only."""
