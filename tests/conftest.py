@@ -8,8 +8,13 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 _SESSION = Path(tempfile.mkdtemp(prefix="hf_sft-tests-"))
-ATTEMPTS = _SESSION / "attempts.txt"
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+# One file for all workers: the process that started them reads it at the end.
+ATTEMPTS = Path(os.environ["HF_SFT_TEST_ATTEMPTS"]) if IS_WORKER else _SESSION / "attempts.txt"
 ATTEMPTS.touch()
+if IS_WORKER:
+    # Workers share the cores.
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 # Read when the libraries are imported, so they are set before any of them is.
 os.environ.update(
@@ -57,6 +62,8 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """No socket left the machine, in no process that the suite started; the one attempt is the guard's own test."""
+    if IS_WORKER:
+        return
     reached = [line for line in ATTEMPTS.read_text().splitlines() if line != tiny.ELSEWHERE]
     if reached:
         session.exitstatus = 1

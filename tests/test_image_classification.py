@@ -265,7 +265,7 @@ def test_what_was_learned_of_five_digits_serves_for_the_other_five(tmp_path):
     for name in ("taught", "random"):
         recipe = tiny.recipe(tmp_path / name, high, tmp_path / f"on_{name}", "head_only", task=TASK, training=second)
         scores[name] = hf_sft.train(recipe).metrics["test"]["accuracy"]
-    assert scores["taught"]["value"] >= 0.9
+    assert scores["taught"]["value"] >= 0.8
     assert scores["taught"]["low"] > scores["random"]["high"], scores
 
 
