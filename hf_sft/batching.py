@@ -5,6 +5,7 @@ How a step is cut changes nothing that is learned: the loss is a sum over items,
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,13 @@ BOOKKEEPING = ("row", "cost", "items", "truncated", "lost", "slid")
 """Columns of examples that the model is not shown."""
 BLOCK = 2048
 """Rows that are evaluated at a time: what is in memory does not grow with their number."""
+BESIDE = 8
+"""A micro-batch takes, beside the time of its tokens, that of an eighth of the budget.
+
+Measured where the budget is 1024 (MiniLM, bfloat16, two cores): 15 ms, and 0.122 ms for each token, forward and backward. A
+step of 32 rows of banking77, 522 tokens, becomes 709 with padding in 2.3 micro-batches. Filling one after the other up to the
+budget, 1.9 of them, took a fifth more time.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,21 +56,31 @@ def cut_step(
     """One list of micro-batches per process, all equally long (sharded models hang otherwise).
 
     Examples are sorted by cost and dealt in turn, so that processes hold some of like cost and one cut serves them all.
-    A micro-batch's examples times its dearest one stay within `budget`; it holds at least one.
+    A micro-batch's examples times its dearest one stay within `budget`; it holds at least one. Of all such cuts it is the one
+    that takes least time: of a micro-batch, its tokens with padding and an eighth of the budget beside.
     """
     ordered = places[np.argsort(-costs[places], kind="stable")]
-    dearest = costs[ordered[::processes]]
-    starts = [0]
-    for place, cost in enumerate(dearest):
-        widest = dearest[starts[-1]]
-        if place > starts[-1] and (place - starts[-1] + 1) * max(widest, cost) > budget:
-            starts.append(place)
-    ends = [*starts[1:], len(dearest)]
+    ends = _cheapest_ends(costs[ordered[::processes]], budget, budget / BESIDE)
     shares = [ordered[process::processes] for process in range(processes)]
     return [
-        [_micro_batch(share[start:end], ordered[-1], step_items, draw) for start, end in zip(starts, ends, strict=True)]
+        [_micro_batch(share[start:end], ordered[-1], step_items, draw) for start, end in pairwise([0, *ends])]
         for share in shares
     ]
+
+
+def _cheapest_ends(falling: np.ndarray, budget: int, overhead: float) -> list[int]:
+    """Where each micro-batch of a step ends; `falling` are the costs of its examples, the dearest first."""
+    count = len(falling)
+    least, end_of = np.zeros(count + 1), np.zeros(count, dtype=np.int64)
+    for start in range(count - 1, -1, -1):
+        most = min(count - start, max(1, budget // max(1, int(falling[start]))))
+        totals = np.arange(1, most + 1) * falling[start] + least[start + 1 : start + 1 + most]
+        size = most - int(np.argmin(totals[::-1]))  # of equals the longest
+        least[start], end_of[start] = totals[size - 1] + overhead, start + size
+    ends: list[int] = []
+    while (ends[-1] if ends else 0) < count:
+        ends.append(int(end_of[ends[-1] if ends else 0]))
+    return ends
 
 
 def _micro_batch(places: np.ndarray, stand_in: int, step_items: int, draw: tuple[int, ...]) -> MicroBatch:

@@ -19,6 +19,7 @@ from hf_sft.methods import Phase
 from hf_sft.states import count_resting, passed_layers, store_states
 from hf_sft.trainer import Asked, Setting, StepTrainer, explain_divergence
 from hf_sft.training import Machine
+from hf_sft.vocabulary_in_use import only_tokens_in_use
 
 
 def fit_phases(
@@ -43,7 +44,10 @@ def fit(
     sizes = [(count_weights(p), p.requires_grad) for p in model.parameters()]
     curve = TrainingCurve(phase.name, parameters=sum(n for n, _ in sizes), trainable=sum(n for n, moves in sizes if moves))
     started = time.perf_counter()
-    with stored_where_it_rests(loaded, model, examples, asked, setting, curve) as shown:
+    with (
+        stored_where_it_rests(loaded, model, examples, asked, setting, curve) as shown,
+        narrowed(loaded, model, phase, examples, setting) as phase,
+    ):
         trainer = StepTrainer(phase, loaded, model, shown, asked, setting, curve)
         # Trainer gives every process the same dropout; each should draw its own.
         torch.manual_seed(setting.seed + 1_000_003 * trainer.accelerator.process_index)
@@ -89,6 +93,15 @@ def stored_where_it_rests(
             yield {**examples, **made[0]}
         return
     yield examples
+
+
+def narrowed(
+    loaded: LoadedModel, model: Any, phase: Phase, examples: dict[str, Examples], setting: Setting
+) -> contextlib.AbstractContextManager[Phase]:
+    """Embeddings of tokens that no row has left out, where that changes nothing."""
+    if not setting.narrow or model is not loaded.model:
+        return contextlib.nullcontext(phase)
+    return only_tokens_in_use(loaded, phase, examples, setting.processor)
 
 
 def count_weights(parameter: nn.Parameter) -> int:

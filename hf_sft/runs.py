@@ -69,9 +69,9 @@ class Prepared:
         splits = replace(self.splits, task=chosen, notes=(*self.splits.notes, *said))
         return replace(self, recipe=self.recipe.model_copy(update={"task": chosen}), splits=splits)
 
-    def setting(self, folder: Path, phase: int = 0, store: bool = True) -> Setting:
+    def setting(self, folder: Path, phase: int = 0, store: bool = True, narrow: bool = True) -> Setting:
         """Where a phase runs: each has a folder and a seed of its own."""
-        return Setting(self.machine, self.processor, folder / str(phase), self.recipe.seed + 1_000_000 * phase, store)
+        return Setting(self.machine, self.processor, folder / str(phase), self.recipe.seed + 1_000_000 * phase, store, narrow)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ class Setting:
     seed: int
     store: bool = True
     """Whether a body that rests may run once, over all rows."""
+    narrow: bool = True
+    """Whether embeddings of tokens that no row has may be left out, in checkpoints too."""
 
 
 class StepTrainer(Trainer):
@@ -149,7 +151,11 @@ class StepTrainer(Trainer):
             module.eval()
         micro_batches = inputs["micro_batches"]
         total = torch.zeros((), device=self.args.device)
-        with attending(self.loaded, self._attention), CpuDropout() if self._own_dropout else contextlib.nullcontext():
+        with (
+            attending(self.loaded, self._attention),
+            CpuDropout() if self._own_dropout else contextlib.nullcontext(),
+            self._cast_once(),
+        ):
             for place, (batch, micro_batch) in enumerate(micro_batches):
                 last = place == len(micro_batches) - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
@@ -167,6 +173,13 @@ class StepTrainer(Trainer):
         if len(self._losses) >= LOSSES_AT_ONCE:
             self.gather_losses()
         return total
+
+    @contextlib.contextmanager
+    def _cast_once(self) -> Iterator[None]:
+        """Weights that move are cast for the first forward pass, and kept for the others: autocast forgets them when its
+        outermost context ends. What is not a forward pass runs as it would outside."""
+        with self.machine.autocast(), torch.autocast(self.machine.device, enabled=False):
+            yield
 
     def gather_losses(self) -> None:
         """Fetch the losses of the steps since the last time. Raises `RecipeError` when one is not finite."""

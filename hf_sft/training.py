@@ -16,6 +16,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
+from hf_sft.allocator import keep_freed_memory
 from hf_sft.block import Block
 from hf_sft.errors import RecipeError, nearest, suggest
 
@@ -234,6 +235,8 @@ def resolve_machine(training: Training) -> Machine:
                 f"the Accelerate configuration asks for {engine}, which our training step does not serve yet.\n"
                 "  Use a configuration with whole models on each device, like accelerate_configs/multi_gpu.yaml."
             )
+    if not accelerated:
+        keep_freed_memory()
     state = PartialState(cpu=not accelerated)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != state.num_processes:

@@ -50,8 +50,8 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
 
     with told_when_it_ends_early(folder):
         before = write_samples(prepared, prepared.loaded.model)
-        settings = [prepared.setting(checkpoints, place) for place in range(len(prepared.phases))]
         to = recipe.output.hub if recipe.output.hub_checkpoints else None
+        settings = [prepared.setting(checkpoints, place, narrow=to is None) for place in range(len(prepared.phases))]
         with sent_meanwhile(to, recipe.output.private, prepared.phases) as phases:
             model, curves = fit_phases(phases, prepared.loaded, prepared.examples, prepared.asked, settings)
     if PartialState().is_main_process:  # before anything else that can fail

