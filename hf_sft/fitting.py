@@ -78,19 +78,19 @@ def stored_where_it_rests(
     count = count_resting(loaded) if setting.store and model is loaded.model else 0
     if rests or count:
         nn.Module.to(loaded.model, setting.machine.device)
+    learned = {name: each for name, each in examples.items() if name != "test"}
     if rests:
-        stored = {name: store_features(loaded, each, asked.items, setting.machine) for name, each in examples.items()}
+        stored = {name: store_features(loaded, each, asked.items, setting.machine) for name, each in learned.items()}
         shown = {name: each for name, each in stored.items() if each is not None}
-        if len(shown) == len(examples):
+        if len(shown) == len(learned):
             curve.stored_features = True
             with stored_body(loaded):
                 yield {**shown}
             return
-    learned = {name: each for name, each in examples.items() if name != "test"}
     if count and (made := store_states(loaded, count, learned, asked.items, setting.machine)):
         curve.stored_layers = count
         with passed_layers(loaded, count, made[1]):
-            yield {**examples, **made[0]}
+            yield {**made[0]}
         return
     yield examples
 

@@ -1,11 +1,13 @@
-"""Sides of a comparison take turns, each time in a process of its own: what else the machine does meets all of them."""
+"""Sides of a comparison take turns, each in a process of its own with empty caches: what else the machine does meets all of them."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import TrainerCallback
@@ -19,7 +21,8 @@ def take_turns(module: str, sides: Sequence[str], rounds: int, words: Sequence[s
     found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for side in [*sides] * rounds:
         command = [sys.executable, "-m", module, *words, "--side", side]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        with tempfile.TemporaryDirectory() as empty:
+            done = subprocess.run(command, env={**os.environ, "HF_HOME": empty}, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{side} failed: {done.stderr[-2000:]}")
         found[side].append(json.loads(done.stdout.splitlines()[-1]))
@@ -33,15 +36,15 @@ def medians(found: dict[str, list[dict[str, float]]], figure: str) -> dict[str, 
 
 
 class Watch(TrainerCallback):
-    """Notes, after each step, the time and how much was done."""
+    """Notes the time after each step, of so many rows."""
 
-    def __init__(self, done: Callable[[], float]):
-        self.done, self.noted = done, list[tuple[float, float]]()
+    def __init__(self, rows: int):
+        self.rows, self.noted = rows, list[float]()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.noted.append((time.perf_counter(), self.done()))
+        self.noted.append(time.perf_counter())
 
     def rate(self) -> float:
-        """How much was done in a second, after the first steps."""
-        (start, before), (end, after) = self.noted[SKIPPED - 1], self.noted[-1]
-        return (after - before) / (end - start)
+        """Rows per second, after the first steps."""
+        counted = self.noted[SKIPPED - 1 :]
+        return self.rows * (len(counted) - 1) / (counted[-1] - counted[0])
