@@ -2,21 +2,58 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import xxhash
+from accelerate import PartialState
 from huggingface_hub import constants
 
 LIMIT = 20 * 2**30
 """Bytes that all of this may take; HF_SFT_CACHE_BYTES sets another limit."""
+SUMS = "sums.json"
+"""In each thing's folder: what it was when it was written."""
 
 
 def cache_folder(kind: str) -> Path:
     """Where things of one kind are kept."""
     return Path(constants.HF_HOME) / "hf_sft" / kind
+
+
+def made_once(path: Path, make: Callable[[Path], Any]) -> Path:
+    """A thing of the cache, made by one process of each machine where it is not there: `make` writes it into a folder."""
+    with PartialState().local_main_process_first():
+        if not is_whole(path):
+            with written_aside(path) as aside:
+                make(aside)
+    return touch(path)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a thing is there, as it was written. What is damaged is removed, aloud."""
+    if not path.is_dir():
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads((path / SUMS).read_text(encoding="utf-8")) == _sums(path):
+            return True
+    print(f"`{path}` in the cache is damaged: it is made again.", file=sys.stderr)
+    shutil.rmtree(path, ignore_errors=True)
+    return False
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Of each file a hash; a quick one, since disks and copies err, and don't lie."""
+    sums = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS):
+        with file.open("rb") as read:
+            sums[file.relative_to(folder).as_posix()] = hashlib.file_digest(read, xxhash.xxh3_128).hexdigest()
+    return sums
 
 
 @contextlib.contextmanager
@@ -26,6 +63,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield aside
+        (aside / SUMS).write_text(json.dumps(_sums(aside)), encoding="utf-8")
         if not path.exists():
             aside.rename(path)
             make_room(path)

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 from datasets import Dataset, load_from_disk
 
 from hf_sft.batching import BLOCK, Block, Examples
-from hf_sft.cache import cache_folder, digest, touch, written_aside
+from hf_sft.cache import cache_folder, digest, made_once
 from hf_sft.errors import DataError
 from hf_sft.splitting import Splits, hash_rows
 from hf_sft.tasks import Labels, Task
@@ -71,7 +70,6 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
 
     The key holds the rows, the task with its code, the processor, and the versions of what encodes.
     """
-    state = PartialState()
     names = json.dumps(splits.labels.names if splits.labels else None)
     how = digest(_hash_processor(processor), splits.task.model_dump_json(), names, hash_code(type(splits.task)))
     encoded, collate = {}, splits.task.collator(processor)
@@ -79,13 +77,13 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
         rows = rows if few is None else rows.select(range(min(few, len(rows))))
         joined = name == "train" and splits.task.joins()
         folder = cache_folder("encoded") / digest(hash_rows(_select(rows, splits.task)), how, f"joined: {joined}")
-        with state.local_main_process_first():
-            if not (folder / "state.json").is_file():
-                with written_aside(folder) as aside:
-                    made = encode_rows(rows, splits.task, splits.labels, processor)
-                    _require_items(made, len(rows), name, splits.task)
-                    (splits.task.join(made, processor) if joined else made).save_to_disk(str(aside))
-        found: Any = load_from_disk(str(touch(folder)))
+
+        def make(aside: Path, rows: Dataset = rows, name: str = name, joined: bool = joined) -> None:
+            made = encode_rows(rows, splits.task, splits.labels, processor)
+            _require_items(made, len(rows), name, splits.task)
+            (splits.task.join(made, processor) if joined else made).save_to_disk(str(aside))
+
+        found: Any = load_from_disk(str(made_once(folder, make)))
         encoded[name] = Examples(found if joined else rows, found, collate, splits.task.raw_columns())
     return encoded
 

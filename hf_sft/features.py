@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples, MicroBatch, cut_step, to_device
-from hf_sft.cache import cache_folder, touch, written_aside
+from hf_sft.cache import cache_folder, is_whole, touch, written_aside
 from hf_sft.encoding import hash_code
 from hf_sft.losses import Items
 from hf_sft.splitting import hash_rows
@@ -111,17 +111,15 @@ def store_features(loaded: LoadedModel, examples: Examples, items: ItemsOf, mach
     if not _stub_is_exact(loaded, examples, items):
         return None
     folder = cache_folder("features") / _key(loaded, examples, machine)
-    path = folder / "rows.npy"
     state = PartialState()
     # Asked of all, so that every process takes the same branch: what follows needs them all.
-    if not all(gather_object([path.is_file()])):
+    if not all(gather_object([is_whole(folder)])):
         stored = _run_body(loaded, examples, items, machine)
         if state.is_local_main_process:
             with written_aside(folder) as aside:
-                np.save(aside / path.name, stored)
+                np.save(aside / "rows.npy", stored)
         state.wait_for_everyone()
-    touch(folder)
-    return FeatureExamples(examples, np.load(path, mmap_mode="r", allow_pickle=False))
+    return FeatureExamples(examples, np.load(touch(folder) / "rows.npy", mmap_mode="r", allow_pickle=False))
 
 
 def _stub_is_exact(loaded: LoadedModel, examples: Examples, items: ItemsOf) -> bool:

@@ -10,11 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from huggingface_hub import hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from hf_sft.cache import cache_folder, digest, touch, written_aside
+from hf_sft.cache import cache_folder, digest, made_once
 from hf_sft.errors import nearest, suggest
 from hf_sft.quiet import no_progress_bar
 
@@ -37,11 +36,7 @@ def dequantise(where: str, name: str, revision: str | None) -> Path:
         if begun.read(len(HEADER)) != HEADER:
             raise LookupError(f"`model.gguf_file`: `{name}` is not a GGUF file: it does not begin with {HEADER.decode()}.")
     folder = cache_folder("dequantised") / digest(_hash_file(file.resolve(), file.stat().st_mtime_ns), version("transformers"))
-    with PartialState().local_main_process_first():
-        if not (folder / "config.json").is_file():
-            with written_aside(folder) as aside:
-                _write(file, aside)
-    return touch(folder)
+    return made_once(folder, functools.partial(_write, file))
 
 
 @functools.cache

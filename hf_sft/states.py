@@ -6,6 +6,7 @@ nothing, and all are put back afterwards. Embeddings still run, which costs next
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples, cut_step, to_device
-from hf_sft.cache import cache_folder, digest, touch, written_aside
+from hf_sft.cache import cache_folder, digest, made_once
 from hf_sft.features import ON_A_STUB, ItemsOf, alike, hash_resting, three_lengths
 from hf_sft.tasks import Batch
 from hf_sft.training import Machine
@@ -118,13 +119,13 @@ def store_states(
     below = [name for name in names if name.startswith(lowest) or loaded.depth(name) > len(loaded.layers)]
     for name, each in examples.items():
         folder = cache_folder("states") / digest(hash_resting(loaded, each, machine, below), str(count))
-        with PartialState().local_main_process_first():
-            if not (folder / "states.npy").is_file():
-                with written_aside(folder) as aside:
-                    shape = int(ends[name][-1]), width
-                    written = np.lib.format.open_memmap(aside / "states.npy", "w+", np.float32, shape)
-                    _run_layers(loaded, count, each, items, machine, written, ends[name])
-        stored[name] = StatesExamples(each, np.load(touch(folder) / "states.npy", mmap_mode="r"), ends[name])
+
+        def make(aside: Path, each: Examples = each, ends: np.ndarray = ends[name]) -> None:
+            written = np.lib.format.open_memmap(aside / "states.npy", "w+", np.float32, (int(ends[-1]), width))
+            _run_layers(loaded, count, each, items, machine, written, ends)
+
+        states = np.load(made_once(folder, make) / "states.npy", mmap_mode="r")
+        stored[name] = StatesExamples(each, states, ends[name])
     return stored, tail
 
 

@@ -6,14 +6,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import PartialState
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hf_sft.block import Block
-from hf_sft.cache import cache_folder, digest, touch, written_aside
+from hf_sft.cache import cache_folder, digest, made_once
 
 END = "<|endoftext|>"
 BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -43,11 +42,7 @@ class NewTokenizer(Block):
 def trained_tokenizer(wanted: NewTokenizer, texts: Callable[[], Iterable[str]], key: str) -> Path:
     """The folder of a tokenizer trained on `texts`, which `key` stands for: from the cache, or made now by one process."""
     folder = cache_folder("tokenizers") / digest(wanted.model_dump_json(), key, version("tokenizers"))
-    with PartialState().local_main_process_first():
-        if not (folder / "tokenizer.json").is_file():
-            with written_aside(folder) as aside:
-                train_tokenizer(wanted, texts()).save_pretrained(aside)
-    return touch(folder)
+    return made_once(folder, lambda aside: train_tokenizer(wanted, texts()).save_pretrained(aside))
 
 
 def train_tokenizer(wanted: NewTokenizer, texts: Iterable[str]) -> PreTrainedTokenizerFast:

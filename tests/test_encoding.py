@@ -2,9 +2,13 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+import hf_sft
 from hf_sft.cache import cache_folder, written_aside
 from hf_sft.checkpoint import Checkpoint
 from hf_sft.encoding import encode_splits, hash_code
@@ -12,6 +16,7 @@ from hf_sft.models import load_processor
 from hf_sft.sources import DataSource
 from hf_sft.splitting import load_splits
 from hf_sft.tasks.sequence_classification import SequenceClassification
+from tests import tiny
 
 TASK = SequenceClassification(type="sequence_classification")
 
@@ -93,3 +98,56 @@ def test_what_came_last_stays_however_large_it_is(limit, tmp_path, monkeypatch):
     with written_aside(cache_folder("features") / "large") as aside:
         (aside / "file").write_bytes(b"x" * 1000)
     assert (cache_folder("features") / "large" / "file").is_file()
+
+
+@pytest.mark.parametrize("kind", ["encoded", "features", "states"])
+@pytest.mark.parametrize("damage", ["cut", "bit"])
+def test_a_damaged_file_of_the_cache_is_noticed_and_made_again(kind, damage, tmp_path, checkpoints, monkeypatch, capfd):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    files = tiny.write_rows(tmp_path / "data", tiny.PROBLEMS[0])
+    method = {"encoded": "full", "features": "head_only", "states": "last_layers"}[kind]
+
+    def losses(name):
+        recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / name, method)
+        recipe["method"] |= {"layers": 1} if method == "last_layers" else {}
+        return hf_sft.train(recipe).facts["training"]["curves"][0]["losses"]
+
+    first, whole = losses("first"), contents(tmp_path / "home" / "hf_sft" / kind)
+    for path, content in whole.items():
+        turned = content[:-1] if damage == "cut" else bytes([content[0] ^ 1]) + content[1:]
+        path.write_bytes(turned)
+    capfd.readouterr()
+    assert losses("again") == first
+    assert capfd.readouterr().err.count("in the cache is damaged: it is made again") == len({path.parent for path in whole})
+    data = {path: content for path, content in whole.items() if path.suffix in (".arrow", ".npy")}
+    assert data and data.items() <= contents(tmp_path / "home" / "hf_sft" / kind).items()
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_another_row_or_weight_is_another_key_of_what_is_stored(tmp_path, checkpoints, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "home" / "hf_sft"
+
+    def things(name, **changes):
+        files = tiny.write_rows(tmp_path / "data", tiny.PROBLEMS[0])
+        if edit := changes.pop("edit", None):
+            text = Path(files["train"]).read_text().splitlines()
+            Path(files["train"]).write_text("\n".join([json.dumps({**json.loads(text[0]), "text": edit}), *text[1:]]) + "\n")
+        hf_sft.train(
+            tiny.recipe(changes.pop("checkpoint", checkpoints["bert"]), files, tmp_path / name, "head_only", **changes)
+        )
+        return [len(list((folder / kind).iterdir())) for kind in ("encoded", "features")]
+
+    assert things("first") == [3, 2]
+    assert things("same") == [3, 2]
+    assert things("row", edit="another goal") == [4, 3]
+    moved = shutil.copytree(checkpoints["bert"], tmp_path / "moved")
+    weights = load_file(moved / "model.safetensors")
+    name = next(each for each in weights if "layer.0" in each)
+    weights[name].view(-1)[0] += 1e-3
+    save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
+    assert things("weight", checkpoint=moved) == [4, 5]
+    assert things("field", task={**tiny.task_of(tiny.PROBLEMS[0]), "max_length": 7}) == [7, 7]

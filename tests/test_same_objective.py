@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_sft
-from hf_sft.fitting import fit_phases
+from hf_sft.fitting import fit, fit_phases
 from hf_sft.runs import as_recipe, prepare
 from hf_sft.vocabulary_in_use import find_table, tokens_in_use
 from tests import tiny
@@ -58,6 +59,7 @@ def test_embeddings_that_no_row_needs_end_as_if_they_had_been_there(family, meth
         ]
         Path(files[split]).write_text("".join(f"{json.dumps(row)}\n" for row in short))
     decay = {"optim": "adamw_torch", "weight_decay": 0.5, "learning_rate": 1e-2, "batch_size": 4, "max_steps": 12}
+    decay |= {"eval_strategy": "steps", "eval_steps": 4}
     ended, seen = {}, {}
     for narrow in (True, False):
         folder = tmp_path / f"narrow_{narrow}"
@@ -79,3 +81,41 @@ def tiny_weights(checkpoint, name):
     from safetensors.torch import load_file
 
     return next(v for k, v in load_file(checkpoint / "model.safetensors").items() if f"{name}.weight".endswith(k))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_fifty_losses_are_those_of_a_loop_that_neither_sorts_nor_cuts(family, checkpoints, tmp_path):
+    """In float32, without dropout; the loop is PyTorch alone, and pads each step to its longest row."""
+    files = tiny.write_rows(tmp_path / "data", SINGLE, train=45)
+    start = shutil.copytree(checkpoints[family], tmp_path / "start")
+    config = json.loads((start / "config.json").read_text())
+    still = {name: 0.0 for name in config if "drop" in name and isinstance(config[name], float)}
+    (start / "config.json").write_text(json.dumps({**config, **still}))
+    training = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 50, "micro_batch_tokens": 24}
+    recipe = tiny.recipe(start, files, tmp_path / "run", training=training)
+    prepared, again = prepare(as_recipe(recipe)), prepare(as_recipe(recipe))
+    setting = prepared.setting(tmp_path / "run")
+    _, curve = fit(prepared.phases[0], prepared.loaded, prepared.examples, prepared.asked, setting)
+
+    model, train, losses, epoch = again.loaded.model.train(), again.examples["train"], [], 0
+    asked = prepared.phases[0].training
+    optimizer = torch.optim.AdamW(decay_groups(model, asked.weight_decay), lr=1e-3, eps=asked.adam_epsilon)
+    while len(losses) < 50:
+        order = np.random.default_rng((setting.seed, epoch)).permutation(len(train))
+        for rows in np.split(order, range(8, len(order), 8))[: 50 - len(losses)]:
+            batch = train.collate(tuple(rows.tolist()))
+            loss = torch.nn.functional.cross_entropy(model(**{**batch, "labels": None}).logits, batch["labels"])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), asked.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        epoch += 1
+    assert curve.losses == pytest.approx(losses, rel=1e-4)
+
+
+def decay_groups(model, decay):
+    """As Trainer has them: biases and norms do not decay."""
+    kept = [p for name, p in model.named_parameters() if p.ndim > 1]
+    free = [p for name, p in model.named_parameters() if p.ndim == 1]
+    return [{"params": kept, "weight_decay": decay}, {"params": free, "weight_decay": 0.0}]

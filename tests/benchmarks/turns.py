@@ -1,4 +1,4 @@
-"""Sides of a comparison take turns, each in a process of its own with empty caches: what else the machine does meets all of them."""
+"""Sides of a comparison take turns, each in a process of its own with empty caches: what else runs meets all of them."""
 
 import json
 import os
