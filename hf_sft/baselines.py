@@ -1,6 +1,7 @@
 """What simple methods answer on the same rows: the numbers that a fine-tuned model has to beat.
 
-Each is fitted on train when it is called, and gives what answers texts then.
+Each is fitted on train when it is called, and gives what answers texts then. scikit-learn is imported only there: it takes
+half a second, which would pass before the first step.
 """
 
 import warnings
@@ -10,11 +11,6 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MaxAbsScaler
 
 from hf_sft.answers import Answers, ClassAnswers, NumberAnswers, SetAnswers
 
@@ -42,6 +38,8 @@ def of_classes(inputs: Any, targets: Sequence[int], names: tuple[str, ...], feat
         return lambda asked: ClassAnswers(np.tile(shares, (len(asked), 1)), names)
 
     def logreg() -> Answerer:
+        from sklearn.pipeline import make_pipeline
+
         model = make_pipeline(features.make(len(ids)), _logistic()).fit(inputs, ids)
 
         def answer(asked: Any) -> Answers:
@@ -62,6 +60,9 @@ def of_sets(inputs: Any, targets: Sequence[Sequence[float]], names: tuple[str, .
         return lambda asked: SetAnswers(np.tile(sets.mean(0), (len(asked), 1)), names)
 
     def logreg() -> Answerer:
+        from sklearn.multiclass import OneVsRestClassifier
+        from sklearn.pipeline import make_pipeline
+
         model = make_pipeline(features.make(len(sets)), OneVsRestClassifier(_logistic())).fit(inputs, sets)
         # Of one class it gives two columns, no and yes.
         return lambda asked: SetAnswers(np.asarray(model.predict_proba(asked))[:, -len(names) :], names)
@@ -77,24 +78,39 @@ def of_numbers(inputs: Any, targets: Sequence[float], features: Features) -> dic
         return lambda asked: NumberAnswers(np.full(len(asked), numbers.mean()))
 
     def ridge() -> Answerer:
+        from sklearn.linear_model import Ridge
+        from sklearn.pipeline import make_pipeline
+
         model = make_pipeline(features.make(len(numbers)), Ridge()).fit(inputs, numbers)
         return lambda asked: NumberAnswers(model.predict(asked).reshape(-1))
 
     return {"mean": mean, f"{features.name}_ridge": ridge}
 
 
-def _words(rows: int) -> TfidfVectorizer:
+def _words(rows: int) -> Any:
     """scikit-learn's defaults, but for sublinear counts of words and pairs of words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     return TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2 if rows > 500 else 1)
 
 
 WORDS = Features("tfidf", _words)
 """Of texts."""
-PIXELS = Features("pixels", lambda rows: MaxAbsScaler())
+
+
+def _pixels(rows: int) -> Any:
+    from sklearn.preprocessing import MaxAbsScaler
+
+    return MaxAbsScaler()
+
+
+PIXELS = Features("pixels", _pixels)
 """Of small pictures: shape (rows, pixels)."""
 
 
-def _logistic() -> LogisticRegression:
+def _logistic() -> Any:
+    from sklearn.linear_model import LogisticRegression
+
     return LogisticRegression(C=10.0, max_iter=1000)
 
 

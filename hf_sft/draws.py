@@ -18,7 +18,7 @@ def units_of(rows: Dataset, source: DataSource, task: Task) -> np.ndarray:
     """For each row the number of its unit: rows linked by equal content or equal group share one; no group is no link."""
     links: list[list] = [task.identities(rows)]
     if source.group:
-        links.append([(i, None) if value in (None, "") else value for i, value in enumerate(rows[source.group])])
+        links.append([(i, None) if value in (None, "") else value for i, value in enumerate(rows[source.group][:])])
     numbers = [_number(link) for link in links]
     count = len(rows)
     ends = np.concatenate([number + count * (i + 1) for i, number in enumerate(numbers)])
@@ -37,7 +37,7 @@ def _number(values: Sequence[Any]) -> np.ndarray:
 def strata_of(rows: Dataset, source: DataSource, task: Task) -> list[str]:
     """The values of the column that is named; else single labels; where labels are lists or numbers there is one stratum."""
     if source.stratify:
-        return ["" if value is None else str(value) for value in rows[source.stratify]]
+        return ["" if value is None else str(value) for value in rows[source.stratify][:]]
     return labels_of(rows, task)
 
 

@@ -79,7 +79,7 @@ def require_classes(train: Dataset, column: str) -> None:
     feature = train.features[column]
     if not isinstance(feature, Value) or not feature.dtype.startswith((*NUMBERS, "string", "large_string")):
         return
-    values = [value for value in train[column] if value not in (None, "")]
+    values = [value for value in train[column][:] if value not in (None, "")]
     different = list(dict.fromkeys(values))
     few, said = ", ".join(map(str, different[:3])), f"  If they are classes, say so: `task.problem_type={SINGLE}`."
     written = all(isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d+([.,]\d*)?\s*", value) for value in different)
@@ -110,7 +110,7 @@ def find_label_names(train: Dataset, columns: list[str], asked: tuple[str, ...] 
                 "  Leave it out: other classes bring their names."
             )
         return None
-    lists = [row for row in train[column] if row is not None]
+    lists = [row for row in train[column][:] if row is not None]
     lengths, values = {len(row) for row in lists}, {value for row in lists for value in row}
     if len(lengths) != 1 or not values <= {0, 1}:
         if asked is None and inner.dtype.startswith(("int", "uint")):

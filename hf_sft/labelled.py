@@ -101,7 +101,7 @@ class Labelled(Block):
         feature = feature.feature if isinstance(feature, List | LargeList) else feature
         if isinstance(feature, ClassLabel):
             return Labels(tuple(feature.names))
-        values = {value for row in train[self.label_columns[0]] for value in as_list(row)} - {None, ""}
+        values = {value for row in train[self.label_columns[0]][:] for value in as_list(row)} - {None, ""}
         names = tuple(str(value) for value in sorted(values))
         if len(names) < (1 if self.problem_type == MULTI else 2):
             raise DataError(
@@ -114,7 +114,7 @@ class Labelled(Block):
         """Rows whose label can't be learned from, by what is wrong with it; `{}` for rows without labels."""
         problems: dict[str, list[int]] = {}
         for column in set(self.label_columns) & set(rows.column_names):
-            for row, value in enumerate(rows[column]):
+            for row, value in enumerate(rows[column][:]):
                 if problem := self._label_problem(value, labels):
                     problems.setdefault(f"column `{column}` {problem}", []).append(row)
         return problems
@@ -139,7 +139,7 @@ class Labelled(Block):
         return {"problem_type": self.problem_type, "id2label": id2label, "label2id": {n: i for i, n in id2label.items()}}
 
     def targets(self, rows: dict[str, list], labels: Labels | None) -> list:
-        columns = [rows[column] for column in self.label_columns]
+        columns = [rows[column][:] for column in self.label_columns]
         if labels is None:
             return [float(value) for value in columns[0]]
         if self.problem_type == SINGLE:
@@ -193,7 +193,7 @@ class Labelled(Block):
         return lambda rows: answer(self.simple_inputs(rows))
 
     def references(self, rows: Dataset) -> list[Any]:
-        columns = [list(rows[column]) for column in self.label_columns]
+        columns = [rows[column][:] for column in self.label_columns]
         if self.problem_type == REGRESSION:
             return [float(value) for value in columns[0]]
         if self.problem_type == SINGLE:

@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from hf_sft.card import FILTERS, front_matter, hub_id, local_name
 from hf_sft.metrics import list_metrics
-from hf_sft.plots import draw_run
 from hf_sft.sections import Code, Figures, Lines, Pairs, Quote, Quotes, Section, Table, Text
 
 SETTINGS = (
@@ -32,6 +31,8 @@ def write_pages(
     samples: Sequence[tuple[str, str, str]] = (),
 ) -> None:
     """Writes README.md and report.html. `facts` is report.json's content; `measured` the same with its undefined numbers."""
+    from hf_sft.plots import draw_run  # matplotlib takes half a second, which would pass before the first step
+
     said, templates = _say(folder, recipe_text, facts), _templates()
     card = templates.get_template("card.md").render(said, front_matter=front_matter(said).to_yaml())
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -96,7 +96,7 @@ def _references(task: Task, rows: Dataset) -> list[Any]:
     columns = [column for column in named if column not in task.input_columns()]
     if not columns or not set(columns) <= set(rows.column_names):
         return []
-    labelled = [i for i, values in enumerate(zip(*(rows[column] for column in columns), strict=True)) if None not in values]
+    labelled = [i for i, values in enumerate(zip(*(rows[column][:] for column in columns), strict=True)) if None not in values]
     try:
         by_row = dict(zip(labelled, task.references(rows.select(labelled)), strict=True))
     except (TypeError, ValueError) as error:

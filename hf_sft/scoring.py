@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import poisson
+from scipy.special import pdtr
 
 from hf_sft.answers import Answers
 from hf_sft.batching import BLOCK
@@ -21,7 +21,7 @@ RESAMPLES = 1000
 LEVEL = 0.95
 CHUNK = 2**20
 """Elements of an array over rows and resamples, where a metric needs all rows at once."""
-_STEPS = np.floor(poisson.cdf(np.arange(16), 1.0) * 2**32).astype(np.uint64).clip(max=2**32 - 1).astype(np.uint32)
+_STEPS = np.floor(pdtr(np.arange(16), 1.0) * 2**32).astype(np.uint64).clip(max=2**32 - 1).astype(np.uint32)
 
 
 @dataclass(frozen=True)

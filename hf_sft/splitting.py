@@ -200,7 +200,7 @@ def _name_classes(rows: Dataset, task: Task, stratify: str | None = None) -> Dat
         inner = feature.feature if isinstance(feature, List | LargeList) else feature
         if isinstance(inner, ClassLabel):
             names = _namer(inner)
-            values = [[names(v) for v in row] if isinstance(row, list) else names(row) for row in rows[column]]
+            values = [[names(v) for v in row] if isinstance(row, list) else names(row) for row in rows[column][:]]
             kind = Value("string") if inner is feature else List(Value("string"))
             add: Any = Dataset.add_column  # a decorator hides what it takes
             rows = add(rows.remove_columns(column), column, values, feature=kind)

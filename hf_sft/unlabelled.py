@@ -22,7 +22,7 @@ class Unlabelled(Block):
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         problems: dict[str, list[int]] = {}
-        for row, text in enumerate(rows[self.text]):
+        for row, text in enumerate(rows[self.text][:]):
             if not isinstance(text, str) or not text.strip():
                 what = "is empty" if isinstance(text, str) else f"holds {type(text).__name__}, not text,"
                 problems.setdefault(f"column `{self.text}` {what}", []).append(row)
@@ -38,4 +38,4 @@ class Unlabelled(Block):
         return [None] * len(rows)
 
     def texts(self, rows: Dataset) -> list[str]:
-        return list(rows[self.text])
+        return rows[self.text][:]

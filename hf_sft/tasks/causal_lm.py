@@ -108,7 +108,7 @@ class CausalLm(Unlabelled, Task):
         examples: dict[str, list] = {
             name: [] for name in ("input_ids", "lengths", "context", "row", "items", "truncated", "slid")
         }
-        for row, tokens in enumerate(_tokens(rows[self.text], processor)):
+        for row, tokens in enumerate(_tokens(rows[self.text][:], processor)):
             for start in range(0, max(1, len(tokens) - seen), most - seen):
                 window, context = tokens[start : start + most], seen if start else 0
                 examples["input_ids"].append(window)
@@ -197,16 +197,16 @@ class CausalLm(Unlabelled, Task):
 
     def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
         sums = np.array([np.sum(windows, axis=0, dtype=np.float64) for windows in kept])
-        return TextAnswers(sums[:, 0], sums[:, 1], _bytes(rows[self.text]))
+        return TextAnswers(sums[:, 0], sums[:, 1], _bytes(rows[self.text][:]))
 
     def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
         def fit(weight: float | None) -> Answerer:
-            model = Grams(list(_tokens(train[self.text], processor)), len(processor), weight)
+            model = Grams(list(_tokens(train[self.text][:], processor)), len(processor), weight)
 
             def answer(rows: Dataset) -> Answers:
-                documents = list(_tokens(rows[self.text], processor))
+                documents = list(_tokens(rows[self.text][:], processor))
                 nats = np.array([model.nats(document) for document in documents])
-                return TextAnswers(nats, np.array([len(each) - 1.0 for each in documents]), _bytes(rows[self.text]))
+                return TextAnswers(nats, np.array([len(each) - 1.0 for each in documents]), _bytes(rows[self.text][:]))
 
             return answer
 
@@ -220,7 +220,7 @@ class CausalLm(Unlabelled, Task):
                 f"{how.max_new_tokens} new tokens leave no room for a prompt: the model takes {processor.model_max_length}."
             )
         drawn = {"do_sample": True, "temperature": how.temperature} if how.temperature > 0 else {"do_sample": False}
-        for text in rows[self.text]:
+        for text in rows[self.text][:]:
             ids = processor(text, return_tensors="pt")["input_ids"][:, -room:].to(model.device)
             shown = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             ends = {"max_new_tokens": how.max_new_tokens, "pad_token_id": processor.pad_token_id}
@@ -230,7 +230,7 @@ class CausalLm(Unlabelled, Task):
 
     def prompts(self, rows: Dataset, processor: Any) -> Dataset:
         """The first words of each text."""
-        begun = [re.match(rf"\s*(?:\S+\s+){{0,{WORDS - 1}}}\S+", text) for text in rows[self.text]]
+        begun = [re.match(rf"\s*(?:\S+\s+){{0,{WORDS - 1}}}\S+", text) for text in rows[self.text][:]]
         return Dataset.from_dict({self.text: [each.group() for each in begun if each]})
 
     def show(self, example: dict[str, Any], processor: Any, labels: Labels | None) -> str:

@@ -175,14 +175,14 @@ class MaskedLm(Unlabelled, Task):
 
     def _predicted(self, rows: Dataset, processor: Any, every: bool = False) -> Iterator[tuple[int, list[int], np.ndarray]]:
         """Row, tokens and predicted places of each window, as evaluation asks; of `every` the ordinary tokens alone."""
-        examples = self.encode({self.text: list(rows[self.text])}, processor, None)
+        examples = self.encode({self.text: rows[self.text][:]}, processor, None)
         for row, ids, words in zip(examples["row"], examples["input_ids"], examples["words"], strict=True):
             kept = [token for token, word in zip(ids, words, strict=True) if word >= 0] if every else ids
             yield row, kept, np.array([], dtype=int) if every else self.choose(ids, words, ())[0]
 
     def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing) -> Iterator[dict[str, Any]]:
         """Each text with its masks filled, and of each mask the five likeliest tokens."""
-        texts, mask = list(rows[self.text]), processor.mask_token
+        texts, mask = rows[self.text][:], processor.mask_token
         if without := [row for row, text in enumerate(texts) if mask not in text]:
             raise DataError(
                 f"text {without[0]} has no {mask}: there is nothing to fill.  Write {mask} where a token shall stand."
@@ -203,7 +203,7 @@ class MaskedLm(Unlabelled, Task):
 
     def prompts(self, rows: Dataset, processor: Any) -> Dataset:
         """The first words of each text, the middle one masked."""
-        begun = [text.split()[:WORDS] for text in rows[self.text]]
+        begun = [text.split()[:WORDS] for text in rows[self.text][:]]
         for words in begun:
             words[len(words) // 2] = processor.mask_token
         return Dataset.from_dict({self.text: [" ".join(words) for words in begun]})

@@ -67,15 +67,15 @@ class MultipleChoice(Task):
         return self, None, []
 
     def _endings(self, rows: Dataset | dict[str, list]) -> list[list[str]]:
-        columns = [rows[column] for column in self._choice_columns]
+        columns = [rows[column][:] for column in self._choice_columns]
         if isinstance(self.choices, str):
             return [list(endings or ()) for endings in columns[0]]
         return [list(endings) for endings in zip(*columns, strict=True)]
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         problems: dict[str, list[int]] = {}
-        places = rows[self.label] if self.label in rows.column_names else None
-        for row, (context, endings) in enumerate(zip(rows[self.context], self._endings(rows), strict=True)):
+        places = rows[self.label][:] if self.label in rows.column_names else None
+        for row, (context, endings) in enumerate(zip(rows[self.context][:], self._endings(rows), strict=True)):
             problem = None
             if not isinstance(context, str) or not context.strip():
                 problem = f"column `{self.context}` is empty, or no text,"
@@ -179,7 +179,7 @@ class MultipleChoice(Task):
 
             def answer(rows: Dataset) -> Answers:
                 endings, scores = self._endings(rows), []
-                for context, each in zip(rows[self.context], endings, strict=True):
+                for context, each in zip(rows[self.context][:], endings, strict=True):
                     known = words_of(context)
                     shares = [len(words_of(ending) & known) / max(1, len(words_of(ending))) for ending in each]
                     scores.append((np.array(shares) + 1e-9) / (sum(shares) + 1e-9 * len(each)))
@@ -190,7 +190,7 @@ class MultipleChoice(Task):
         return {"majority": majority, "word_overlap": word_overlap}
 
     def texts(self, rows: Dataset) -> list[str]:
-        return ["\n".join([context, *each]) for context, each in zip(rows[self.context], self._endings(rows), strict=True)]
+        return ["\n".join([context, *each]) for context, each in zip(rows[self.context][:], self._endings(rows), strict=True)]
 
     def show(self, example: dict[str, Any], processor: Any, labels: Labels | None) -> str:
         """Each ending as the model gets it; the right one is marked."""

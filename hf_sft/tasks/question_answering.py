@@ -74,8 +74,8 @@ class QuestionAnswering(Task):
     def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
         said = []
         for name, rows in splits.items():
-            known = [read_answers(cell) for cell in rows[self.answers]]
-            pairs = list(zip(rows[self.context], known, strict=True))
+            known = [read_answers(cell) for cell in rows[self.answers][:]]
+            pairs = list(zip(rows[self.context][:], known, strict=True))
             moved = [
                 f"{text!r} at {place[0]}, not {start}"
                 for context, answers in pairs
@@ -95,8 +95,10 @@ class QuestionAnswering(Task):
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         problems: dict[str, list[int]] = {}
         lost: dict[int, str] = {}
-        cells = rows[self.answers] if self.answers in rows.column_names else [None] * len(rows)
-        for row, (question, context, cell) in enumerate(zip(rows[self.question], rows[self.context], cells, strict=True)):
+        cells = rows[self.answers][:] if self.answers in rows.column_names else [None] * len(rows)
+        for row, (question, context, cell) in enumerate(
+            zip(rows[self.question][:], rows[self.context][:], cells, strict=True)
+        ):
             for column, text in ((self.question, question), (self.context, context)):
                 if not isinstance(text, str) or not text.strip():
                     problems.setdefault(f"column `{column}` is empty, or no text,", []).append(row)
@@ -157,7 +159,7 @@ class QuestionAnswering(Task):
         return question if len(tokens) <= most else question[: tokens[most - 1][1]]
 
     def targets(self, rows: dict[str, list], labels: Labels | None) -> list[list[str]]:
-        return [[text for text, _ in read_answers(cell)] for cell in rows[self.answers]]
+        return [[text for text, _ in read_answers(cell)] for cell in rows[self.answers][:]]
 
     def references(self, rows: Dataset) -> list[Any]:
         return self.targets({self.answers: rows[self.answers]}, None)
@@ -247,8 +249,8 @@ class QuestionAnswering(Task):
             """The sentence of the context that shares most words with the question."""
 
             def answer(rows: Dataset) -> Answers:
-                contexts = list(rows[self.context])
-                spans = [find_sentence(*pair) for pair in zip(rows[self.question], contexts, strict=True)]
+                contexts = rows[self.context][:]
+                spans = [find_sentence(*pair) for pair in zip(rows[self.question][:], contexts, strict=True)]
                 return SpanAnswers([*spans], np.ones(len(rows)), contexts)
 
             return answer
@@ -256,7 +258,7 @@ class QuestionAnswering(Task):
         return {"sentence": sentence}
 
     def texts(self, rows: Dataset) -> list[str]:
-        return ["\n".join(pair) for pair in zip(rows[self.question], rows[self.context], strict=True)]
+        return ["\n".join(pair) for pair in zip(rows[self.question][:], rows[self.context][:], strict=True)]
 
     def show(self, example: dict[str, Any], processor: Any, labels: Labels | None) -> str:
         """A window's tokens, the answer in brackets."""

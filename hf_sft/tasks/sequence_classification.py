@@ -70,7 +70,7 @@ class SequenceClassification(Labelled, Task):
         for column in self.input_columns():
             if column not in rows.column_names:
                 continue
-            for row, text in enumerate(rows[column]):
+            for row, text in enumerate(rows[column][:]):
                 if text is None or (isinstance(text, str) and not text.strip()):
                     note(f"column `{column}` is {'null' if text is None else 'empty'}", row)
                 elif not isinstance(text, str):
@@ -105,7 +105,7 @@ class SequenceClassification(Labelled, Task):
         return self.texts(rows)
 
     def texts(self, rows: Dataset) -> list[str]:
-        columns = [rows[column] for column in self.input_columns()]
+        columns = [rows[column][:] for column in self.input_columns()]
         return ["\n".join(str(text) for text in row) for row in zip(*columns, strict=True)]
 
     def example_call(self) -> str:

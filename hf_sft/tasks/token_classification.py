@@ -90,7 +90,7 @@ class TokenClassification(Task):
         inner = inner.feature if isinstance(inner, List | LargeList) else inner
         shown = inner.names if isinstance(inner, ClassLabel) else None
         if self.spans:
-            tags = {f"B-{span['label']}" for row in train[column] for span in row or () if span.get("label") is not None}
+            tags = {f"B-{span['label']}" for row in train[column][:] for span in row or () if span.get("label") is not None}
         else:
             tags = {str(tag) for tags in _by_name(train, column) for tag in tags or () if tag is not None}
         scheme = self.scheme or find_scheme(shown or tags)
@@ -137,7 +137,7 @@ class TokenClassification(Task):
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         problems: dict[str, list[int]] = {}
         asked, column = self.input_columns()[0], self._tag_column
-        tagged = rows[column] if column in rows.column_names else [None] * len(rows)
+        tagged = rows[column][:] if column in rows.column_names else [None] * len(rows)
         for row, (cell, tags) in enumerate(zip(rows[asked], tagged, strict=True)):
             problem = f"column `{asked}` {flaw}" if (flaw := flaw_of(cell, bool(self.text))) else None
             if problem is None and column in rows.column_names:
@@ -188,9 +188,9 @@ class TokenClassification(Task):
 
     def references(self, rows: Dataset | dict[str, list]) -> list[list[str]]:
         if self.text and self.spans:
-            pairs = zip(rows[self.text], rows[self.spans], strict=True)
+            pairs = zip(rows[self.text][:], rows[self.spans][:], strict=True)
             return [tag_spans(cut(text)[1], spans) for text, spans in pairs]
-        return [self._read_tags(tags) for tags in rows[self.tags]]
+        return [self._read_tags(tags) for tags in rows[self.tags][:]]
 
     def targets(self, rows: dict[str, list], labels: Labels | None) -> list[list[int]]:
         assert labels is not None, "tags have names"
@@ -285,5 +285,5 @@ def _by_name(rows: Dataset, column: str) -> list[Any]:
     feature: Any = rows.features[column]
     inner = getattr(feature, "feature", None)
     if not isinstance(inner, ClassLabel):
-        return list(rows[column])
-    return [tags and [None if tag is None or tag < 0 else inner.int2str(tag) for tag in tags] for tags in rows[column]]
+        return rows[column][:]
+    return [tags and [None if tag is None or tag < 0 else inner.int2str(tag) for tag in tags] for tags in rows[column][:]]

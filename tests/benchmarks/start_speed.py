@@ -52,10 +52,10 @@ def main() -> None:
             recipe = write_recipe(given, Path(folder))
             environment = {**os.environ, "HF_HOME": f"{folder}/home"}
             train = ["-c", UNTIL_THE_FIRST_STEP, "train", str(recipe)]
-            seconds, said = measure(train, environment)
+            seconds, said = measure([*train, f"output.folder={folder}/first"], environment)
             found["first start"].append(seconds)
             found["encoding"].append(float(said["encoding"]))
-            found["second start"].append(measure(train, environment)[0])
+            found["second start"].append(measure([*train, f"output.folder={folder}/second"], environment)[0])
             found["imports"].append(measure(["-c", ONLY_IMPORTS], environment)[0])
         print({name: round(values[-1], 2) for name, values in found.items()}, flush=True)
     for name, values in found.items():
@@ -75,8 +75,7 @@ def write_recipe(given: argparse.Namespace, folder: Path) -> Path:
         f"model: {{checkpoint: '{CHECKPOINT}'}}\n"
         f"data: {{dataset: csv, data_files: {folder}/rows.csv}}\n"
         f"task: {{type: sequence_classification, label: label, max_length: {MAX_LENGTH}}}\n"
-        "method: full\n"
-        f"output: {{folder: {folder}/run}}\n"
+        "method: {type: full}\n"
     )
     return recipe
 
