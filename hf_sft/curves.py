@@ -20,6 +20,8 @@ class TrainingCurve:
     """Tokens that the steps sent through the body, without padding; none where the head learns on stored features."""
     padded_tokens: int = 0
     """The same with padding."""
+    micro_batch_tokens: int = 0
+    """In one forward pass, at most; less than the machine's where the memory was not enough for that."""
     peak_memory_bytes: int = 0
     """On accelerators, of the device; otherwise the process's largest resident size so far."""
     dropout: str = "torch"
@@ -45,6 +47,7 @@ class TrainingCurve:
             "tokens_per_second": self.tokens / seconds,
             "padding_share": 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "micro_batch_tokens": self.micro_batch_tokens,
             "dropout": self.dropout,
             "stored_features": self.stored_features,
             "stored_layers": self.stored_layers,

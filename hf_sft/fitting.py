@@ -45,7 +45,7 @@ def fit(
     curve = TrainingCurve(phase.name, parameters=sum(n for n, _ in sizes), trainable=sum(n for n, moves in sizes if moves))
     started = time.perf_counter()
     with (
-        stored_where_it_rests(loaded, model, examples, asked, setting, curve) as shown,
+        stored_where_it_rests(phase, loaded, model, examples, asked, setting, curve) as shown,
         narrowed(loaded, model, phase, examples, setting) as phase,
     ):
         trainer = StepTrainer(phase, loaded, model, shown, asked, setting, curve)
@@ -70,7 +70,13 @@ def fit(
 
 @contextlib.contextmanager
 def stored_where_it_rests(
-    loaded: LoadedModel, model: Any, examples: dict[str, Examples], asked: Asked, setting: Setting, curve: TrainingCurve
+    phase: Phase,
+    loaded: LoadedModel,
+    model: Any,
+    examples: dict[str, Examples],
+    asked: Asked,
+    setting: Setting,
+    curve: TrainingCurve,
 ) -> Iterator[dict[str, Examples]]:
     """Stored vectors, with a stub for the body, where nothing below the head moves and it reads one vector; stored states,
     with stubs for the lower layers, where only they rest; else the examples as they are."""
@@ -78,19 +84,20 @@ def stored_where_it_rests(
     count = count_resting(loaded) if setting.store and model is loaded.model else 0
     if rests or count:
         nn.Module.to(loaded.model, setting.machine.device)
-    learned = {name: each for name, each in examples.items() if name != "test"}
+    asked_for = ("train",) if phase.training.eval_strategy == "no" else ("train", "validation")
+    learned = {name: examples[name] for name in asked_for}
     if rests:
         stored = {name: store_features(loaded, each, asked.items, setting.machine) for name, each in learned.items()}
         shown = {name: each for name, each in stored.items() if each is not None}
         if len(shown) == len(learned):
             curve.stored_features = True
             with stored_body(loaded):
-                yield {**shown}
+                yield {**examples, **shown}
             return
     if count and (made := store_states(loaded, count, learned, asked.items, setting.machine)):
         curve.stored_layers = count
         with passed_layers(loaded, count, made[1]):
-            yield {**made[0]}
+            yield {**examples, **made[0]}
         return
     yield examples
 

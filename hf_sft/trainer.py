@@ -6,8 +6,9 @@ The loss of a step is a sum over items divided by the step's items over all proc
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import set_seed
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import PredictionOutput
 
 from hf_sft.anatomy import LoadedModel
-from hf_sft.batching import Examples, StepSampler, to_device
+from hf_sft.batching import Examples, MicroBatch, StepSampler, cut_step, to_device
 from hf_sft.curves import TrainingCurve
 from hf_sft.dropout import CpuDropout
 from hf_sft.errors import RecipeError, built_by
@@ -86,6 +88,7 @@ class StepTrainer(Trainer):
         self.phase, self.loaded, self.examples, self.asked, self.curve = phase, loaded, examples, asked, curve
         self.machine = machine = setting.machine
         self._losses: list[Tensor] = []
+        self._sampler: StepSampler | None = None
         set_seed(setting.seed)
         super().__init__(
             model=model,
@@ -104,6 +107,7 @@ class StepTrainer(Trainer):
         # Recomputed activations would meet other random numbers, and a compiled graph would break at each dropout.
         training = phase.training
         self._own_dropout = machine.device == "cpu" and not training.activation_checkpointing and not training.torch_compile
+        curve.micro_batch_tokens = machine.micro_batch_tokens
         curve.dropout = "hf_sft" if self._own_dropout else "torch"
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -125,7 +129,7 @@ class StepTrainer(Trainer):
             return super().create_scheduler(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
-        sampler = StepSampler(
+        self._sampler = sampler = StepSampler(
             self.examples["train"],
             self.phase.training.batch_size,
             self.machine.micro_batch_tokens,
@@ -150,29 +154,59 @@ class StepTrainer(Trainer):
         for module in self._resting:
             module.eval()
         micro_batches = inputs["micro_batches"]
-        total = torch.zeros((), device=self.args.device)
         with (
             attending(self.loaded, self._attention),
             CpuDropout() if self._own_dropout else contextlib.nullcontext(),
             self._cast_once(),
         ):
-            for place, (batch, micro_batch) in enumerate(micro_batches):
-                last = place == len(micro_batches) - 1
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                    batch = to_device(batch, self.args.device)
-                    with self.compute_loss_context_manager():
-                        loss = self.phase.loss(self.phase.item_loss, partial(self.asked.items, model), batch)
-                    # Gradients are averaged over processes, so each adds its share of the sum times their number. A step
-                    # without items has no loss, and no gradient.
-                    share = self.accelerator.num_processes * micro_batch.counts / max(1, micro_batch.step_items)
-                    loss = loss * share
-                    self.accelerator.backward(loss)
-                    total += loss.detach()
-                self._count(batch, micro_batch)
+            while True:
+                try:
+                    total = self._add_gradients(model, micro_batches)
+                    break
+                except RuntimeError as error:
+                    if not should_reduce_batch_size(error) or all(len(each.places) == 1 for _, each in micro_batches):
+                        raise
+                model.zero_grad()
+                clear_device_cache(garbage_collection=True)
+                micro_batches = self._cut_finer(micro_batches)
+        for _, micro_batch in micro_batches:
+            self._count(micro_batch)
         self._losses.append(total)
         if len(self._losses) >= LOSSES_AT_ONCE:
             self.gather_losses()
         return total
+
+    def _add_gradients(self, model: nn.Module, micro_batches: list[tuple[Batch, MicroBatch]]) -> Tensor:
+        """A forward and a backward pass of each micro-batch; gives the step's loss."""
+        total = torch.zeros((), device=self.args.device)
+        for place, (batch, micro_batch) in enumerate(micro_batches):
+            last = place == len(micro_batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                batch = to_device(batch, self.args.device)
+                with self.compute_loss_context_manager():
+                    loss = self.phase.loss(self.phase.item_loss, partial(self.asked.items, model), batch)
+                # Gradients are averaged over processes, so each adds its share of the sum times their number. A step
+                # without items has no loss, and no gradient.
+                share = self.accelerator.num_processes * micro_batch.counts / max(1, micro_batch.step_items)
+                loss = loss * share
+                self.accelerator.backward(loss)
+                total += loss.detach()
+        return total
+
+    def _cut_finer(self, micro_batches: list[tuple[Batch, MicroBatch]]) -> list[tuple[Batch, MicroBatch]]:
+        """The same examples in micro-batches of half the tokens, as all steps and evaluations from now on."""
+        train, (_, first), tokens = self.examples["train"], micro_batches[0], self.machine.micro_batch_tokens
+        several = [each.places for _, each in micro_batches if len(each.places) > 1]
+        if all(len(each) * train.costs[list(each)].max() <= tokens for each in several):
+            tokens = max(1, tokens // 2)
+            self.machine, self.curve.micro_batch_tokens = replace(self.machine, micro_batch_tokens=tokens), tokens
+            print(f"Out of memory: from now on micro-batches of {tokens:,} tokens; the step is repeated.", file=sys.stderr)
+            if self._sampler is not None:
+                self._sampler.budget = tokens
+        # Else the loader had cut it before the last time that this happened.
+        places = np.concatenate([each.places for _, each in micro_batches if each.counts] or [first.places])
+        (cut,) = cut_step(places, train.costs, tokens, 1, first.step_items, first.draw)
+        return [train[replace(each, counts=first.counts)] for each in cut]
 
     @contextlib.contextmanager
     def _cast_once(self) -> Iterator[None]:
@@ -192,7 +226,7 @@ class StepTrainer(Trainer):
             if not math.isfinite(loss):
                 raise RecipeError(explain_divergence(f"the loss of step {len(self.curve.losses)} is {loss}"))
 
-    def _count(self, batch: dict[str, Any], micro_batch: Any) -> None:
+    def _count(self, micro_batch: MicroBatch) -> None:
         if micro_batch.counts:
             costs = self.examples["train"].costs[list(micro_batch.places)]
             self.curve.examples += len(costs)

@@ -16,7 +16,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
-from hf_sft.allocator import keep_freed_memory
+from hf_sft.allocator import use_memory_well
 from hf_sft.block import Block
 from hf_sft.errors import RecipeError, nearest, suggest
 
@@ -236,7 +236,7 @@ def resolve_machine(training: Training) -> Machine:
                 "  Use a configuration with whole models on each device, like accelerate_configs/multi_gpu.yaml."
             )
     if not accelerated:
-        keep_freed_memory()
+        use_memory_well()
     state = PartialState(cpu=not accelerated)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != state.num_processes:

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,10 +89,7 @@ def tiny_weights(checkpoint, name):
 def test_fifty_losses_are_those_of_a_loop_that_neither_sorts_nor_cuts(family, checkpoints, tmp_path):
     """In float32, without dropout; the loop is PyTorch alone, and pads each step to its longest row."""
     files = tiny.write_rows(tmp_path / "data", SINGLE, train=45)
-    start = shutil.copytree(checkpoints[family], tmp_path / "start")
-    config = json.loads((start / "config.json").read_text())
-    still = {name: 0.0 for name in config if "drop" in name and isinstance(config[name], float)}
-    (start / "config.json").write_text(json.dumps({**config, **still}))
+    start = without_dropout(checkpoints[family], tmp_path / "start")
     training = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 50, "micro_batch_tokens": 24}
     recipe = tiny.recipe(start, files, tmp_path / "run", training=training)
     prepared, again = prepare(as_recipe(recipe)), prepare(as_recipe(recipe))
@@ -119,3 +118,44 @@ def decay_groups(model, decay):
     kept = [p for name, p in model.named_parameters() if p.ndim > 1]
     free = [p for name, p in model.named_parameters() if p.ndim == 1]
     return [{"params": kept, "weight_decay": decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def without_dropout(checkpoint, folder):
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    still = {name: 0.0 for name in config if "drop" in name and isinstance(config[name], float)}
+    (folder / "config.json").write_text(json.dumps({**config, **still}))
+    return folder
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(family, checkpoints, tmp_path, monkeypatch, capsys):
+    """As a device says it that has room for 30 tokens; and one that has room for none still says so itself."""
+    files = tiny.write_rows(tmp_path / "data", SINGLE, train=20)
+    recipe = tiny.recipe(without_dropout(checkpoints[family], tmp_path / "start"), files, tmp_path / "run")
+    recipe["training"] |= {"micro_batch_tokens": 100, "eval_strategy": "epoch", "max_steps": -1, "num_train_epochs": 2}
+
+    def train(room):
+        prepared = prepare(as_recipe(recipe))
+        items = prepared.splits.task.items
+
+        def in_room(model, batch):
+            if model.training and batch["input_ids"].numel() > room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return items(model, batch)
+
+        asked = replace(prepared.asked, items=in_room)
+        setting = prepared.setting(tmp_path / f"room_{room}")
+        return fit(prepared.phases[0], prepared.loaded, prepared.examples, asked, setting)
+
+    (wanted, plenty), (found, scarce) = train(room=1000), train(room=30)
+    said = re.findall(
+        r"Out of memory: from now on micro-batches of (\d+) tokens; the step is repeated", capsys.readouterr().err
+    )
+    assert said == ["50", "25"]
+    assert (plenty.micro_batch_tokens, scarce.micro_batch_tokens) == (100, 25)
+    assert scarce.losses == pytest.approx(plenty.losses, rel=1e-5) and scarce.examples == plenty.examples == 40
+    for name, weight in wanted.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(room=0)
