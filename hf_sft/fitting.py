@@ -106,7 +106,7 @@ def narrowed(
     loaded: LoadedModel, model: Any, phase: Phase, examples: dict[str, Examples], setting: Setting
 ) -> contextlib.AbstractContextManager[Phase]:
     """Embeddings of tokens that no row has left out, where that changes nothing."""
-    if not setting.narrow or model is not loaded.model:
+    if not setting.narrow or model is not loaded.model or body_rests(loaded):
         return contextlib.nullcontext(phase)
     return only_tokens_in_use(loaded, phase, examples, setting.processor)
 
