@@ -148,6 +148,13 @@ def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
         recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "one" / name, method, **asked)
         hf_sft.train(recipe)
         cases[name] = {**recipe, "output": {"folder": str(tmp_path / "two" / name)}}
+    for family in tiny.FAMILIES:  # with the embeddings of few tokens alone, which only AdamW is known to allow
+        name, files = f"{family}-few-tokens", tiny.write_rows(tmp_path / "few", PROBLEMS[0], train=17)
+        tiny.say_little(files)
+        asked = {"training": scored | {"optim": "adamw_torch", "learning_rate": 1e-3}}
+        recipe = tiny.recipe(checkpoints[family], files, tmp_path / "one" / name, **asked)
+        hf_sft.train(recipe)
+        cases[name] = {**recipe, "output": {"folder": str(tmp_path / "two" / name)}}
     train_by_two_processes(list(cases.values()), tmp_path)
     for name in cases:
         reports = [json.loads((tmp_path / side / name / "report.json").read_text()) for side in ("one", "two")]

@@ -1,11 +1,8 @@
 """What makes a training fast changes nothing that is learned."""
 
 import contextlib
-import json
 import re
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,12 +51,7 @@ def test_weights_are_cast_once_a_step_and_the_gradients_are_the_same(family, che
 def test_embeddings_that_no_row_needs_end_as_if_they_had_been_there(family, method, checkpoints, tmp_path):
     """Every weight, those of tokens that no row has too: they decay, at the rates of the steps up to the best one."""
     files = tiny.write_rows(tmp_path / "data", SINGLE, train=17)
-    for split, words in (("train", 5), ("validation", 8), ("test", 9)):
-        rows = [json.loads(line) for line in Path(files[split]).read_text().splitlines()]
-        short = [
-            {**row, "text": " ".join(tiny.WORDS[(i + j) % words] for j in range(i % 4 + 1))} for i, row in enumerate(rows)
-        ]
-        Path(files[split]).write_text("".join(f"{json.dumps(row)}\n" for row in short))
+    tiny.say_little(files)
     decay = {"optim": "adamw_torch", "weight_decay": 0.5, "learning_rate": 1e-2, "batch_size": 4, "max_steps": 12}
     decay |= {"eval_strategy": "steps", "eval_steps": 4}
     ended, seen = {}, {}
@@ -89,9 +81,8 @@ def tiny_weights(checkpoint, name):
 def test_fifty_losses_are_those_of_a_loop_that_neither_sorts_nor_cuts(family, checkpoints, tmp_path):
     """In float32, without dropout; the loop is PyTorch alone, and pads each step to its longest row."""
     files = tiny.write_rows(tmp_path / "data", SINGLE, train=45)
-    start = without_dropout(checkpoints[family], tmp_path / "start")
     training = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 50, "micro_batch_tokens": 24}
-    recipe = tiny.recipe(start, files, tmp_path / "run", training=training)
+    recipe = tiny.recipe(checkpoints[family], files, tmp_path / "run", training=training)
     prepared, again = prepare(as_recipe(recipe)), prepare(as_recipe(recipe))
     setting = prepared.setting(tmp_path / "run")
     _, curve = fit(prepared.phases[0], prepared.loaded, prepared.examples, prepared.asked, setting)
@@ -120,19 +111,11 @@ def decay_groups(model, decay):
     return [{"params": kept, "weight_decay": decay}, {"params": free, "weight_decay": 0.0}]
 
 
-def without_dropout(checkpoint, folder):
-    shutil.copytree(checkpoint, folder)
-    config = json.loads((folder / "config.json").read_text())
-    still = {name: 0.0 for name in config if "drop" in name and isinstance(config[name], float)}
-    (folder / "config.json").write_text(json.dumps({**config, **still}))
-    return folder
-
-
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(family, checkpoints, tmp_path, monkeypatch, capsys):
     """As a device says it that has room for 30 tokens; and one that has room for none still says so itself."""
     files = tiny.write_rows(tmp_path / "data", SINGLE, train=20)
-    recipe = tiny.recipe(without_dropout(checkpoints[family], tmp_path / "start"), files, tmp_path / "run")
+    recipe = tiny.recipe(checkpoints[family], files, tmp_path / "run")
     recipe["training"] |= {"micro_batch_tokens": 100, "eval_strategy": "epoch", "max_steps": -1, "num_train_epochs": 2}
 
     def train(room):
