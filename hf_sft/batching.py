@@ -60,16 +60,15 @@ def cut_step(
     that takes least time: of a micro-batch, its tokens with padding and an eighth of the budget beside.
     """
     ordered = places[np.argsort(-costs[places], kind="stable")]
-    ends = _cheapest_ends(costs[ordered[::processes]], budget, budget / BESIDE)
+    bounds = _cheapest_bounds(costs[ordered[::processes]], budget, budget / BESIDE)
     shares = [ordered[process::processes] for process in range(processes)]
     return [
-        [_micro_batch(share[start:end], ordered[-1], step_items, draw) for start, end in pairwise([0, *ends])]
-        for share in shares
+        [_micro_batch(share[start:end], ordered[-1], step_items, draw) for start, end in pairwise(bounds)] for share in shares
     ]
 
 
-def _cheapest_ends(falling: np.ndarray, budget: int, overhead: float) -> list[int]:
-    """Where each micro-batch of a step ends; `falling` are the costs of its examples, the dearest first."""
+def _cheapest_bounds(falling: np.ndarray, budget: int, overhead: float) -> list[int]:
+    """0, and where each micro-batch of a step ends; `falling` are the costs of its examples, the dearest first."""
     count = len(falling)
     least, end_of = np.zeros(count + 1), np.zeros(count, dtype=np.int64)
     for start in range(count - 1, -1, -1):
@@ -77,10 +76,10 @@ def _cheapest_ends(falling: np.ndarray, budget: int, overhead: float) -> list[in
         totals = np.arange(1, most + 1) * falling[start] + least[start + 1 : start + 1 + most]
         size = most - int(np.argmin(totals[::-1]))  # of equals the longest
         least[start], end_of[start] = totals[size - 1] + overhead, start + size
-    ends: list[int] = []
-    while (ends[-1] if ends else 0) < count:
-        ends.append(int(end_of[ends[-1] if ends else 0]))
-    return ends
+    bounds = [0]
+    while bounds[-1] < count:
+        bounds.append(int(end_of[bounds[-1]]))
+    return bounds
 
 
 def _micro_batch(places: np.ndarray, stand_in: int, step_items: int, draw: tuple[int, ...]) -> MicroBatch:

@@ -43,12 +43,14 @@ def fit(
     model, use_cache = phase.prepare(loaded), getattr(loaded.model.config, "use_cache", None)
     sizes = [(count_weights(p), p.requires_grad) for p in model.parameters()]
     curve = TrainingCurve(phase.name, parameters=sum(n for n, _ in sizes), trainable=sum(n for n, moves in sizes if moves))
+    asked_for = ("train",) if phase.training.eval_strategy == "no" else ("train", "validation")
+    learned = {name: examples[name] for name in asked_for}
     started = time.perf_counter()
     with (
-        stored_where_it_rests(phase, loaded, model, examples, asked, setting, curve) as shown,
+        stored_where_it_rests(loaded, model, learned, asked, setting, curve) as shown,
         narrowed(loaded, model, phase, examples, setting) as phase,
     ):
-        trainer = StepTrainer(phase, loaded, model, shown, asked, setting, curve)
+        trainer = StepTrainer(phase, loaded, model, {**examples, **shown}, asked, setting, curve)
         # Trainer gives every process the same dropout; each should draw its own.
         torch.manual_seed(setting.seed + 1_000_003 * trainer.accelerator.process_index)
         trainer.train()
@@ -70,13 +72,7 @@ def fit(
 
 @contextlib.contextmanager
 def stored_where_it_rests(
-    phase: Phase,
-    loaded: LoadedModel,
-    model: Any,
-    examples: dict[str, Examples],
-    asked: Asked,
-    setting: Setting,
-    curve: TrainingCurve,
+    loaded: LoadedModel, model: Any, examples: dict[str, Examples], asked: Asked, setting: Setting, curve: TrainingCurve
 ) -> Iterator[dict[str, Examples]]:
     """Stored vectors, with a stub for the body, where nothing below the head moves and it reads one vector; stored states,
     with stubs for the lower layers, where only they rest; else the examples as they are."""
@@ -84,20 +80,18 @@ def stored_where_it_rests(
     count = count_resting(loaded) if setting.store and model is loaded.model else 0
     if rests or count:
         nn.Module.to(loaded.model, setting.machine.device)
-    asked_for = ("train",) if phase.training.eval_strategy == "no" else ("train", "validation")
-    learned = {name: examples[name] for name in asked_for}
     if rests:
-        stored = {name: store_features(loaded, each, asked.items, setting.machine) for name, each in learned.items()}
+        stored = {name: store_features(loaded, each, asked.items, setting.machine) for name, each in examples.items()}
         shown = {name: each for name, each in stored.items() if each is not None}
-        if len(shown) == len(learned):
+        if len(shown) == len(examples):
             curve.stored_features = True
             with stored_body(loaded):
-                yield {**examples, **shown}
+                yield {**shown}
             return
-    if count and (made := store_states(loaded, count, learned, asked.items, setting.machine)):
+    if count and (made := store_states(loaded, count, examples, asked.items, setting.machine)):
         curve.stored_layers = count
         with passed_layers(loaded, count, made[1]):
-            yield {**examples, **made[0]}
+            yield {**made[0]}
         return
     yield examples
 

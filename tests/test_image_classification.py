@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,16 @@ def write_digits(folder: Path, digits: range) -> dict[str, str]:
     return files
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Sums in the order of two threads, however many tests run at a time: what is learned differs by rounding otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_what_was_learned_of_five_digits_serves_for_the_other_five(tmp_path):
     """Only the head moves in the second recipe, once on what the first has learned, and once on random weights."""
     size = {"embedding_size": 32, "hidden_sizes": [32, 96], "depths": [1, 1], "layer_type": "basic"}
@@ -265,7 +276,7 @@ def test_what_was_learned_of_five_digits_serves_for_the_other_five(tmp_path):
     for name in ("taught", "random"):
         recipe = tiny.recipe(tmp_path / name, high, tmp_path / f"on_{name}", "head_only", task=TASK, training=second)
         scores[name] = hf_sft.train(recipe).metrics["test"]["accuracy"]
-    assert scores["taught"]["value"] >= 0.8
+    assert scores["taught"]["value"] >= 0.9
     assert scores["taught"]["low"] > scores["random"]["high"], scores
 
 

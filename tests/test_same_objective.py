@@ -112,7 +112,7 @@ def decay_groups(model, decay):
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(family, checkpoints, tmp_path, monkeypatch, capsys):
+def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(family, checkpoints, tmp_path, capsys):
     """As a device says it that has room for 30 tokens; and one that has room for none still says so itself."""
     files = tiny.write_rows(tmp_path / "data", SINGLE, train=20)
     recipe = tiny.recipe(checkpoints[family], files, tmp_path / "run")

@@ -9,14 +9,13 @@ a process of its own; the first five steps are not counted. Ours keeps documents
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-SKIPPED, BLOCK, ROWS = 5, 256, 16
+from tests.benchmarks.turns import Watch, medians, take_turns
+
+BLOCK, ROWS = 256, 16
 SIZE = {"n_layer": 6, "n_embd": 384, "n_head": 6, "n_positions": BLOCK}
 
 
@@ -33,13 +32,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         prepare(given.text, folder)
-        found: dict[str, list[dict]] = {"hf_sft": [], "plain": []}
-        for side in ["hf_sft", "plain"] * given.rounds:
-            words = [given.text, "--steps", str(given.steps), "--side", side, "--start", folder]
-            done = subprocess.run([sys.executable, "-m", __spec__.name, *words], capture_output=True, text=True, check=True)
-            found[side].append(json.loads(done.stdout.splitlines()[-1]))
-            print(side, found[side][-1], flush=True)
-    speeds = {side: statistics.median(each["tokens_per_second"] for each in runs) for side, runs in found.items()}
+        words = [given.text, f"--steps={given.steps}", f"--start={folder}"]
+        speeds = medians(take_turns(__spec__.name, ["hf_sft", "plain"], given.rounds, words), "tokens_per_second")
     print(f"ratio {speeds['hf_sft'] / speeds['plain']:.2f}")
 
 
@@ -56,22 +50,8 @@ def prepare(text: str, folder: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def stopwatch(tokens: Any) -> tuple[Any, list[tuple[float, int]]]:
-    """A callback that notes, after each step, the time and how many tokens there were."""
-    from transformers import TrainerCallback
-
-    noted: list[tuple[float, int]] = []
-
-    class Watch(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            noted.append((time.perf_counter(), tokens()))
-
-    return Watch(), noted
-
-
-def rate(noted: list[tuple[float, int]], losses: list[float]) -> dict[str, float]:
-    (start, before), (end, after) = noted[SKIPPED - 1], noted[-1]
-    return {"tokens_per_second": (after - before) / (end - start), "loss": statistics.mean(losses[-5:])}
+def figures(watch: Watch, losses: list[float]) -> dict[str, float]:
+    return {"tokens_per_second": watch.rate(), "loss": statistics.mean(losses[-5:])}
 
 
 def train_ours(text: str, start: str, steps: int) -> dict[str, float]:
@@ -87,11 +67,11 @@ def train_ours(text: str, start: str, steps: int) -> dict[str, float]:
         "output": {"folder": f"{start}/run"},
     }
     trainer: Any = hf_sft.build_trainer(recipe)
-    watch, noted = stopwatch(lambda: trainer.curve.tokens)
+    watch = Watch(done=lambda: trainer.curve.tokens)
     trainer.add_callback(watch)
     trainer.train()
     trainer.gather_losses()
-    return rate(noted, trainer.curve.losses)
+    return figures(watch, trainer.curve.losses)
 
 
 def train_plain(text: str, start: str, steps: int) -> dict[str, float]:
@@ -125,10 +105,10 @@ def train_plain(text: str, start: str, steps: int) -> dict[str, float]:
         train_dataset=Dataset.from_dict({"input_ids": blocks, "labels": blocks}),
         data_collator=default_data_collator,
     )
-    watch, noted = stopwatch(lambda: trainer.state.global_step * ROWS * BLOCK)
+    watch = Watch(ROWS * BLOCK)
     trainer.add_callback(watch)
     trainer.train()
-    return rate(noted, [float(each["loss"]) for each in trainer.state.log_history if "loss" in each])
+    return figures(watch, [float(each["loss"]) for each in trainer.state.log_history if "loss" in each])
 
 
 if __name__ == "__main__":

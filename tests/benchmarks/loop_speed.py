@@ -6,7 +6,6 @@ The bare loop is what one would write: autocast, cross-entropy over the step's r
 schedule; once with PyTorch's dropout and once with ours.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -15,25 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.full_speed import LEARNING_RATE, recipe_of
-from tests.benchmarks.turns import SKIPPED, Watch, medians, take_turns
+from tests.benchmarks.turns import SKIPPED, Watch, ask, medians, take_turns
 
 SIDES = ("hf_sft", "bare", "bare_with_our_dropout")
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser()
-    asked.add_argument("data")
-    asked.add_argument("--label", default="category")
-    asked.add_argument("--batch-size", type=int, default=32)
-    asked.add_argument("--steps", type=int, default=105)
-    asked.add_argument("--rounds", type=int, default=3)
-    asked.add_argument("--side", choices=SIDES)
-    given = asked.parse_args()
+    given, words = ask(SIDES, steps=105)
     if given.side:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps((run_ours if given.side == "hf_sft" else run_bare)(given, folder)))
         return
-    words = [given.data, *(f"--{name}={getattr(given, name.replace('-', '_'))}" for name in ("label", "batch-size", "steps"))]
     found = take_turns(__spec__.name, SIDES, given.rounds, words)
     steps = medians(found, "milliseconds")
     for side in SIDES[1:]:

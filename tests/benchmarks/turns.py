@@ -1,5 +1,6 @@
 """Sides of a comparison take turns, each in a process of its own with empty caches: what else runs meets all of them."""
 
+import argparse
 import json
 import os
 import statistics
@@ -7,13 +8,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import TrainerCallback
 
 SKIPPED = 5
 """Steps that are not counted: memory is taken, kernels are chosen."""
+
+
+def ask(sides: Sequence[str], steps: int) -> tuple[argparse.Namespace, list[str]]:
+    """The command line of a benchmark on rows with a label; and the words that tell a side's process of it."""
+    asked = argparse.ArgumentParser()
+    asked.add_argument("data")
+    asked.add_argument("--label", default="category")
+    asked.add_argument("--batch-size", type=int, default=32)
+    asked.add_argument("--steps", type=int, default=steps)
+    asked.add_argument("--rounds", type=int, default=3)
+    asked.add_argument("--side", choices=sides)
+    given = asked.parse_args()
+    return given, [given.data, f"--label={given.label}", f"--batch-size={given.batch_size}", f"--steps={given.steps}"]
 
 
 def take_turns(module: str, sides: Sequence[str], rounds: int, words: Sequence[str]) -> dict[str, list[dict[str, float]]]:
@@ -36,15 +50,15 @@ def medians(found: dict[str, list[dict[str, float]]], figure: str) -> dict[str, 
 
 
 class Watch(TrainerCallback):
-    """Notes the time after each step, of so many rows."""
+    """Notes, after each step, the time and how much was done: so many rows in each, or as `done` says."""
 
-    def __init__(self, rows: int):
-        self.rows, self.noted = rows, list[float]()
+    def __init__(self, rows: int = 0, done: Callable[[], float] | None = None):
+        self.rows, self.done, self.noted = rows, done, list[tuple[float, float]]()
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.noted.append(time.perf_counter())
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.noted.append((time.perf_counter(), self.done() if self.done else state.global_step * self.rows))
 
     def rate(self) -> float:
-        """Rows per second, after the first steps."""
-        counted = self.noted[SKIPPED - 1 :]
-        return self.rows * (len(counted) - 1) / (counted[-1] - counted[0])
+        """How much was done in a second, after the first steps."""
+        (start, before), (end, after) = self.noted[SKIPPED - 1], self.noted[-1]
+        return (after - before) / (end - start)
