@@ -4,6 +4,7 @@ Four elements share the bits of one 64-bit number, so the probability is exact t
 generator: the same seed drops the same elements, and a resumed run goes on where it was.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,12 @@ class CpuDropout(TorchFunctionMode):
         if func is functional.dropout:
             return drop(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    def __exit__(self, *raised: Any) -> None:
+        # PyTorch takes the mode off while it runs: an interrupt may come just then, and must not become another error.
+        interrupted = raised[0] is not None and issubclass(raised[0], KeyboardInterrupt)
+        with contextlib.suppress(*([RuntimeError] if interrupted else [])):
+            super().__exit__(*raised)
 
 
 def drop(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

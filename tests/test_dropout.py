@@ -38,3 +38,9 @@ def test_gradients_flow_where_elements_are_kept():
     dropped = drop(weights, 0.5)
     dropped.sum().backward()
     assert torch.equal(weights.grad, dropped.detach())
+
+
+def test_an_interrupt_while_pytorch_has_taken_the_mode_off_stays_one():
+    with pytest.raises(KeyboardInterrupt), CpuDropout():
+        torch.overrides._pop_mode()
+        raise KeyboardInterrupt
