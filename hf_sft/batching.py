@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 from hf_sft.tasks import Batch
 
-BOOKKEEPING = ("row", "cost", "items", "truncated", "lost", "slid")
+BOOKKEEPING = ("row", "cost", "items", "truncated", "lost", "slid", "silent", "flaw")
 """Columns of examples that the model is not shown."""
 BLOCK = 2048
 """Rows that are evaluated at a time: what is in memory does not grow with their number."""
@@ -123,6 +123,7 @@ class Examples(TorchDataset):
         said = {
             "truncated": "are longer than the model is shown, and are cut",
             "lost": "have an answer that no window holds whole",
+            "silent": "are cut before what carries loss, and teach nothing",
             "slid": "are longer than the model takes, and are scored with a sliding context",
         }
         counts = {what: self.count_rows(what) for what in said}

@@ -97,6 +97,7 @@ def predict(
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="Of a language model: above 0 tokens are drawn; 0 takes the likeliest.")
     ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of a language model: what tokens are drawn by.")] = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Answer rows with a finished run: one JSON object per row, in order. A row without text is answered by null.
@@ -112,7 +113,7 @@ def predict(
 
     if bool(texts) == bool(input):
         raise RecipeError("give texts to answer, or --input with a file (or -), and not both.")
-    asked: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    asked: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     asked = {name: value for name, value in asked.items() if value is not None}
     writing = Writing(**asked) if asked else None
     files = [text for text in texts or () if Path(text).suffix and Path(text).is_file()]

@@ -21,10 +21,10 @@ from hf_sft.tasks import Labels, Task
 CODE = ("hf_sft", "tokenizers", "transformers")
 
 
-def encode_rows(rows: Dataset, task: Task, labels: Labels | None, processor: Any) -> Dataset:
+def encode_rows(rows: Dataset, task: Task, labels: Labels | None, processor: Any, of: str = "the input") -> Dataset:
     """Examples for the model: the task's columns, with the `row` and the `cost` of each, and how many `items` carry loss.
 
-    Not cached.
+    Not cached. Raises `DataError` for rows `of` something that can't be encoded.
     """
 
     def encode(batch: dict[str, list], places: list[int]) -> dict[str, list]:
@@ -46,6 +46,8 @@ def encode_rows(rows: Dataset, task: Task, labels: Labels | None, processor: Any
     if backend := getattr(processor, "backend_tokenizer", None):
         # A fast tokenizer remembers how it truncated, and would be hashed and saved with that.
         backend.no_truncation()
+    if "flaw" in encoded.column_names:
+        _refuse_flaws(encoded, of)
     return encoded
 
 
@@ -79,7 +81,7 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
         folder = cache_folder("encoded") / digest(hash_rows(_select(rows, splits.task)), how, f"joined: {joined}")
 
         def make(aside: Path, rows: Dataset = rows, name: str = name, joined: bool = joined) -> None:
-            made = encode_rows(rows, splits.task, splits.labels, processor)
+            made = encode_rows(rows, splits.task, splits.labels, processor, f"split `{name}`")
             _require_items(made, len(rows), name, splits.task)
             (splits.task.join(made, processor) if joined else made).save_to_disk(str(aside))
 
@@ -88,15 +90,40 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
     return encoded
 
 
+def _refuse_flaws(encoded: Dataset, of: str) -> None:
+    """Raises `DataError`, with all flaws at once."""
+    places: dict[str, list[int]] = {}
+    for row, flaw in zip(encoded["row"][:], encoded["flaw"][:], strict=True):
+        if flaw:
+            places.setdefault(flaw, []).append(row)
+    if places:
+        listed = [f"{len(rows)} row(s) of {of}, each of which {flaw}: {_few(rows)}" for flaw, rows in places.items()]
+        raise DataError(
+            "\n".join([*listed, "  Mend them, or leave them out: `data.keep` names a column that is false there."])
+        )
+
+
+def _few(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+
+
 def _require_items(encoded: Dataset, count: int, split: str, task: Task) -> None:
     """Refuse rows that show the model nothing, or of which nothing is asked where the task needs that. Raises `DataError`."""
     said = np.bincount(encoded["row"][:], weights=encoded["items"][:], minlength=count)
     empty = np.flatnonzero(np.bincount(encoded["row"][:], weights=encoded["cost"][:], minlength=count) == 0).tolist()
     silent = np.flatnonzero(said <= 0).tolist() if task.nothing is not None else []
+    if "silent" in encoded.column_names:
+        cut = [row for row, is_so in zip(encoded["row"][:], encoded["silent"][:], strict=True) if is_so]
+        if len(cut) > task.silent_share * count:
+            raise DataError(
+                f"{len(cut)} of {count} rows of split `{split}` are cut before what carries loss, more than "
+                f"{task.silent_share:.0%}: {_few(cut)}\n  Give them more room (`task.max_length`), or leave them out: "
+                "`data.keep` names a column that is false there."
+            )
+        silent = sorted({*silent} - {*cut})
     if silent := silent or empty:
-        few = ", ".join(map(str, silent[:5])) + (", …" if len(silent) > 5 else "")
         raise DataError(
-            f"{len(silent)} row(s) of split `{split}` {task.nothing or 'give no token'}: {few}\n"
+            f"{len(silent)} row(s) of split `{split}` {task.nothing or 'give no token'}: {_few(silent)}\n"
             "  Mend them, or leave them out: `data.keep` names a column that is false there."
         )
 

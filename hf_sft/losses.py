@@ -36,6 +36,8 @@ class Items:
         return self.targets.ndim == 2
 
 
+Batch: TypeAlias = dict[str, Tensor]
+"""What the model is shown at a time."""
 ItemLoss: TypeAlias = Callable[[Items], Tensor]
 """The loss of each item, shape (items,)."""
 Forward: TypeAlias = Callable[[dict[str, Any]], Items]

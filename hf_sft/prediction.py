@@ -69,16 +69,16 @@ def answer(
         raise DataError(f"the input can't be answered: {problems}")
     references, nothing = _references(task, rows), dict(task.writes or task.answer_kind().nothing)
     if task.writes:
-        if not PartialState().is_main_process:
-            return  # a text is written by one process
-        answers = task.complete(finished.model, asked, finished.processor, writing or Writing())
+        budget = finished.machine.micro_batch_tokens
+        answers = task.complete(finished.model, asked, finished.processor, writing or Writing(), budget)
     else:
         blocks = encode_blocks(asked, task, finished.labels, finished.processor)
         ran = run_blocks(finished.model, blocks, task.keep, finished.machine)
         answers = chain.from_iterable(block.as_json() for _, _, block in answer_blocks(ran, task, finished.labels))
     answered = set(filled)
     if not PartialState().is_main_process:
-        yield from answers  # none, but the model runs its share
+        for _ in answers:  # of which it runs its share
+            pass
         return
     for row in range(len(rows)):
         said = next(answers) if row in answered else nothing

@@ -29,6 +29,8 @@ from hf_sft.strict_json import dump_json
 from hf_sft.tasks import Writing
 from hf_sft.trainer import StepTrainer
 
+TOKENS = 40
+"""That a model writes to a prompt of a report, at most."""
 SAMPLES = 4
 """Prompts that a report shows the answers to, before and after training."""
 ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "stratify", "seed")
@@ -114,13 +116,13 @@ def evaluate_split(prepared: Prepared, model: Any, split: str, folder: Path) -> 
 
 
 def write_samples(prepared: Prepared, model: Any) -> list[tuple[str, str]]:
-    """A few prompts from the test split, and what a model that writes makes of each; on the main process."""
+    """A few prompts from the test split, and what a model that writes makes of each; on every process."""
     task, rows, processor = prepared.splits.task, prepared.splits.rows["test"], prepared.processor
-    if not task.writes or not PartialState().is_main_process:
+    if not task.writes:
         return []
     prompts = task.prompts(rows.select(range(min(SAMPLES, len(rows)))), processor)
-    how = Writing(min(Writing().max_new_tokens, processor.model_max_length // 2))
-    said = task.complete(model.eval(), prompts, processor, how)
+    how = Writing(min(TOKENS, processor.model_max_length // 2))
+    said = task.complete(model.eval(), prompts, processor, how, prepared.machine.micro_batch_tokens)
     return [(prompt, each["text"]) for prompt, each in zip(task.texts(prompts), said, strict=True)]
 
 

@@ -226,15 +226,15 @@ def test_prompts_go_on_as_generate_says_and_a_row_without_text_stays_one(checkpo
     answers = hf_sft.predict(tmp_path / "run", prompts, writing=Writing(max_new_tokens=5))
     for prompt, said in zip(prompts, answers, strict=True):
         if not prompt:
-            assert said == {"row": 1, "text": None, "tokens": None}
+            assert said == {"row": 1, "text": None, "tokens": None, "stopped": None}
             continue
         ids = processor(prompt, return_tensors="pt")["input_ids"][:, -(64 - 5) :]
         wanted = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=0)
         assert said["text"] == processor.decode(wanted[0, ids.shape[1] :], skip_special_tokens=True)
     app(["predict", str(tmp_path / "run"), "the goal", "--max-new-tokens", "5"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out) == answers[0]
-    drawn = {hf_sft.predict(tmp_path / "run", ["the goal"], writing=Writing(8, 5.0))[0]["text"] for _ in range(4)}
-    assert len(drawn) > 1
+    drawn = [hf_sft.predict(tmp_path / "run", ["a", "the goal"], writing=Writing(8, 5.0, seed)) for seed in (0, 1, 2, 0)]
+    assert len({each[1]["text"] for each in drawn}) > 1 and drawn[0] == drawn[3]
     with pytest.raises(hf_sft.RecipeError, match="64 new tokens leave no room for a prompt"):
         hf_sft.predict(tmp_path / "run", ["the goal"], writing=Writing(max_new_tokens=64))
     labelled = tiny.write_rows(tmp_path / "labelled", "single_label_classification")

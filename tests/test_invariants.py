@@ -131,10 +131,10 @@ def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
     """17 rows in steps of 8: the last step of an epoch is one row, and one process has none. One launch runs all cases."""
     cases = {}
     for family, problem in tiny.CASES:
-        if family == "gpt2" and problem not in (PROBLEMS[0], "entities", "texts"):
+        if family == "gpt2" and problem not in (PROBLEMS[0], "entities", "texts", "talks"):
             continue
         files = tiny.write_rows(tmp_path / problem, problem, train=17)
-        others = ("full", "lora") if problem == "texts" and family == "gpt2" else ("full", "head_only", "lora")
+        others = ("full", "lora") if problem in ("texts", "talks") and family == "gpt2" else ("full", "head_only", "lora")
         for method in METHODS if problem in (PROBLEMS[0], "pictures") else others:
             name = f"{family}-{problem}-{method}"
             folder = tmp_path / "one" / name

@@ -25,7 +25,9 @@ def stand_in(recipe: hf_sft.Recipe, folder: Path) -> str:
     """A file of rows with the columns that the recipe names, of the first kind that its task and its metrics take."""
     path = folder / "rows.jsonl"
     kinds = [
-        kind for kind in (*tiny.PROBLEMS, "pictures", "texts", "masked") if tiny.task_of(kind)["type"] == recipe.task.type
+        kind
+        for kind in (*tiny.PROBLEMS, "pictures", "texts", "masked", "talks")
+        if tiny.task_of(kind)["type"] == recipe.task.type
     ]
     rows = next(rows for rows in (rename(tiny.rows(kind, 60), recipe) for kind in kinds) if fits(rows, recipe))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

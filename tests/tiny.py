@@ -168,6 +168,7 @@ CASES = [(family, problem) for family in FAMILIES for problem in PROBLEMS if (fa
 CASES += [(family, "pictures") for family in IMAGE_FAMILIES]
 CASES += [(family, "texts") for family in ("gpt2", *CAUSAL_FAMILIES)]
 CASES += [("bert", "masked")]
+CASES += [(family, "talks") for family in ("gpt2", *CAUSAL_FAMILIES)]
 """Families and the kinds of rows that they have a head for."""
 
 
@@ -185,6 +186,10 @@ def rows(problem_type: str, count: int, start: int = 0) -> list[dict[str, Any]]:
             label = first / 10
         if problem_type == "entities":
             made.append({"words": text.split(), "tags": _tag(text.split())})
+        elif problem_type == "talks":
+            said = [text, label, " ".join(text.split()[::-1]), "good"][: 2 + 2 * (i % 2)]
+            turns = [{"role": ("user", "assistant")[place % 2], "content": words} for place, words in enumerate(said)]
+            made.append({"messages": turns})
         elif problem_type in ("texts", "masked"):
             made.append({"text": " ".join([text] * (1 + i % 3))})
         elif problem_type == "pictures":
@@ -238,6 +243,7 @@ def task_of(problem: str) -> dict[str, Any]:
         "questions": {"type": "question_answering"},
         "pictures": {"type": "image_classification"},
         "masked": {"type": "masked_lm", "max_length": 16, "whole_words": True},
+        "talks": {"type": "chat", "chat_template": "plain", "max_length": 32},
         "texts": {"type": "causal_lm", "max_length": 16, "stride": 3},
     }
     return others.get(problem, {"type": "sequence_classification"})

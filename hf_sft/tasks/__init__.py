@@ -5,33 +5,21 @@ A new task is a new file here: `type: span_ranking` means `hf_sft/tasks/span_ran
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoTokenizer
 
 from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Fit
 from hf_sft.block import Block
 from hf_sft.errors import DataError
+from hf_sft.generation import Writing
 from hf_sft.label_columns import Labels
-from hf_sft.losses import Items
-
-Batch: TypeAlias = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Writing:
-    """How a model writes."""
-
-    max_new_tokens: int = 40
-    """After which number of tokens it stops, at the latest."""
-    temperature: float = 0.0
-    """0 takes the most likely token each time; above, tokens are drawn, the more freely the higher it is."""
+from hf_sft.losses import Batch, Items
 
 
 class Task(Block, ABC):
@@ -52,6 +40,8 @@ class Task(Block, ABC):
     """PEFT's word for the task, so that its own loader finds the right class for an adapter; None where it has none."""
     nothing: ClassVar[str | None] = None
     """What to say of rows of which no item carries loss; None where that is no harm."""
+    silent_share: ClassVar[float] = 0.0
+    """With `nothing`: the share of a split's rows that may be such, since they are cut before what carries loss."""
     writes: ClassVar[dict[str, None]] = {}
     """What `complete` answers a row without text by; tasks whose answers are no texts have none."""
     other_names: ClassVar[dict[str, str]] = {}
@@ -117,8 +107,9 @@ class Task(Block, ABC):
         """Rows to examples; pure, for `Dataset.map(batched=True)`. Rows without labels give examples without them.
 
         An example may say its `row` (its place in `rows`, never falling; one example for each row otherwise), its `cost`
-        (what it takes of a micro-batch; its tokens otherwise), its `items` (how many of them carry loss; one otherwise), and
-        whether its row's answer is `lost`: none of the row's examples has it.
+        (what it takes of a micro-batch; its tokens otherwise), its `items` (how many of them carry loss; one otherwise),
+        whether its row's answer is `lost` (none of the row's examples has it) or it is `silent` (cut before what carries
+        loss), and by which `flaw` its row can't be encoded ("" where it can).
         """
 
     def joins(self) -> bool:
@@ -175,8 +166,11 @@ class Task(Block, ABC):
     def references(self, rows: Dataset) -> list[Any]:
         """The true answers, in the words of the data."""
 
-    def complete(self, model: Any, rows: Dataset, processor: Any, how: "Writing") -> Iterator[dict[str, Any]]:
-        """What the model writes for each row, where `writes` says something. Raises `DataError` before the first."""
+    def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
+        """What the model writes for each row, on every process, where `writes` says something.
+
+        It is given `budget` tokens at a time. Raises `DataError` before the first.
+        """
         raise NotImplementedError
 
     def prompts(self, rows: Dataset, processor: Any) -> Dataset:

@@ -180,7 +180,7 @@ class MaskedLm(Unlabelled, Task):
             kept = [token for token, word in zip(ids, words, strict=True) if word >= 0] if every else ids
             yield row, kept, np.array([], dtype=int) if every else self.choose(ids, words, ())[0]
 
-    def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing) -> Iterator[dict[str, Any]]:
+    def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
         """Each text with its masks filled, and of each mask the five likeliest tokens."""
         texts, mask = rows[self.text][:], processor.mask_token
         if without := [row for row, text in enumerate(texts) if mask not in text]:

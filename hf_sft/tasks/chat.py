@@ -1,0 +1,336 @@
+"""What does the assistant say next?  Conversations, and prompts with their completions.
+
+The data: a column of conversations, each a list of turns with `role` and `content` (or `from` and `value`); or a column of
+prompts, or several that are put together, and one of completions. A chat template makes text of them. Only what the assistant
+has to write itself carries loss, and so does the token that ends its turn; nothing else does.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from datasets import Dataset
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+from torch import nn
+
+from hf_sft.answers import AnswerKind, Answers
+from hf_sft.baselines import Answerer, Fit
+from hf_sft.chat_templates import ASSISTANT, ChatTemplate, Turn, find_template
+from hf_sft.errors import CheckpointError, RecipeError
+from hf_sft.generation import Writing, write_texts
+from hf_sft.likelihoods import TextAnswers
+from hf_sft.next_token import NextToken, count_bytes, flat, join_pieces
+from hf_sft.packing import Grams
+from hf_sft.tasks import Labels, Task
+from hf_sft.words import count_most
+
+ROLES = {"human": "user", "gpt": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT}
+"""What others call them."""
+TOKENS = 256
+"""Of an answer, at most, when nobody says how many."""
+BIGRAM = 5.0
+"""How many occurrences of a unigram model's word a bigram baseline's counts are mixed with."""
+
+
+class Chat(NextToken, Task):
+    """Answer as the assistant of a conversation, or complete a prompt."""
+
+    nothing: ClassVar[str | None] = (
+        "show nothing that an assistant says: their conversations have no such turn, or are cut before"
+    )
+    silent_share: ClassVar[float] = 0.05
+    writes: ClassVar[dict[str, None]] = {"text": None, "tokens": None, "stopped": None}
+    other_names: ClassVar[dict[str, str]] = dict.fromkeys(("sft", "conversation", "conversational", "instruction"), "chat")
+
+    messages: str | None = None
+    """The column of the conversations, lists of turns with `role` and `content`; `messages` when there is no `prompt`."""
+    prompt: str | list[str] | None = None
+    """Instead of `messages`: the column of what is asked, or several, which are put together with an empty line between."""
+    completion: str | None = None
+    """With `prompt`: the column of what is to be answered; `completion` when not given."""
+    chat_template: str | None = None
+    """`chatml`, `plain` (the prompt, a line break, the answer), or a file, where the checkpoint's own is not what you want."""
+    max_length: int | None = Field(default=None, ge=8)
+    """Tokens kept of a conversation, from its beginning; as many as the checkpoint allows when not given."""
+    packing: bool = False
+    """Train on blocks of several conversations; `training.batch_size` counts blocks then. Otherwise a row is one."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if self.prompt is not None and self.messages is not None:
+            raise PydanticCustomError("prompt", "stands in place of `messages`: leave one of them out")
+        if self.prompt is None and self.completion is not None:
+            raise PydanticCustomError("completion", "goes with `prompt`, which is missing")
+        if self._said in self._prompts:
+            raise PydanticCustomError("completion", "must be another column than that of the prompt")
+        if self.prompt == []:
+            raise PydanticCustomError("prompt", "must name a column")
+        return self
+
+    @property
+    def _prompts(self) -> tuple[str, ...]:
+        return (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt or ())
+
+    @property
+    def _said(self) -> str:
+        return self.completion or "completion"
+
+    @property
+    def _talk(self) -> str:
+        return self.messages or "messages"
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        return ("loss", "perplexity", "bits_per_byte")
+
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        return {"prompt": self._prompts, "completion": (self._said,)} if self._prompts else {"messages": (self._talk,)}
+
+    def input_columns(self) -> tuple[str, ...]:
+        return self._prompts or (self._talk,)
+
+    def from_words(self, words: Sequence[str | None]) -> Dataset:
+        """What the user says first."""
+        if self._prompts:
+            return super().from_words(words)
+        return Dataset.from_dict({self._talk: [word and [Turn(role="user", content=word)] for word in words]})
+
+    def conversations(self, rows: dict[str, list]) -> list[list[Turn]]:
+        """Of each row its turns, with what its completion says if it has one."""
+        if not self._prompts:
+            return [_read_turns(cell) for cell in rows[self._talk]]
+        asked = zip(*(rows[column] for column in self._prompts), strict=True)
+        talks = [_read_turns(cells[0]) or [Turn(role="user", content=_together(cells))] for cells in asked]
+        if self._said not in rows:
+            return talks
+        said = [_read_turns(cell) or [Turn(role=ASSISTANT, content=cell)] for cell in rows[self._said]]
+        return [[*talk, *answer] for talk, answer in zip(talks, said, strict=True)]
+
+    def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
+        notes = []
+        for name, rows in splits.items():
+            open_ended = sum(bool(talk) and talk[-1]["role"] != ASSISTANT for talk in self._talks(rows))
+            if open_ended:
+                said = f"{open_ended} of {len(rows)} rows of split `{name}` end with words that nobody answers"
+                notes.append(f"{said}: these are left out.")
+        return self, None, notes
+
+    def _talks(self, rows: Dataset) -> list[list[Turn]]:
+        names = (*self._prompts, self._said) if self._prompts else (self._talk,)
+        return self.conversations({name: rows[name][:] for name in names if name in rows.column_names})
+
+    def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
+        problems: dict[str, list[int]] = {}
+        for row, talk in enumerate(self._talks(rows)):
+            if flaw := _flaw_of(talk):
+                column = f"column `{self._talk}` " if not self._prompts else "prompt and completion: a conversation "
+                problems.setdefault(column + flaw, []).append(row)
+        return problems
+
+    def config_fields(self, labels: Labels | None) -> dict[str, Any]:
+        return {}
+
+    def probe(self, model: nn.Module, processor: Any) -> tuple[Self, list[str]]:
+        """With a template that is there wherever the run is: the processor gets it, and the model is told what ends a turn."""
+        text = find_template(self.chat_template, processor)
+        if not getattr(processor, "is_fast", False):
+            raise CheckpointError(
+                "the checkpoint's tokenizer can't tell which characters a token stands for, and chat needs that.\n"
+                "  Expected one with a tokenizer.json (a fast one).  Use another checkpoint, or convert its tokenizer."
+            )
+        if text is not None:
+            processor.chat_template = text
+        end, how = ChatTemplate(processor).end_id, getattr(model, "generation_config", None)
+        if how is not None:
+            ends = how.eos_token_id if isinstance(how.eos_token_id, list) else [how.eos_token_id]
+            how.eos_token_id = sorted({end, *(each for each in ends if each is not None)})
+        found, notes = super().probe(model, processor)
+        named = self.chat_template in (None, "chatml", "plain")
+        return found if named else found.model_copy(update={"chat_template": text}), notes
+
+    def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
+        """Conversations up to the last turn of the assistant: `input_ids`, `lengths` (of the one piece), and `loss_mask`."""
+        template, most = (
+            ChatTemplate(processor, find_template(self.chat_template, processor)),
+            count_most(processor, self.max_length),
+        )
+        examples: dict[str, list] = {
+            name: [] for name in ("input_ids", "lengths", "loss_mask", "items", "truncated", "silent", "flaw")
+        }
+        for talk in self.conversations(rows):
+            ids, mask, flaw = [], [], ""
+            try:
+                ids, mask = _tokens(template, _answered(talk), processor)
+            except ValueError as error:
+                flaw = str(error)
+            kept = mask[:most]
+            examples["input_ids"].append(ids[:most])
+            examples["loss_mask"].append(kept)
+            examples["lengths"].append([len(kept)])
+            examples["items"].append(sum(kept[1:]))
+            examples["truncated"].append(len(ids) > most)
+            examples["silent"].append(not any(kept[1:]) and any(mask[1:]))
+            examples["flaw"].append(flaw)
+        return examples
+
+    def join(self, encoded: Dataset, processor: Any) -> Dataset:
+        """Blocks of whole conversations; those that carry no loss are left out."""
+        table: Any = encoded.filter(lambda items: items > 0, input_columns="items").with_format("arrow")[:]
+        (tokens, ends), (mask, _) = flat(table["input_ids"]), flat(table["loss_mask"])
+        columns = {"input_ids": tokens, "loss_mask": mask}
+        return join_pieces(columns, ends[:-1], ends[1:], count_most(processor, self.max_length))
+
+    def targets(self, rows: dict[str, list], labels: Labels | None) -> list[float]:
+        return [0.0] * len(rows[self.input_columns()[0]])
+
+    def references(self, rows: Dataset) -> list[str | None]:
+        """What the assistant says last."""
+        return [talk[-1]["content"] if talk and talk[-1]["role"] == ASSISTANT else None for talk in self._talks(rows)]
+
+    def answer_kind(self) -> AnswerKind:
+        return TextAnswers
+
+    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+        sums = np.array([np.sum(each, axis=0, dtype=np.float64) for each in kept])
+        return TextAnswers(sums[:, 0], sums[:, 1], self._bytes(rows))
+
+    def _bytes(self, rows: Dataset) -> np.ndarray:
+        """Of what the assistant says."""
+        return count_bytes(["".join(t["content"] for t in talk if t["role"] == ASSISTANT) for talk in self._talks(rows)])
+
+    def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
+        def read(rows: Dataset) -> list[tuple[list[int], list[int]]]:
+            names = [name for columns in self.columns().values() for name in columns if name in rows.column_names]
+            examples = self.encode({name: rows[name][:] for name in names}, processor, None)
+            return list(zip(examples["input_ids"], examples["loss_mask"], strict=True))
+
+        def fit(weight: float | None) -> Answerer:
+            model = Grams([ids for ids, _ in read(train)], len(processor), weight)
+
+            def answer(rows: Dataset) -> Answers:
+                read_rows = read(rows)
+                nats = np.array([model.nats(ids, mask) for ids, mask in read_rows])
+                return TextAnswers(nats, np.array([float(sum(mask[1:])) for _, mask in read_rows]), self._bytes(rows))
+
+            return answer
+
+        return {"unigram": partial(fit, None), "bigram": partial(fit, BIGRAM)}
+
+    def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
+        """What the assistant says next: to a conversation that it ends, what it would say in place of its last turn."""
+        how = how.at_most(min(TOKENS, processor.model_max_length // 2))
+        room = processor.model_max_length - (how.max_new_tokens or 0)
+        if room < 1:
+            raise RecipeError(
+                f"{how.max_new_tokens} new tokens leave no room for a prompt: the model takes {processor.model_max_length}."
+            )
+        template = ChatTemplate(processor, find_template(self.chat_template, processor))
+        prompts = [self._ask(template, talk, processor, room) for talk in self._talks(rows)]
+        ends = [template.end_id, *([] if processor.eos_token_id is None else [processor.eos_token_id])]
+        for text in write_texts(model, prompts, how, ends, processor.pad_token_id or 0, budget):
+            said = processor.decode(text.tokens, skip_special_tokens=True)
+            yield {"text": said, "tokens": len(text.tokens), "stopped": text.stopped}
+
+    def _ask(self, template: ChatTemplate, talk: list[Turn], processor: Any, room: int) -> list[int]:
+        """The tokens that ask for the next turn; the oldest turns are left out where there is no room for all."""
+        asked = talk[:-1] if talk[-1]["role"] == ASSISTANT else talk
+        ids = processor(template.write(asked, ask=True), add_special_tokens=False, verbose=False)["input_ids"]
+        start = int(asked[0]["role"] == "system")
+        if len(ids) > room and len(asked) > start + 2:
+            return self._ask(template, [*asked[:start], *asked[start + 2 :]], processor, room)
+        return ids[-room:]
+
+    def prompts(self, rows: Dataset, processor: Any) -> Dataset:
+        """The rows themselves: what is asked in them is asked again."""
+        return rows
+
+    def texts(self, rows: Dataset) -> list[str]:
+        return ["\n".join(f"{turn['role']}: {turn['content']}" for turn in talk) for talk in self._talks(rows)]
+
+    def identities(self, rows: Dataset) -> list[str]:
+        """What is asked: all but the last answer."""
+        return [json.dumps(talk[:-1] if len(talk) > 1 else talk) for talk in self._talks(rows)]
+
+    def show(self, example: dict[str, Any], processor: Any, labels: Labels | None) -> str:
+        """The tokens that carry loss stand between « and »."""
+        tokens, mask = processor.convert_ids_to_tokens(example["input_ids"]), [*example["loss_mask"], 0]
+        shown = [
+            f"{'«' if mask[i] > (i and mask[i - 1]) else ''}{token}{'»' if mask[i] > mask[i + 1] else ''}"
+            for i, token in enumerate(tokens)
+        ]
+        return f"{' '.join(shown)}  [{len(tokens)} tokens, loss on those in « », {sum(example['loss_mask'])}]"
+
+    def example_call(self) -> str:
+        if self._prompts and self.chat_template == "plain":
+            return 'answer("What is asked.\\n", max_new_tokens=40)'
+        return 'answer([{"role": "user", "content": "What is asked."}], max_new_tokens=40)'
+
+    @classmethod
+    def sample(cls) -> tuple[Self, Dataset]:
+        said = [
+            ("the coach was good", "the match was lost"),
+            ("the bank cut its rates", "shares fell"),
+            ("the court", "ruled"),
+        ]
+        talks = [[Turn(role="user", content=asked), Turn(role=ASSISTANT, content=answer)] for asked, answer in said] * 4
+        return cls(type="chat", chat_template="plain"), Dataset.from_dict({"messages": talks})
+
+
+def _read_turns(cell: Any) -> list[Turn]:
+    """The turns of a cell that has such."""
+    if not isinstance(cell, list):
+        return []
+    return [_read_turn(turn) if isinstance(turn, dict) else Turn(role="", content=turn) for turn in cell]
+
+
+def _read_turn(turn: dict[str, Any]) -> Turn:
+    """transformers' form of a turn, or ShareGPT's."""
+    names = ("role", "content") if "role" in turn else ("from", "value")
+    role, said = map(turn.get, names)
+    read: Any = {"role": ROLES.get(str(role), str(role)), "content": said}  # which may be no text: a flaw, that is named
+    return read
+
+
+def _together(cells: Sequence[Any]) -> Any:
+    """Columns of a prompt as one; what is empty is left out, as in Alpaca's rows without an input."""
+    if not all(cell is None or isinstance(cell, str) for cell in cells):
+        return next(cell for cell in cells if not isinstance(cell, str | None))
+    return "\n\n".join(cell for cell in cells if cell and cell.strip())
+
+
+def _flaw_of(talk: list[Turn]) -> str | None:
+    """What is wrong with a conversation, whatever the template."""
+    if not talk:
+        return "holds no conversation (a list of turns with `role` and `content`)"
+    for turn, before in zip(talk, [None, *talk], strict=False):
+        role, said = turn["role"], turn["content"]
+        if role in ("", "None"):
+            return "has a turn without a role"
+        if not isinstance(said, str):
+            return f"has a turn of `{role}` that is {'null' if said is None else f'{type(said).__name__}, not text'}"
+        if not said.strip() and role != "system":
+            return f"has an empty turn of `{role}`"
+        if before is not None and before["role"] == role:
+            return f"has two turns of `{role}` in a row"
+    return None
+
+
+def _answered(talk: list[Turn]) -> list[Turn]:
+    """Up to the last turn of the assistant."""
+    last = max((i for i, turn in enumerate(talk) if turn["role"] == ASSISTANT), default=len(talk) - 1)
+    return talk[: last + 1]
+
+
+def _tokens(template: ChatTemplate, talk: list[Turn], processor: Any) -> tuple[list[int], list[int]]:
+    """The tokens of a conversation, and 1 for those of which a part is the assistant's own. Raises `ValueError`."""
+    written = template.mark(talk)
+    encoded = processor(written.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    own = np.zeros(len(written.text) + 1, dtype=np.int64)
+    for start, end in written.own:
+        own[start + 1 : end + 1] = 1
+    so_far = np.cumsum(own)
+    starts, ends = np.array(encoded["offset_mapping"]).T
+    return encoded["input_ids"], (so_far[ends] > so_far[starts]).astype(int).tolist()

@@ -1,0 +1,89 @@
+"""Each text is written as if its prompt were the only one: whatever stands beside it, and however many processes there are."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hf_sft.generation import Text, Writing, write_texts
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+PROMPTS = [[2 + (7 * i + 3 * j) % 36 for j in range(1 + (5 * i) % 13)] for i in range(20)]
+ENDS = list(range(0, 64, 7))
+
+
+def load(family: str, folder: Path) -> torch.nn.Module:
+    """Larger weights than at random: texts that don't repeat one token for ever."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def write(model: torch.nn.Module, how: Writing, budget: int, prompts: list[list[int]] = PROMPTS) -> list[Text]:
+    return list(write_texts(model, prompts, how, ends=ENDS, pad=1, budget=budget))
+
+
+@pytest.mark.parametrize("family", ["gpt2", *tiny.CAUSAL_FAMILIES])
+def test_texts_are_those_of_plain_generate_and_do_not_depend_on_what_stands_beside_them(family, checkpoints):
+    model = load(family, checkpoints[family])
+    found = write(model, Writing(12), budget=1)
+    for prompt, text in zip(PROMPTS, found, strict=True):
+        ids = torch.tensor([prompt])
+        told = {"attention_mask": torch.ones_like(ids), "pad_token_id": 1, "eos_token_id": ENDS}
+        (said,) = model.generate(ids, max_new_tokens=12, do_sample=False, **told)[:, len(prompt) :].tolist()
+        assert said == [*text.tokens, *said[len(text.tokens) :]] and text.stopped == (said[-1] in ENDS)
+        assert len(said) == len(text.tokens) + text.stopped
+    assert {text.stopped for text in found} == {True, False}
+    drawn = write(model, Writing(12, 0.7), budget=1)
+    assert drawn != found
+    for budget in (60, 100_000):
+        assert write(model, Writing(12), budget) == found
+        assert write(model, Writing(12, 0.7), budget) == drawn
+    assert write(model, Writing(12, 0.7, seed=1), budget=60) != drawn
+
+
+def test_tokens_are_drawn_as_the_model_has_them(checkpoints):
+    model, prompt = load("gpt2", checkpoints["gpt2"]), [7, 8, 9]
+    with torch.no_grad():
+        chances = (model(torch.tensor([prompt])).logits[0, -1] / 2.0).softmax(-1).numpy()
+    texts = list(write_texts(model, [prompt] * 4000, Writing(1, 2.0), ends=[], pad=1, budget=100_000))
+    counts = np.bincount([text.tokens[0] for text in texts], minlength=len(chances))
+    expected = 4000 * chances
+    assert float((((counts - expected) ** 2) / expected).sum()) < 110  # chi-squared with 63 degrees: one in 4,000 is above
+
+
+PROGRAM = """
+import json, sys
+from accelerate import PartialState
+from pathlib import Path
+from hf_sft.generation import Writing
+from tests.test_generation import load, write
+PartialState(cpu=True)
+model = load("gpt2", sys.argv[1])
+texts = [write(model, Writing(12, heat), budget) for heat in (0.0, 0.7) for budget in (60, 400)]
+said = [[[*text.tokens, text.stopped] for text in each] for each in texts]
+Path(sys.argv[2], f"{PartialState().process_index}-of-{PartialState().num_processes}.json").write_text(json.dumps(said))
+PartialState().destroy_process_group()
+"""
+
+
+def test_two_processes_write_the_texts_of_one_in_the_same_order(checkpoints, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "cpu_multi.yaml")]
+    for how in ([], launch):
+        command = [sys.executable, *how, str(program), str(checkpoints["gpt2"]), str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert found.keys() == {"0-of-1", "0-of-2", "1-of-2"}
+    assert found["0-of-2"] == found["1-of-2"] == found["0-of-1"]
