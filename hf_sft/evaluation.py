@@ -18,7 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_sft.answers import Answers, Mistake
-from hf_sft.baselines import ask_all, fit_all
+from hf_sft.baselines import Fit, ask_all, fit_all
 from hf_sft.batching import Block, cut_step, to_device
 from hf_sft.block import Block as RecipeBlock
 from hf_sft.metrics import find_metric
@@ -164,19 +164,17 @@ def evaluate_blocks(
     task: Task,
     labels: Labels | None,
     plan: EvaluationPlan,
-    train: Dataset | None = None,
+    baselines: dict[str, Fit] | None = None,
     seen: np.ndarray | None = None,
     write: Callable[[dict[str, Any]], None] | None = None,
-    processor: Any = None,
 ) -> Evaluation:
     """Everything that is said about one split, on every process the same.
 
-    Baselines when `train` is given; the rows that are not `seen` there are scored apart. Predictions go to `write`, in order,
-    on the main process, which alone decodes and scores.
+    Beside its baselines, which are fitted now; the rows that are not `seen` in train are scored apart. Predictions go to
+    `write`, in order, on the main process, which alone decodes and scores.
     """
     names, kind = plan.names(task), task.answer_kind()
-    simple = task.baselines(train, labels, processor) if train is not None and PartialState().is_main_process else {}
-    rivals, failed = fit_all(simple)
+    rivals, failed = fit_all(baselines if baselines and PartialState().is_main_process else {})
     tally, unseen, theirs = Tally(names, kind), Tally(names, kind), {name: Tally(names, kind) for name in rivals}
     confusions: Counter[tuple[str | None, str | None]] = Counter()
     mistakes: list[Mistake] = []
@@ -197,15 +195,15 @@ def evaluate_blocks(
             said = zip(answers.as_json(), task.references(rows), strict=True)
             for row, (answer, reference) in enumerate(said, start=start):
                 write({"row": row, **answer, "reference": reference})
-    scores, baselines = tally.scores(), {name: theirs[name].scores() for name in rivals}
+    scores, simple = tally.scores(), {name: theirs[name].scores() for name in rivals}
     evaluation = Evaluation(
         split,
         total,
         scores,
-        baselines,
+        simple,
         *_by_class(classes, confusions, kind.counted),
         [asdict(mistake) for mistake in mistakes],
-        {other: {name: paired(scores[name], score[name]) for name in names} for other, score in baselines.items()},
+        {other: {name: paired(scores[name], score[name]) for name in names} for other, score in simple.items()},
         unseen.scores() if 0 < len(seen_rows) < total else {},
         tuple(failed),
     )

@@ -4,17 +4,20 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from accelerate import PartialState
+from torch import nn
 from transformers import Trainer
 
 from hf_sft import certificate, hub
+from hf_sft.baselines import Fit
 from hf_sft.curves import TrainingCurve
 from hf_sft.encoding import encode_blocks
 from hf_sft.errors import HfSftError, RecipeError
-from hf_sft.evaluation import Evaluation, evaluate_blocks, run_blocks
+from hf_sft.evaluation import Evaluation, answer_blocks, evaluate_blocks, run_blocks
 from hf_sft.fitting import fit_phases
 from hf_sft.hub_checkpoints import sent_meanwhile
 from hf_sft.hub_trouble import hide_tokens
@@ -51,7 +54,7 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     checkpoints = folder / "checkpoints"
 
     with told_when_it_ends_early(folder):
-        before = write_samples(prepared, prepared.loaded.model)
+        before, untrained = write_samples(prepared, prepared.loaded.model), answer_untrained(prepared)
         to = recipe.output.hub if recipe.output.hub_checkpoints else None
         settings = [prepared.setting(checkpoints, place, narrow=to is None) for place in range(len(prepared.phases))]
         with sent_meanwhile(to, recipe.output.private, prepared.phases) as phases:
@@ -60,7 +63,8 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
         save_model(model, prepared.loaded.model.config, prepared.processor, folder)
     certified = begin_certificate(prepared, model, folder)
     prepared = prepared.tuned(model)
-    evaluations = [evaluate_split(prepared, model, split, folder) for split in ("validation", "test")]
+    baselines = {"validation": {}, "test": {**simple_baselines(prepared), **untrained}}
+    evaluations = [evaluate_split(prepared, model, split, folder, baselines[split]) for split in baselines]
 
     samples = [(*first, after) for first, (_, after) in zip(before, write_samples(prepared, model), strict=True)]
     if PartialState().is_main_process:
@@ -106,13 +110,30 @@ def build_trainer(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remot
     return StepTrainer(phase, prepared.loaded, model, prepared.examples, prepared.asked, prepared.setting(folder), curve)
 
 
-def evaluate_split(prepared: Prepared, model: Any, split: str, folder: Path) -> Evaluation:
-    """Score one split, the test split beside its baselines; its predictions are written to the run folder."""
-    task, train = prepared.splits.task, prepared.splits.rows["train"] if split == "test" else None
+def answer_untrained(prepared: Prepared) -> dict[str, Fit]:
+    """What a language model's checkpoint answers on test as it is, as a baseline."""
+    task, model = prepared.splits.task, prepared.loaded.model
+    if not task.writes or prepared.loaded.new or prepared.recipe.model.from_config:
+        return {}
+    nn.Module.to(model, prepared.machine.device)
+    ran = run_blocks(model, prepared.examples["test"].blocks(), task.keep, prepared.machine)
+    by_block = [answers for _, _, answers in answer_blocks(ran, task, prepared.splits.labels)]
+    return {"checkpoint": lambda: partial(lambda left, rows: next(left), iter(by_block))}
+
+
+def simple_baselines(prepared: Prepared) -> dict[str, Fit]:
+    """On the main process, which alone scores."""
+    if not PartialState().is_main_process:
+        return {}
+    return prepared.splits.task.baselines(prepared.splits.rows["train"], prepared.splits.labels, prepared.processor)
+
+
+def evaluate_split(prepared: Prepared, model: Any, split: str, folder: Path, baselines: dict[str, Fit]) -> Evaluation:
+    """Score one split, beside its baselines; its predictions are written to the run folder."""
+    task, labels, plan = prepared.splits.task, prepared.splits.labels, prepared.recipe.evaluation
     ran = run_blocks(model, prepared.examples[split].blocks(), task.keep, prepared.machine)
     with written_lines(folder / "predictions" / f"{split}.jsonl") as write:
-        labels, plan, seen = prepared.splits.labels, prepared.recipe.evaluation, prepared.splits.seen[split]
-        return evaluate_blocks(split, ran, task, labels, plan, train, seen, write, prepared.processor)
+        return evaluate_blocks(split, ran, task, labels, plan, baselines, prepared.splits.seen[split], write)
 
 
 def write_samples(prepared: Prepared, model: Any) -> list[tuple[str, str]]:
