@@ -1,7 +1,8 @@
 """Models that predict the next token: which tokens carry loss, and blocks of several texts that don't see each other."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from hf_sft.answers import Answers
+from hf_sft.baselines import Answerer, Fit
 from hf_sft.block import Block
-from hf_sft.errors import CheckpointError
+from hf_sft.errors import CheckpointError, RecipeError
+from hf_sft.generation import Writing, write_texts
+from hf_sft.likelihoods import TextAnswers
 from hf_sft.losses import Batch, Items
-from hf_sft.packing import pack
+from hf_sft.packing import Grams, pack
 
+Carried: TypeAlias = tuple[list[int], list[int]]
+"""Tokens, and 1 for those that carry loss; whether the first does is not asked."""
+BIGRAM = 5.0
+"""How many occurrences of a unigram model's word a bigram baseline's counts are mixed with."""
 TOLERANCE = 1e-4
 """The largest difference of logits that still is rounding, in float32."""
 
@@ -31,6 +40,8 @@ class NextToken(Block):
     auto_model: ClassVar[Any] = AutoModelForCausalLM
     pipeline_tag: ClassVar[str] = "text-generation"
     peft_type: ClassVar[str | None] = "CAUSAL_LM"
+
+    writes: ClassVar[dict[str, None]] = {"text": None, "tokens": None, "stopped": None}
 
     packing: bool
 
@@ -103,6 +114,44 @@ class NextToken(Block):
         counts = batch["predicts"].sum(1)
         sums = torch.stack([part.sum() for part in losses.double().split(counts.tolist())])
         return list(torch.stack([sums.float(), counts.float()], dim=1).cpu().numpy())
+
+    def _write(
+        self,
+        model: Any,
+        prompts: Callable[[int], list[list[int]]],
+        processor: Any,
+        how: Writing,
+        ends: set[int | None],
+        budget: int,
+    ) -> Iterator[dict[str, Any]]:
+        """What the model writes behind prompts, which are given for so many tokens as they may have; until one of `ends`."""
+        room = processor.model_max_length - (how.max_new_tokens or 0)
+        if room < 1:
+            raise RecipeError(
+                f"{how.max_new_tokens} new tokens leave no room for a prompt: the model takes {processor.model_max_length}."
+            )
+        known = sorted(each for each in ends if each is not None)
+        for text in write_texts(model, prompts(room), how, known, processor.pad_token_id or 0, budget):
+            said = processor.decode(text.tokens, skip_special_tokens=True)
+            yield {"text": said, "tokens": len(text.tokens), "stopped": text.stopped}
+
+
+def gram_baselines(
+    read: Callable[[Dataset], list[Carried]], count: Callable[[Dataset], np.ndarray], train: Dataset, vocabulary: int
+) -> dict[str, Fit]:
+    """A unigram and a bigram model of the tokens that `read` gives of rows; `count` says how many bytes each row has."""
+
+    def fit(weight: float | None) -> Answerer:
+        model = Grams([ids for ids, _ in read(train)], vocabulary, weight)
+
+        def answer(rows: Dataset) -> Answers:
+            examples = read(rows)
+            nats = np.array([model.nats(ids, mask) for ids, mask in examples])
+            return TextAnswers(nats, np.array([float(sum(mask[1:])) for _, mask in examples]), count(rows))
+
+        return answer
+
+    return {"unigram": partial(fit, None), "bigram": partial(fit, BIGRAM)}
 
 
 def join_pieces(columns: dict[str, np.ndarray], starts: np.ndarray, stops: np.ndarray, room: int) -> Dataset:

@@ -51,13 +51,12 @@ class Grams:
             self.pairs = csr_matrix((np.ones(len(first)), (first, second)), shape=(size, size))
             self.before = np.bincount(first, minlength=size)
 
-    def nats(self, document: Sequence[int], mask: Sequence[int] | None = None) -> float:
-        """The negative log-likelihood of a document's tokens after the first; with a mask, of those where it is 1."""
+    def nats(self, document: Sequence[int], mask: Sequence[int]) -> float:
+        """The negative log-likelihood of those of a document's tokens, after the first, where the mask is 1."""
         tokens = np.asarray(document, dtype=np.int64)
         first, second = tokens[:-1], tokens[1:]
         chances = self.single[second]
         if self.weight is not None and len(first):
             seen = np.asarray(self.pairs[first, second]).ravel()
             chances = (seen + self.weight * chances) / (self.before[first] + self.weight)
-        carries = np.ones(len(second)) if mask is None else np.asarray(mask[1:], dtype=np.float64)
-        return float(-np.log(chances) @ carries)
+        return float(-np.log(chances) @ np.asarray(mask[1:], dtype=np.float64))

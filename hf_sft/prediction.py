@@ -94,7 +94,10 @@ def _references(task: Task, rows: Dataset) -> list[Any]:
     """The true answers, None where a row has none; an empty list when the input brings no such column."""
     named = (column for names in task.columns().values() for column in names)
     columns = [column for column in named if column not in task.input_columns()]
-    if not columns or not set(columns) <= set(rows.column_names):
+    if not columns:  # what is asked may hold an answer too: a conversation's last turn
+        known = task.references(rows.select_columns(list(task.input_columns())))
+        return known if any(each is not None for each in known) else []
+    if not set(columns) <= set(rows.column_names):
         return []
     labelled = [i for i, values in enumerate(zip(*(rows[column][:] for column in columns), strict=True)) if None not in values]
     try:

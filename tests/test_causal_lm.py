@@ -270,6 +270,6 @@ def test_the_baselines_are_proper_distributions_of_the_same_tokens():
     for weight in (None, 5.0):
         model = Grams(train, 12, weight)
         for first in range(12):
-            assert sum(math.exp(-model.nats([first, second])) for second in range(12)) == pytest.approx(1.0)
+            assert sum(math.exp(-model.nats([first, second], [1, 1])) for second in range(12)) == pytest.approx(1.0)
     pairs = [[0, 1, 0, 1, 0, 1]] * 50
-    assert Grams(pairs, 3, 5.0).nats([0, 1, 0, 1]) < Grams(pairs, 3).nats([0, 1, 0, 1])
+    assert Grams(pairs, 3, 5.0).nats([0, 1, 0, 1], [1] * 4) < Grams(pairs, 3).nats([0, 1, 0, 1], [1] * 4)

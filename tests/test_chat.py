@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
 from transformers import AutoTokenizer, pipeline
 
@@ -267,6 +268,52 @@ def test_a_checkpoint_without_a_template_asks_for_one_and_a_file_is_kept_in_the_
     assert hf_sft.load_recipe(tmp_path / "run" / "recipe.yaml").task.model_dump()["chat_template"] == text
     (first,) = hf_sft.predict(tmp_path / "run", ["the goal"], writing=Writing(5))
     assert first["tokens"] <= 5
+
+
+def test_a_conversation_that_ends_with_an_answer_is_asked_again_and_known(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "talks", train=30)
+    hf_sft.train(tiny.recipe(checkpoints["gpt2"], files, tmp_path / "run", task=tiny.task_of("talks")))
+    row = tiny.rows("talks", 1, 201)[0]["messages"]
+    asked = [{"messages": row}, {"messages": row[:-1]}, {"messages": None}]
+    whole, cut, none = hf_sft.predict(tmp_path / "run", asked, writing=Writing(6))
+    assert whole["reference"] == row[-1]["content"] and cut["reference"] is None and none["text"] is None
+    assert whole["text"] == cut["text"]
+    with pytest.raises(hf_sft.DataError, match="has two turns of `user` in a row in row\\(s\\) \\[0\\]"):
+        hf_sft.predict(tmp_path / "run", [{"messages": [row[0], row[0]]}])
+
+
+def test_where_there_is_no_room_the_oldest_turns_are_left_out_and_the_system_s_is_not():
+    processor, model = tokenizer(), Silent()
+    processor.chat_template = CASES["chatml"].template
+    processor.model_max_length = 60
+    talk = talk_of([("system", "Be good."), *[("user", "Hello there"), ("assistant", "Hi")] * 5, ("user", "How are you?")])
+    list(task().complete(model, Dataset.from_dict({"messages": [talk]}), processor, Writing(10), 1024))
+    (prompt,) = model.asked
+    shown = [talk[0], *talk[-3:]]
+    assert len(prompt) <= 50
+    assert prompt == processor.apply_chat_template(shown, add_generation_prompt=True, return_dict=False)
+    with pytest.raises(hf_sft.RecipeError, match="60 new tokens leave no room"):
+        list(task().complete(model, Dataset.from_dict({"messages": [talk]}), processor, Writing(60), 1024))
+
+
+class Silent:
+    """A model that ends each answer at once, and knows what it was asked."""
+
+    device = "cpu"
+
+    def generate(self, input_ids: torch.Tensor, eos_token_id: list[int], **_: Any) -> torch.Tensor:
+        self.asked = input_ids.tolist()
+        return torch.cat([input_ids, torch.full((len(input_ids), 1), eos_token_id[0])], dim=1)
+
+
+def test_the_plain_template_begins_as_the_tokenizer_does_and_once():
+    processor = tokenizer()
+    for first in (False, True):
+        if first:
+            single = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", processor.bos_token_id)])
+            processor.backend_tokenizer.post_processor = single
+        (ids,) = task(chat_template="plain").encode({"messages": [talk_of(TALKS[0])]}, processor, None)["input_ids"]
+        assert ids.count(processor.bos_token_id) == int(first) and (ids[0] == processor.bos_token_id) is first
 
 
 def test_what_a_template_refuses_comes_with_its_rows(checkpoints, tmp_path):

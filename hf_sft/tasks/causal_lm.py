@@ -8,7 +8,6 @@ windows, each of which sees the last `stride` tokens of the one before, and ever
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -16,12 +15,10 @@ from datasets import Dataset
 from pydantic import Field
 
 from hf_sft.answers import AnswerKind, Answers
-from hf_sft.baselines import Answerer, Fit
-from hf_sft.errors import RecipeError
-from hf_sft.generation import Writing, write_texts
+from hf_sft.baselines import Fit
+from hf_sft.generation import Writing
 from hf_sft.likelihoods import TextAnswers
-from hf_sft.next_token import NextToken, count_bytes, flat, join_pieces
-from hf_sft.packing import Grams
+from hf_sft.next_token import Carried, NextToken, count_bytes, flat, gram_baselines, join_pieces
 from hf_sft.tasks import Labels, Task
 from hf_sft.unlabelled import Unlabelled
 from hf_sft.words import count_most
@@ -32,15 +29,12 @@ WORDS = 8
 """Of a text, as a prompt for the report."""
 TOKENS = 40
 """That go on with a prompt, when nobody says how many."""
-BIGRAM = 5.0
-"""How many occurrences of a unigram model's word a bigram baseline's counts are mixed with."""
 
 
 class CausalLm(NextToken, Unlabelled, Task):
     """Predict the next token: go on with pre-training, or begin it."""
 
     nothing: ClassVar[str | None] = "have fewer than two tokens, so none that can be predicted"
-    writes: ClassVar[dict[str, None]] = {"text": None, "tokens": None, "stopped": None}
     other_names: ClassVar[dict[str, str]] = dict.fromkeys(("clm", "language_modeling", "text_generation"), "causal_lm")
 
     max_length: int | None = Field(default=None, ge=8)
@@ -107,31 +101,18 @@ class CausalLm(NextToken, Unlabelled, Task):
         return TextAnswers(sums[:, 0], sums[:, 1], count_bytes(rows[self.text][:]))
 
     def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
-        def fit(weight: float | None) -> Answerer:
-            model = Grams(list(_tokens(train[self.text][:], processor)), len(processor), weight)
+        def read(rows: Dataset) -> list[Carried]:
+            return [(document, [1] * len(document)) for document in _tokens(rows[self.text][:], processor)]
 
-            def answer(rows: Dataset) -> Answers:
-                documents = list(_tokens(rows[self.text][:], processor))
-                nats = np.array([model.nats(document) for document in documents])
-                return TextAnswers(nats, np.array([len(each) - 1.0 for each in documents]), count_bytes(rows[self.text][:]))
-
-            return answer
-
-        return {"unigram": partial(fit, None), "bigram": partial(fit, BIGRAM)}
+        return gram_baselines(read, lambda rows: count_bytes(rows[self.text][:]), train, len(processor))
 
     def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
         """How each text goes on, until the document ends; of a prompt that leaves no room the end is read."""
-        how = how.at_most(TOKENS)
-        room = processor.model_max_length - (how.max_new_tokens or 0)
-        if room < 1:
-            raise RecipeError(
-                f"{how.max_new_tokens} new tokens leave no room for a prompt: the model takes {processor.model_max_length}."
-            )
-        prompts = [ids[-room:] for ids in processor(rows[self.text][:], verbose=False)["input_ids"]]
-        ends = [] if processor.eos_token_id is None else [processor.eos_token_id]
-        for text in write_texts(model, prompts, how, ends, processor.pad_token_id or 0, budget):
-            said = processor.decode(text.tokens, skip_special_tokens=True)
-            yield {"text": said, "tokens": len(text.tokens), "stopped": text.stopped}
+
+        def prompts(room: int) -> list[list[int]]:
+            return [ids[-room:] for ids in processor(rows[self.text][:], verbose=False)["input_ids"]]
+
+        return self._write(model, prompts, processor, how.at_most(TOKENS), {processor.eos_token_id}, budget)
 
     def prompts(self, rows: Dataset, processor: Any) -> Dataset:
         """The first words of each text."""

@@ -7,7 +7,6 @@ has to write itself carries loss, and so does the token that ends its turn; noth
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,13 +16,12 @@ from pydantic_core import PydanticCustomError
 from torch import nn
 
 from hf_sft.answers import AnswerKind, Answers
-from hf_sft.baselines import Answerer, Fit
+from hf_sft.baselines import Fit
 from hf_sft.chat_templates import ASSISTANT, ChatTemplate, Turn, find_template
-from hf_sft.errors import CheckpointError, RecipeError
-from hf_sft.generation import Writing, write_texts
+from hf_sft.errors import CheckpointError
+from hf_sft.generation import Writing
 from hf_sft.likelihoods import TextAnswers
-from hf_sft.next_token import NextToken, count_bytes, flat, join_pieces
-from hf_sft.packing import Grams
+from hf_sft.next_token import Carried, NextToken, count_bytes, flat, gram_baselines, join_pieces
 from hf_sft.tasks import Labels, Task
 from hf_sft.words import count_most
 
@@ -31,8 +29,6 @@ ROLES = {"human": "user", "gpt": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT
 """What others call them."""
 TOKENS = 256
 """Of an answer, at most, when nobody says how many."""
-BIGRAM = 5.0
-"""How many occurrences of a unigram model's word a bigram baseline's counts are mixed with."""
 
 
 class Chat(NextToken, Task):
@@ -42,7 +38,6 @@ class Chat(NextToken, Task):
         "show nothing that an assistant says: their conversations have no such turn, or are cut before"
     )
     silent_share: ClassVar[float] = 0.05
-    writes: ClassVar[dict[str, None]] = {"text": None, "tokens": None, "stopped": None}
     other_names: ClassVar[dict[str, str]] = dict.fromkeys(("sft", "conversation", "conversational", "instruction"), "chat")
 
     messages: str | None = None
@@ -202,37 +197,22 @@ class Chat(NextToken, Task):
         return count_bytes(["".join(t["content"] for t in talk if t["role"] == ASSISTANT) for talk in self._talks(rows)])
 
     def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
-        def read(rows: Dataset) -> list[tuple[list[int], list[int]]]:
+        def read(rows: Dataset) -> list[Carried]:
             names = [name for columns in self.columns().values() for name in columns if name in rows.column_names]
             examples = self.encode({name: rows[name][:] for name in names}, processor, None)
             return list(zip(examples["input_ids"], examples["loss_mask"], strict=True))
 
-        def fit(weight: float | None) -> Answerer:
-            model = Grams([ids for ids, _ in read(train)], len(processor), weight)
-
-            def answer(rows: Dataset) -> Answers:
-                read_rows = read(rows)
-                nats = np.array([model.nats(ids, mask) for ids, mask in read_rows])
-                return TextAnswers(nats, np.array([float(sum(mask[1:])) for _, mask in read_rows]), self._bytes(rows))
-
-            return answer
-
-        return {"unigram": partial(fit, None), "bigram": partial(fit, BIGRAM)}
+        return gram_baselines(read, self._bytes, train, len(processor))
 
     def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
         """What the assistant says next: to a conversation that it ends, what it would say in place of its last turn."""
-        how = how.at_most(min(TOKENS, processor.model_max_length // 2))
-        room = processor.model_max_length - (how.max_new_tokens or 0)
-        if room < 1:
-            raise RecipeError(
-                f"{how.max_new_tokens} new tokens leave no room for a prompt: the model takes {processor.model_max_length}."
-            )
         template = ChatTemplate(processor, find_template(self.chat_template, processor))
-        prompts = [self._ask(template, talk, processor, room) for talk in self._talks(rows)]
-        ends = [template.end_id, *([] if processor.eos_token_id is None else [processor.eos_token_id])]
-        for text in write_texts(model, prompts, how, ends, processor.pad_token_id or 0, budget):
-            said = processor.decode(text.tokens, skip_special_tokens=True)
-            yield {"text": said, "tokens": len(text.tokens), "stopped": text.stopped}
+
+        def prompts(room: int) -> list[list[int]]:
+            return [self._ask(template, talk, processor, room) for talk in self._talks(rows)]
+
+        how = how.at_most(min(TOKENS, processor.model_max_length // 2))
+        return self._write(model, prompts, processor, how, {template.end_id, processor.eos_token_id}, budget)
 
     def _ask(self, template: ChatTemplate, talk: list[Turn], processor: Any, room: int) -> list[int]:
         """The tokens that ask for the next turn; the oldest turns are left out where there is no room for all."""
