@@ -62,6 +62,17 @@ class TextAnswers(Likelihoods):
 
 
 @dataclass(frozen=True)
+class TurnAnswers(Likelihoods):
+    """Of each row how likely what its assistant says is, as far as the model is shown it."""
+
+    called: ClassVar[str] = "how likely an assistant's words are"
+    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("loss", "tokens"))
+
+    def as_json(self) -> list[dict[str, Any]]:
+        return [{"loss": nats / max(1, count), "tokens": int(count)} for nats, count in self.sums.tolist()]
+
+
+@dataclass(frozen=True)
 class MaskedAnswers(Likelihoods):
     """Of each row how likely its masked tokens are."""
 

@@ -1,6 +1,6 @@
 """Models that predict the next token: which tokens carry loss, and blocks of several texts that don't see each other."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -17,7 +17,6 @@ from hf_sft.baselines import Answerer, Fit
 from hf_sft.block import Block
 from hf_sft.errors import CheckpointError, RecipeError
 from hf_sft.generation import Writing, write_texts
-from hf_sft.likelihoods import TextAnswers
 from hf_sft.losses import Batch, Items
 from hf_sft.packing import Grams, pack
 
@@ -137,9 +136,13 @@ class NextToken(Block):
 
 
 def gram_baselines(
-    read: Callable[[Dataset], list[Carried]], count: Callable[[Dataset], np.ndarray], train: Dataset, vocabulary: int
+    read: Callable[[Dataset], list[Carried]],
+    answers: Callable[[np.ndarray, np.ndarray, Dataset], Answers],
+    train: Dataset,
+    vocabulary: int,
 ) -> dict[str, Fit]:
-    """A unigram and a bigram model of the tokens that `read` gives of rows; `count` says how many bytes each row has."""
+    """A unigram and a bigram model of the tokens that `read` gives of rows; `answers` makes of each row's nats and of how many
+    tokens carry loss, both of shape (rows,), what the task answers with."""
 
     def fit(weight: float | None) -> Answerer:
         model = Grams([ids for ids, _ in read(train)], vocabulary, weight)
@@ -147,7 +150,7 @@ def gram_baselines(
         def answer(rows: Dataset) -> Answers:
             examples = read(rows)
             nats = np.array([model.nats(ids, mask) for ids, mask in examples])
-            return TextAnswers(nats, np.array([float(sum(mask[1:])) for _, mask in examples]), count(rows))
+            return answers(nats, np.array([float(sum(mask[1:])) for _, mask in examples]), rows)
 
         return answer
 
@@ -182,11 +185,6 @@ def flat(column: Any) -> tuple[np.ndarray, np.ndarray]:
     """A column of lists as one array, and where each list ends in it, with a 0 before."""
     whole = column.combine_chunks()
     return whole.values.to_numpy(), whole.offsets.to_numpy()
-
-
-def count_bytes(texts: Sequence[str]) -> np.ndarray:
-    """Of each text in UTF-8."""
-    return np.array([float(len(text.encode())) for text in texts])
 
 
 def _targets(batch: Batch) -> Tensor:

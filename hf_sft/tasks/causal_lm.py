@@ -18,7 +18,7 @@ from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Fit
 from hf_sft.generation import Writing
 from hf_sft.likelihoods import TextAnswers
-from hf_sft.next_token import Carried, NextToken, count_bytes, flat, gram_baselines, join_pieces
+from hf_sft.next_token import Carried, NextToken, flat, gram_baselines, join_pieces
 from hf_sft.tasks import Labels, Task
 from hf_sft.unlabelled import Unlabelled
 from hf_sft.words import count_most
@@ -98,13 +98,16 @@ class CausalLm(NextToken, Unlabelled, Task):
 
     def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
         sums = np.array([np.sum(windows, axis=0, dtype=np.float64) for windows in kept])
-        return TextAnswers(sums[:, 0], sums[:, 1], count_bytes(rows[self.text][:]))
+        return self._said(sums[:, 0], sums[:, 1], rows)
+
+    def _said(self, nats: np.ndarray, tokens: np.ndarray, rows: Dataset) -> TextAnswers:
+        return TextAnswers(nats, tokens, np.array([float(len(text.encode())) for text in rows[self.text][:]]))
 
     def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
         def read(rows: Dataset) -> list[Carried]:
             return [(document, [1] * len(document)) for document in _tokens(rows[self.text][:], processor)]
 
-        return gram_baselines(read, lambda rows: count_bytes(rows[self.text][:]), train, len(processor))
+        return gram_baselines(read, self._said, train, len(processor))
 
     def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
         """How each text goes on, until the document ends; of a prompt that leaves no room the end is read."""

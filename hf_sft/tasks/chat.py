@@ -20,8 +20,8 @@ from hf_sft.baselines import Fit
 from hf_sft.chat_templates import ASSISTANT, ChatTemplate, Turn, find_template
 from hf_sft.errors import CheckpointError
 from hf_sft.generation import Writing
-from hf_sft.likelihoods import TextAnswers
-from hf_sft.next_token import Carried, NextToken, count_bytes, flat, gram_baselines, join_pieces
+from hf_sft.likelihoods import TurnAnswers
+from hf_sft.next_token import Carried, NextToken, flat, gram_baselines, join_pieces
 from hf_sft.tasks import Labels, Task
 from hf_sft.words import count_most
 
@@ -79,7 +79,7 @@ class Chat(NextToken, Task):
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
-        return ("loss", "perplexity", "bits_per_byte")
+        return ("loss", "perplexity")
 
     def columns(self) -> dict[str, tuple[str, ...]]:
         return {"prompt": self._prompts, "completion": (self._said,)} if self._prompts else {"messages": (self._talk,)}
@@ -148,10 +148,8 @@ class Chat(NextToken, Task):
 
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
         """Conversations up to the last turn of the assistant: `input_ids`, `lengths` (of the one piece), and `loss_mask`."""
-        template, most = (
-            ChatTemplate(processor, find_template(self.chat_template, processor)),
-            count_most(processor, self.max_length),
-        )
+        template = ChatTemplate(processor, find_template(self.chat_template, processor))
+        most = count_most(processor, self.max_length)
         examples: dict[str, list] = {
             name: [] for name in ("input_ids", "lengths", "loss_mask", "items", "truncated", "silent", "flaw")
         }
@@ -186,15 +184,11 @@ class Chat(NextToken, Task):
         return [talk[-1]["content"] if talk and talk[-1]["role"] == ASSISTANT else None for talk in self._talks(rows)]
 
     def answer_kind(self) -> AnswerKind:
-        return TextAnswers
+        return TurnAnswers
 
     def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
         sums = np.array([np.sum(each, axis=0, dtype=np.float64) for each in kept])
-        return TextAnswers(sums[:, 0], sums[:, 1], self._bytes(rows))
-
-    def _bytes(self, rows: Dataset) -> np.ndarray:
-        """Of what the assistant says."""
-        return count_bytes(["".join(t["content"] for t in talk if t["role"] == ASSISTANT) for talk in self._talks(rows)])
+        return TurnAnswers(sums[:, 0], sums[:, 1])
 
     def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
         def read(rows: Dataset) -> list[Carried]:
@@ -202,7 +196,7 @@ class Chat(NextToken, Task):
             examples = self.encode({name: rows[name][:] for name in names}, processor, None)
             return list(zip(examples["input_ids"], examples["loss_mask"], strict=True))
 
-        return gram_baselines(read, self._bytes, train, len(processor))
+        return gram_baselines(read, lambda nats, tokens, rows: TurnAnswers(nats, tokens), train, len(processor))
 
     def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
         """What the assistant says next: to a conversation that it ends, what it would say in place of its last turn."""
