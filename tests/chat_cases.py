@@ -92,24 +92,19 @@ def phi3(turns: Turns) -> list[Piece]:
     return [*bars("<|end|>")(turns), ("</s>", False)]
 
 
-def vicuna(turns: Turns) -> list[Piece]:
-    pieces: list[Piece] = []
-    for role, said in turns:
-        if role == "assistant":
-            pieces += [("ASSISTANT:", False), (f" {said}</s>", True)]
-        else:
-            pieces.append((f"USER: {said} " if role == "user" else f"{said} ", False))
-    return pieces
+def names(first: str, user: str, assistant: str, after: str) -> Callable[[Turns], list[Piece]]:
+    """Sides by name in plain words; `after` stands behind what is not the assistant's."""
 
+    def by_hand(turns: Turns) -> list[Piece]:
+        pieces: list[Piece] = [(first, False)]
+        for role, said in turns:
+            if role == "assistant":
+                pieces += [(f"{assistant}:", False), (f" {said}</s>", True)]
+            else:
+                pieces.append((f"{user}: {said}{after}" if role == "user" else f"{said}{after}", False))
+        return pieces
 
-def deepseek(turns: Turns) -> list[Piece]:
-    pieces: list[Piece] = [("<s>", False)]
-    for role, said in turns:
-        if role == "assistant":
-            pieces += [("Assistant:", False), (f" {said}</s>", True)]
-        else:
-            pieces.append((f"User: {said}\n\n" if role == "user" else f"{said}\n\n", False))
-    return pieces
+    return by_hand
 
 
 def command(turns: Turns) -> list[Piece]:
@@ -196,7 +191,7 @@ CASES = {
         "{% elif message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
         "{% else %}{{ 'ASSISTANT: ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
-        vicuna,
+        names("", "USER", "ASSISTANT", " "),
         special=False,
     ),
     "deepseek": Case(
@@ -205,7 +200,7 @@ CASES = {
         "{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}"
         "{% elif message['role'] == 'system' %}{{ message['content'] + '\n\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}",
-        deepseek,
+        names("<s>", "User", "Assistant", "\n\n"),
         special=False,
     ),
     "command": Case(

@@ -144,6 +144,7 @@ FLAWS: list[tuple[Any, str]] = [
     ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}], "has an empty turn of `assistant`"),
     ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "has a turn of `assistant` that is null"),
     ([{"role": None, "content": "a"}], "has a turn without a role"),
+    ([{"role": "assistant", "content": "a"}], "has nothing that an assistant is asked"),
 ]
 
 
@@ -280,6 +281,14 @@ def test_a_conversation_that_ends_with_an_answer_is_asked_again_and_known(checkp
     assert whole["text"] == cut["text"]
     with pytest.raises(hf_sft.DataError, match="has two turns of `user` in a row in row\\(s\\) \\[0\\]"):
         hf_sft.predict(tmp_path / "run", [{"messages": [row[0], row[0]]}])
+
+
+def test_a_question_that_the_template_refuses_is_named():
+    processor = tokenizer()
+    processor.chat_template = CASES["gemma"].template
+    rows = Dataset.from_dict({"messages": [talk_of(TALKS[0]), talk_of(TALKS[3])]})
+    with pytest.raises(hf_sft.DataError, match="row 1 can't be answered: it is refused by the chat template: System role"):
+        list(task().complete(Silent(), rows, processor, Writing(10), 1024))
 
 
 def test_where_there_is_no_room_the_oldest_turns_are_left_out_and_the_system_s_is_not():

@@ -17,8 +17,8 @@ from torch import nn
 
 from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Fit
-from hf_sft.chat_templates import ASSISTANT, ChatTemplate, Turn, find_template
-from hf_sft.errors import CheckpointError
+from hf_sft.chat_templates import ASSISTANT, NAMED, ChatTemplate, Turn, find_template
+from hf_sft.errors import CheckpointError, DataError
 from hf_sft.generation import Writing
 from hf_sft.likelihoods import TurnAnswers
 from hf_sft.next_token import Carried, NextToken, flat, gram_baselines, join_pieces
@@ -143,12 +143,15 @@ class Chat(NextToken, Task):
             ends = how.eos_token_id if isinstance(how.eos_token_id, list) else [how.eos_token_id]
             how.eos_token_id = sorted({end, *(each for each in ends if each is not None)})
         found, notes = super().probe(model, processor)
-        named = self.chat_template in (None, "chatml", "plain")
-        return found if named else found.model_copy(update={"chat_template": text}), notes
+        told = self.chat_template if self.chat_template in NAMED else text
+        return found.model_copy(update={"chat_template": told}), notes
+
+    def _template(self, processor: Any) -> ChatTemplate:
+        return ChatTemplate(processor, find_template(self.chat_template, processor))
 
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
         """Conversations up to the last turn of the assistant: `input_ids`, `lengths` (of the one piece), and `loss_mask`."""
-        template = ChatTemplate(processor, find_template(self.chat_template, processor))
+        template = self._template(processor)
         most = count_most(processor, self.max_length)
         examples: dict[str, list] = {
             name: [] for name in ("input_ids", "lengths", "loss_mask", "items", "truncated", "silent", "flaw")
@@ -200,10 +203,16 @@ class Chat(NextToken, Task):
 
     def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
         """What the assistant says next: to a conversation that it ends, what it would say in place of its last turn."""
-        template = ChatTemplate(processor, find_template(self.chat_template, processor))
+        template = self._template(processor)
 
         def prompts(room: int) -> list[list[int]]:
-            return [self._ask(template, talk, processor, room) for talk in self._talks(rows)]
+            asked = []
+            for row, talk in enumerate(self._talks(rows)):
+                try:
+                    asked.append(self._ask(template, talk, processor, room))
+                except ValueError as error:
+                    raise DataError(f"row {row} can't be answered: it {error}.") from None
+            return asked
 
         how = how.at_most(min(TOKENS, processor.model_max_length // 2))
         return self._write(model, prompts, processor, how, {template.end_id, processor.eos_token_id}, budget)
@@ -279,6 +288,8 @@ def _flaw_of(talk: list[Turn]) -> str | None:
     """What is wrong with a conversation, whatever the template."""
     if not talk:
         return "holds no conversation (a list of turns with `role` and `content`)"
+    if all(turn["role"] == ASSISTANT for turn in talk):
+        return "has nothing that an assistant is asked"
     for turn, before in zip(talk, [None, *talk], strict=False):
         role, said = turn["role"], turn["content"]
         if role in ("", "None"):
