@@ -31,12 +31,19 @@ class LoadedModel:
     @property
     def prefix(self) -> str:
         """What the names of the body's modules begin with."""
-        return f"{self.model.base_model_prefix}."
+        return prefix_of(self.model)
+
+    @property
+    def output_layer(self) -> nn.Module | None:
+        """What scores tokens, where the model does."""
+        return self.model.get_output_embeddings()
 
     @cached_property
     def head(self) -> frozenset[str]:
         """Names of the head's parameters: all outside the body, the body's pooler, and whatever is new."""
-        outside = (name for name, _ in self.model.named_parameters() if not name.startswith(self.prefix))
+        outside = (
+            name for name, _ in self.model.named_parameters() if not name.startswith(self.prefix) or name in self._output
+        )
         pooler = (name for name, _ in self.model.named_parameters() if name.startswith(f"{self.prefix}pooler."))
         return frozenset((*outside, *pooler, *self.new))
 
@@ -59,10 +66,18 @@ class LoadedModel:
 
         def search(module: nn.Module, name: str) -> list[str]:
             if isinstance(module, nn.ModuleList):
-                return [f"{name}.{part}" for part, _ in module.named_children()]
-            return [layer for part, child in module.named_children() for layer in search(child, f"{name}.{part}")]
+                return [f"{name}{part}" for part, _ in module.named_children()]
+            return [layer for part, child in module.named_children() for layer in search(child, f"{name}{part}.")]
 
-        return search(self.body, self.prefix.rstrip("."))
+        return search(self.body, self.prefix)
+
+    @cached_property
+    def _output(self) -> frozenset[str]:
+        """Parameters of the layer that scores tokens, where the body's names have it among them."""
+        if (layer := self.output_layer) is None:
+            return frozenset()
+        own = {id(p) for p in layer.parameters()} - {id(p) for p in self.model.get_input_embeddings().parameters()}
+        return frozenset(name for name, p in self.model.named_parameters() if id(p) in own)
 
     @cached_property
     def _embeddings(self) -> frozenset[str]:
@@ -84,3 +99,8 @@ class LoadedModel:
             return [found for part, child in children for found in search(child, f"{name}.{part}" if name else part)]
 
         return search(self.model, "")
+
+
+def prefix_of(model: PreTrainedModel) -> str:
+    """What the names of the body's modules begin with; nothing where the body is the model itself, as T5's is."""
+    return "" if model.base_model is model else f"{model.base_model_prefix}."

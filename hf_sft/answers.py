@@ -39,6 +39,8 @@ class Answers(ABC):
     """The prediction for a row that can't be answered."""
     counted: ClassVar[str] = "rows"
     """What is counted by class."""
+    written: ClassVar[bool] = False
+    """A model writes them token by token, which takes many passes."""
 
     @abstractmethod
     def __len__(self) -> int: ...

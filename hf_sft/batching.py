@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 from hf_sft.tasks import Batch
 
-BOOKKEEPING = ("row", "cost", "items", "truncated", "lost", "slid", "silent", "flaw")
+BOOKKEEPING = ("row", "cost", "items", "truncated", "lost", "slid", "silent", "shortened", "flaw")
 """Columns of examples that the model is not shown."""
 BLOCK = 2048
 """Rows that are evaluated at a time: what is in memory does not grow with their number."""
@@ -123,6 +123,7 @@ class Examples(TorchDataset):
         said = {
             "truncated": "are longer than the model is shown, and are cut",
             "lost": "have an answer that no window holds whole",
+            "shortened": "have a longer target than the model learns to write, and are learned up to there",
             "silent": "are cut before what carries loss, and teach nothing",
             "slid": "are longer than the model takes, and are scored with a sliding context",
         }

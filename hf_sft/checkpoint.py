@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,9 @@ def _with_fields(checkpoint: Checkpoint, config: PretrainedConfig, fields: dict[
     if unknown := _find_unknown(checkpoint.config, config):
         raise CheckpointError(unknown)
     try:
-        return type(config).from_dict({**config.to_dict(), **fields})
+        # A named architecture's defaults follow what is set: T5's decoder has as many layers as its encoder.
+        known = {} if checkpoint.from_config in CONFIG_MAPPING else config.to_dict()
+        return type(config).from_dict({**known, **fields})
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise CheckpointError(f"`model.config` makes no config of {config.model_type}: {reason}") from error
@@ -189,6 +192,11 @@ def explain(checkpoint: Checkpoint, part: str, error: Exception) -> str:
         return (
             f"checkpoint `{name}` brings Python code of its own, which is not run.\n"
             "  If you trust it: `model.trust_remote_code=true` and --trust-remote-code on the command line."
+        )
+    if found := re.search(r"Unrecognized configuration class .*\.(\w+)'> for this kind of AutoModel: (\w+)", reason):
+        return (
+            f"checkpoint `{name}` is described by a {found[1]}, and transformers has no {found[2]} for such.\n"
+            "  Take another checkpoint, or another task: `hf-sft list tasks`."
         )
     if Path(_find_origin(checkpoint)).is_dir():
         return f"checkpoint `{name}`: its {part} can't be loaded: {reason}"

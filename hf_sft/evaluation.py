@@ -23,7 +23,7 @@ from hf_sft.batching import Block, cut_step, to_device
 from hf_sft.block import Block as RecipeBlock
 from hf_sft.metrics import find_metric
 from hf_sft.scoring import Score, Tally, draw_weights, paired
-from hf_sft.tasks import Batch, Labels, Task
+from hf_sft.tasks import Batch, Labels, Task, Writing
 from hf_sft.training import Machine
 
 WORST = 10
@@ -51,12 +51,26 @@ class EvaluationPlan(RecipeBlock):
         names = self.metrics or task.default_metrics
         for name in names:
             find_metric(name, task.answer_kind())
-        return names if self.best is None or self.best in names else (self.best, *names)
+        best, _ = self.choose_by(task)
+        return names if best in names else (best, *names) if self.best else (*names, best)
+
+    def while_training(self, task: Task) -> tuple[str, ...]:
+        """The metrics of the evaluations meanwhile, best first: texts are written there only where they choose."""
+        best, _ = self.choose_by(task)
+        names = tuple(dict.fromkeys((best, *self.names(task))))
+        return names if needs_texts(best, task) else tuple(name for name in names if not needs_texts(name, task))
 
     def choose_by(self, task: Task) -> tuple[str, bool]:
-        """The metric that chooses the best checkpoint, and whether greater is better."""
-        name = self.best or self.names(task)[0]
+        """The metric that chooses the best checkpoint, and whether greater is better; the first one that needs no texts,
+        when not given, or the loss."""
+        names = (name for name in self.metrics or task.default_metrics if not needs_texts(name, task))
+        name = self.best or next(names, "loss")
         return name, find_metric(name, task.answer_kind()).greater_is_better
+
+
+def needs_texts(metric: str, task: Task) -> bool:
+    """Whether a metric is of texts that the model has to write."""
+    return task.answer_kind().written and find_metric(metric, task.answer_kind()).needs_texts
 
 
 @dataclass(frozen=True)
@@ -98,15 +112,33 @@ def _plain(scores: dict[str, Score]) -> dict[str, dict[str, float]]:
 
 
 Kept: TypeAlias = list[list[np.ndarray]]
-"""Of each row, what the task keeps of each of its examples."""
+"""Of each row, what the task keeps of each of its examples; and then its text, where one is written."""
+Write: TypeAlias = Callable[[Any, Dataset], Iterable[str]]
+"""What a model writes for rows, on every process."""
+
+
+def writer(task: Task, processor: Any, machine: Machine) -> Write | None:
+    """The model's own texts, where a task's answers are such."""
+    if not task.answer_kind().written:
+        return None
+
+    def write(model: Any, rows: Dataset) -> Iterator[str]:
+        return (said["text"] for said in task.complete(model, rows, processor, Writing(), machine.micro_batch_tokens))
+
+    return write
 
 
 def run_blocks(
-    model: nn.Module, blocks: Iterable[Block], keep: Callable[[nn.Module, Batch], list[np.ndarray]], machine: Machine
+    model: nn.Module,
+    blocks: Iterable[Block],
+    keep: Callable[[nn.Module, Batch], list[np.ndarray]],
+    machine: Machine,
+    write: Write | None = None,
 ) -> Iterator[tuple[Dataset, Kept]]:
     """Run the model over blocks of rows; gives of each block its rows, and what the task keeps of them, on every process.
 
-    Inside a block examples are sorted by cost and shared out between the processes; each is run once.
+    Inside a block examples are sorted by cost and shared out between the processes; each is run once. Where the model shall
+    `write` it does so in float32, as `predict` has it.
     """
     state = PartialState()
     with tqdm(desc="scoring", unit=" examples", disable=machine.quiet, leave=False) as bar:
@@ -121,7 +153,12 @@ def run_blocks(
                         mine.extend(zip(micro_batch.places, kept, strict=True))
                         bar.update(len(kept))
             by_place = dict(gather_object(mine))
-            yield examples.rows.select(rows), [[by_place[i] for i in range(*each)] for each in pairwise(ends)]
+            chosen, of_rows = examples.rows.select(rows), [[by_place[i] for i in range(*each)] for each in pairwise(ends)]
+            if write is not None:
+                model.eval()
+                texts = list(tqdm(write(model, chosen), "writing", len(rows), False, disable=machine.quiet))
+                of_rows = [[*of_row, np.array(text)] for of_row, text in zip(of_rows, texts, strict=True)]
+            yield chosen, of_rows
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def stored_where_it_rests(
 ) -> Iterator[dict[str, Examples]]:
     """Stored vectors, with a stub for the body, where nothing below the head moves and it reads one vector; stored states,
     with stubs for the lower layers, where only they rest; else the examples as they are."""
-    rests = setting.store and body_rests(loaded)
+    rests = setting.store and body_rests(loaded) and loaded.body is not loaded.model
     count = count_resting(loaded) if setting.store and model is loaded.model else 0
     if rests or count:
         nn.Module.to(loaded.model, setting.machine.device)

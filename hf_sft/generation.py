@@ -1,11 +1,12 @@
 """How a model writes: many prompts at a time, and each text as if it were the only one.
 
-Prompts are sorted by length and cut once, whatever the number of processes, which take the parts in turn: so sums are the same
-however many there are, and so are texts. A token that is drawn is the likeliest one after Gumbel noise is added, which draws
-exactly by the probabilities, from a stream that belongs to the seed and the prompt's number.
+Prompts (sources, where an encoder reads them) are sorted by length and cut once, whatever the number of processes, which take
+the parts in turn: so sums are the same however many there are, and so are texts. A token that is drawn is the likeliest one
+after Gumbel noise is added, which draws exactly by the probabilities, from a stream that belongs to the seed and the prompt's
+number.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,16 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 AT_ONCE = 256
 """Prompts that are sorted and shared out together; the first texts come when they are done."""
+PLAIN: dict[str, Any] = {
+    **dict.fromkeys(("length_penalty", "repetition_penalty", "encoder_repetition_penalty"), 1.0),
+    **dict.fromkeys(("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
+    **dict.fromkeys(("do_sample", "early_stopping"), False),
+    **dict.fromkeys(("forced_eos_token_id", "min_new_tokens", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")),
+    **dict.fromkeys(("exponential_decay_length_penalty", "sequence_bias")),
+}
+"""What `generate` is told, so that a checkpoint's own settings add nothing to what was asked for."""
+WRITES: dict[str, None] = {"text": None, "tokens": None, "stopped": None}
+"""What is said of a text, and of one that is not there."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,8 @@ class Writing:
     """0 takes the most likely token each time; above, tokens are drawn, the more freely the higher it is."""
     seed: int = 0
     """What is drawn by."""
+    num_beams: int = 1
+    """Texts that are weighed against each other while one is written, where no token is drawn."""
 
     def at_most(self, tokens: int) -> "Writing":
         """With the number of tokens filled in."""
@@ -63,13 +76,15 @@ def write_texts(
 ) -> Iterator[Text]:
     """What the model writes behind each prompt, in order, on every process; `how` says how many tokens at most.
 
-    A text ends before one of the tokens `ends`. Prompts that are run together, with what is written, have `budget` tokens at
-    most, padded on the left.
+    A text ends before one of the tokens `ends`. Prompts that are run together, with all that is written, have `budget` tokens
+    at most: padded on the left, or on the right where an encoder reads them.
     """
     state = PartialState()
     for first in range(0, len(prompts), AT_ONCE):
         block = range(first, min(first + AT_ONCE, len(prompts)))
-        parts = _cut([(len(prompts[number]) + (how.max_new_tokens or 0), number) for number in block], budget)
+        parts = _cut(
+            [(how.num_beams * (len(prompts[number]) + (how.max_new_tokens or 0)), number) for number in block], budget
+        )
         written: list[tuple[int, Text]] = []
         for part in parts[state.process_index :: state.num_processes]:
             written += zip(part, _write(model, part, prompts, how, ends, pad), strict=True)
@@ -92,22 +107,31 @@ def _cut(sized: list[tuple[int, int]], budget: int) -> list[list[int]]:
 def _write(
     model: Any, part: list[int], prompts: Sequence[Sequence[int]], how: Writing, ends: Sequence[int], pad: int
 ) -> Iterator[Text]:
-    width = max(len(prompts[number]) for number in part)
+    width, encodes = max(len(prompts[number]) for number in part), model.config.is_encoder_decoder
     ids, shown = torch.full((len(part), width), pad), torch.zeros(len(part), width, dtype=torch.long)
     for i, number in enumerate(part):
-        ids[i, width - len(prompts[number]) :] = torch.tensor(prompts[number])
-        shown[i, width - len(prompts[number]) :] = 1
+        length = len(prompts[number])
+        place = slice(length) if encodes else slice(width - length, None)
+        ids[i, place], shown[i, place] = torch.tensor(prompts[number]), 1
     drawing = [_Drawing(how, part)] if how.temperature > 0 else []
     with torch.no_grad():
         out = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=shown.to(model.device),
+            **PLAIN,
             max_new_tokens=how.max_new_tokens,
-            do_sample=False,
+            num_beams=how.num_beams,
             logits_processor=LogitsProcessorList(drawing),
             pad_token_id=pad,
             eos_token_id=list(ends) or None,
         )
-    for tokens in out[:, width:].tolist():
+    for tokens in out[:, 1 if encodes else width :].tolist():  # a decoder begins with a token of its own
         end = next((place for place, token in enumerate(tokens) if token in ends), None)
         yield Text(tuple(tokens[:end]), end is not None)
+
+
+def read_texts(texts: Iterable[Text], processor: Any) -> Iterator[dict[str, Any]]:
+    """What is said of each: its words, how many tokens they are, and whether it ended by itself."""
+    for text in texts:
+        said = processor.decode(text.tokens, skip_special_tokens=True)
+        yield {"text": said, "tokens": len(text.tokens), "stopped": text.stopped}

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from hf_sft.anatomy import LoadedModel
+from hf_sft.anatomy import LoadedModel, prefix_of
 from hf_sft.checkpoint import Checkpoint, explain, find_checkpoint, load_config, read_card, source_of
 from hf_sft.errors import CheckpointError
 from hf_sft.heads import fit_head
@@ -103,12 +103,21 @@ def load_model(checkpoint: Checkpoint, task: Task, labels: Labels | None, proces
         return _draw_model(checkpoint, task, config, processor)
     model, report = _load_weights(checkpoint, task, config)
     new = _find_new(checkpoint, model, report)
+    _say_whether_tied(model)
     notes: list[str] = []
     if labels is not None:
         missing = {*report["missing_keys"]}
         new = fit_head(model, theirs, labels, new, missing, lambda: _load_weights(checkpoint, task, theirs)[0], notes)
     _require_room(checkpoint, model, processor)
     return LoadedModel(model.eval(), tuple(sorted(new)), checkpoint.revision, tuple(notes), read_card(checkpoint))
+
+
+def _say_whether_tied(model: PreTrainedModel) -> None:
+    """transformers' config of T5 says that the output layer is tied to the embeddings, whatever the checkpoint holds; what
+    reads that (PEFT) would tie them."""
+    output = model.get_output_embeddings()
+    if output is not None and getattr(model.config, "tie_word_embeddings", False):
+        model.config.tie_word_embeddings = output.weight is model.get_input_embeddings().weight
 
 
 def _draw_model(checkpoint: Checkpoint, task: Task, config: PretrainedConfig, processor: Any) -> LoadedModel:
@@ -201,7 +210,7 @@ def _find_new(checkpoint: Checkpoint, model: PreTrainedModel, report: dict[str, 
     mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     new = set(shapes) & {*report["missing_keys"], *mismatched}
-    prefix = f"{model.base_model_prefix}."
+    prefix = prefix_of(model)
     body = {name for name in shapes if name.startswith(prefix) and not name.startswith(f"{prefix}pooler.")}
     if lacking := sorted(body & new):
         first = lacking[0]

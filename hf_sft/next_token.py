@@ -16,7 +16,7 @@ from hf_sft.answers import Answers
 from hf_sft.baselines import Answerer, Fit
 from hf_sft.block import Block
 from hf_sft.errors import CheckpointError, RecipeError
-from hf_sft.generation import Writing, write_texts
+from hf_sft.generation import WRITES, Writing, read_texts, write_texts
 from hf_sft.losses import Batch, Items
 from hf_sft.packing import Grams, pack
 
@@ -40,7 +40,7 @@ class NextToken(Block):
     pipeline_tag: ClassVar[str] = "text-generation"
     peft_type: ClassVar[str | None] = "CAUSAL_LM"
 
-    writes: ClassVar[dict[str, None]] = {"text": None, "tokens": None, "stopped": None}
+    writes: ClassVar[dict[str, None]] = WRITES
 
     packing: bool
 
@@ -130,9 +130,7 @@ class NextToken(Block):
                 f"{how.max_new_tokens} new tokens leave no room for a prompt: the model takes {processor.model_max_length}."
             )
         known = sorted(each for each in ends if each is not None)
-        for text in write_texts(model, prompts(room), how, known, processor.pad_token_id or 0, budget):
-            said = processor.decode(text.tokens, skip_special_tokens=True)
-            yield {"text": said, "tokens": len(text.tokens), "stopped": text.stopped}
+        yield from read_texts(write_texts(model, prompts(room), how, known, processor.pad_token_id or 0, budget), processor)
 
 
 def gram_baselines(

@@ -46,7 +46,9 @@ def draw_run(facts: dict[str, Any], metric: str) -> dict[str, Any]:
     for number, curve in enumerate(facts["training"]["curves"]):
         drawn = [draw_losses(f"losses{number}", curve["losses"])] if curve["losses"] else []
         if curve["evaluations"]:
-            drawn.append(draw_evaluations(f"metric{number}", metric, curve["evaluations"], curve["best_step"]))
+            measured = [name for name in curve["evaluations"][0] if name != "step"]
+            shown = metric if metric in measured else measured[0]
+            drawn.append(draw_evaluations(f"metric{number}", shown, curve["evaluations"], curve["best_step"]))
         phases.append(drawn)
     return {"scores": draw_scores("scores", metric, scores), "phases": phases}
 

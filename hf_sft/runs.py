@@ -20,7 +20,7 @@ from hf_sft.batching import Examples
 from hf_sft.checkpoint import Checkpoint, pin
 from hf_sft.encoding import encode_splits, read_examples
 from hf_sft.errors import RecipeError
-from hf_sft.evaluation import Kept, measure_blocks, run_blocks
+from hf_sft.evaluation import Kept, Write, measure_blocks, needs_texts, run_blocks, writer
 from hf_sft.lineage import mark_known
 from hf_sft.methods import Phase
 from hf_sft.metrics import FOREIGN
@@ -55,12 +55,19 @@ class Prepared:
         task, labels, plan = self.splits.task, self.splits.labels, self.recipe.evaluation
 
         def score(ran: Iterable[tuple[Dataset, Kept]]) -> dict[str, float]:
-            return measure_blocks(ran, task, labels, plan.names(task))
+            return measure_blocks(ran, task, labels, plan.while_training(task))
 
         def read(rows: Dataset) -> Examples:
             return read_examples(rows, task, labels, self.processor)
 
-        return Asked(task.items, task.keep, score, read, plan.choose_by(task))
+        best = plan.choose_by(task)
+        write = self.write if needs_texts(best[0], task) else None
+        return Asked(task.items, task.keep, score, read, best, write)
+
+    @property
+    def write(self) -> Write | None:
+        """The model's own texts, where the task's answers are such."""
+        return writer(self.splits.task, self.processor, self.machine)
 
     def tuned(self, model: nn.Module) -> "Prepared":
         """With what the task chooses on validation for a trained model."""

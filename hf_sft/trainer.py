@@ -30,7 +30,7 @@ from hf_sft.batching import Examples, MicroBatch, StepSampler, cut_step, to_devi
 from hf_sft.curves import TrainingCurve
 from hf_sft.dropout import CpuDropout
 from hf_sft.errors import RecipeError, built_by
-from hf_sft.evaluation import Kept, run_blocks
+from hf_sft.evaluation import Kept, Write, run_blocks
 from hf_sft.losses import Items
 from hf_sft.methods import Phase
 from hf_sft.models import save_model
@@ -56,6 +56,8 @@ class Asked:
     """Examples of rows as the data has them."""
     best: tuple[str, bool]
     """The metric that chooses the weights to keep, and whether greater is better."""
+    write: Write | None = None
+    """The model's own texts, where they choose."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,8 @@ class StepTrainer(Trainer):
         return metrics
 
     def _run(self, examples: Examples) -> Iterator[tuple[Dataset, Kept]]:
-        return run_blocks(self.accelerator.unwrap_model(self.model), examples.blocks(), self.asked.keep, self.machine)
+        model, asked = self.accelerator.unwrap_model(self.model), self.asked
+        return run_blocks(model, examples.blocks(), asked.keep, self.machine, asked.write)
 
     def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
         """What the task keeps of examples, or of rows as the recipe's data has them, with or without labels."""

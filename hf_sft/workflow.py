@@ -17,7 +17,7 @@ from hf_sft.baselines import Fit
 from hf_sft.curves import TrainingCurve
 from hf_sft.encoding import encode_blocks
 from hf_sft.errors import HfSftError, RecipeError
-from hf_sft.evaluation import Evaluation, answer_blocks, evaluate_blocks, run_blocks
+from hf_sft.evaluation import Evaluation, answer_blocks, evaluate_blocks, run_blocks, writer
 from hf_sft.fitting import fit_phases
 from hf_sft.hub_checkpoints import sent_meanwhile
 from hf_sft.hub_trouble import hide_tokens
@@ -116,7 +116,7 @@ def answer_untrained(prepared: Prepared) -> dict[str, Fit]:
     if not task.writes or prepared.loaded.new or prepared.recipe.model.from_config:
         return {}
     nn.Module.to(model, prepared.machine.device)
-    ran = run_blocks(model, prepared.examples["test"].blocks(), task.keep, prepared.machine)
+    ran = run_blocks(model, prepared.examples["test"].blocks(), task.keep, prepared.machine, prepared.write)
     by_block = [answers for _, _, answers in answer_blocks(ran, task, prepared.splits.labels)]
     return {"checkpoint": lambda: partial(lambda left, rows: next(left), iter(by_block))}
 
@@ -131,7 +131,7 @@ def simple_baselines(prepared: Prepared) -> dict[str, Fit]:
 def evaluate_split(prepared: Prepared, model: Any, split: str, folder: Path, baselines: dict[str, Fit]) -> Evaluation:
     """Score one split, beside its baselines; its predictions are written to the run folder."""
     task, labels, plan = prepared.splits.task, prepared.splits.labels, prepared.recipe.evaluation
-    ran = run_blocks(model, prepared.examples[split].blocks(), task.keep, prepared.machine)
+    ran = run_blocks(model, prepared.examples[split].blocks(), task.keep, prepared.machine, prepared.write)
     with written_lines(folder / "predictions" / f"{split}.jsonl") as write:
         return evaluate_blocks(split, ran, task, labels, plan, baselines, prepared.splits.seen[split], write)
 
@@ -214,7 +214,8 @@ def evaluate(
         if before is not None and before != hash_rows(rows):
             notes.append(f"the rows of split `{name}` are not those that the run was made with: the data has changed since.")
     blocks = encode_blocks(rows, task, labels, finished.processor)
-    ran = run_blocks(finished.model, blocks, task.keep, finished.machine)
+    write = writer(task, finished.processor, finished.machine)
+    ran = run_blocks(finished.model, blocks, task.keep, finished.machine, write)
     evaluation = evaluate_blocks("data" if data else name, ran, task, labels, plan)
     return replace(evaluation, notes=(f"split `{name}`, {len(rows):,} rows.", *notes, *evaluation.notes))
 

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoTokenizer, GPT2Config, pipeline
 
 import hf_sft
 from hf_sft.block import load_kind
@@ -308,7 +308,7 @@ def test_where_there_is_no_room_the_oldest_turns_are_left_out_and_the_system_s_i
 class Silent:
     """A model that ends each answer at once, and knows what it was asked."""
 
-    device = "cpu"
+    device, config = "cpu", GPT2Config()
 
     def generate(self, input_ids: torch.Tensor, eos_token_id: list[int], **_: Any) -> torch.Tensor:
         self.asked = input_ids.tolist()

@@ -26,7 +26,7 @@ def stand_in(recipe: hf_sft.Recipe, folder: Path) -> str:
     path = folder / "rows.jsonl"
     kinds = [
         kind
-        for kind in (*tiny.PROBLEMS, "pictures", "texts", "masked", "talks")
+        for kind in (*tiny.PROBLEMS, "pictures", "texts", "masked", "talks", "pairs")
         if tiny.task_of(kind)["type"] == recipe.task.type
     ]
     if getattr(recipe.task, "prompt", None):

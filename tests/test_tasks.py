@@ -11,9 +11,11 @@ from hf_sft.baselines import fit_all
 from hf_sft.block import list_kinds, load_kind
 from hf_sft.checkpoint import Checkpoint
 from hf_sft.errors import CheckpointError
+from hf_sft.evaluation import writer
 from hf_sft.losses import item_loss
 from hf_sft.models import load_model, load_processor
 from hf_sft.scoring import measure
+from hf_sft.training import Training, resolve_machine
 from tests import tiny
 
 
@@ -28,8 +30,8 @@ def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
     assert task.invalid_rows(rows, labels) == {}
     checkpoint = Checkpoint(checkpoint=str(checkpoints[family]))
     processor = load_processor(checkpoint, auto=task.auto_processor)
-    model = load_model(checkpoint, task, labels, processor).model
     try:
+        model = load_model(checkpoint, task, labels, processor).model
         task, _ = task.probe(model, processor)
     except CheckpointError as error:
         pytest.skip(str(error))
@@ -55,6 +57,8 @@ def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
     of_row = encoded.get("row", range(len(rows)))
     assert list(of_row) == sorted(of_row)
     by_row = [[each for each, row in zip(kept, of_row, strict=True) if row == i] for i in range(len(rows))]
+    if write := writer(task, processor, resolve_machine(Training(bf16=False))):
+        by_row = [[*each, np.array(text)] for each, text in zip(by_row, write(model, rows), strict=True)]
     answers = task.answer(by_row, rows, labels)
     assert isinstance(answers, task.answer_kind()) and answers.finite
     predictions = answers.as_json()

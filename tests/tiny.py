@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BartConfig,
+    BartModel,
     BertConfig,
     BertModel,
     ConvNextImageProcessor,
@@ -19,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     ResNetConfig,
     ResNetModel,
+    T5Config,
+    T5Model,
     ViTConfig,
     ViTImageProcessor,
     ViTModel,
@@ -145,7 +149,49 @@ def _llama() -> Any:
 
 CAUSAL_FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {"llama": (_llama, _gpt2_tokenizer)}
 """The one with an output layer of its own; GPT-2's is tied to its embeddings."""
-ALL_FAMILIES = {**FAMILIES, **IMAGE_FAMILIES, **CAUSAL_FAMILIES}
+
+
+def _t5_tokenizer() -> PreTrainedTokenizerFast:
+    """A text ends with </s>, the second token; the first pads, and is what the decoder begins with."""
+    return _ended_tokenizer("$A </s>", ["<pad>", "</s>", "<unk>"])
+
+
+def _bart_tokenizer() -> PreTrainedTokenizerFast:
+    return _ended_tokenizer("<s> $A </s>", ["<s>", "<pad>", "</s>", "<unk>"])
+
+
+def _ended_tokenizer(form: str, special: list[str]) -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ids = [(token, vocabulary[token]) for token in special if token in form.split()]
+    tokenizer.post_processor = processors.TemplateProcessing(single=form, special_tokens=ids)
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    if "<s>" in special:
+        names |= {"bos_token": "<s>", "cls_token": "<s>", "sep_token": "</s>"}
+    inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, model_input_names=inputs, **names)
+
+
+def _t5() -> Any:
+    size = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    return T5Model(T5Config(vocab_size=64, dropout_rate=0.0, tie_word_embeddings=True, **size, **ids))
+
+
+def _bart() -> Any:
+    size = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in BART_SIDE.items()}
+    drop = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+    ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": 2}
+    return BartModel(BartConfig(vocab_size=64, d_model=32, max_position_embeddings=64, **size, **drop, **ids))
+
+
+BART_SIDE = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
+SEQ2SEQ_FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "t5": (_t5, _t5_tokenizer),
+    "bart": (_bart, _bart_tokenizer),
+}
+ALL_FAMILIES = {**FAMILIES, **IMAGE_FAMILIES, **CAUSAL_FAMILIES, **SEQ2SEQ_FAMILIES}
 
 
 def certify_here() -> None:
@@ -169,6 +215,7 @@ CASES += [(family, "pictures") for family in IMAGE_FAMILIES]
 CASES += [(family, "texts") for family in ("gpt2", *CAUSAL_FAMILIES)]
 CASES += [("bert", "masked")]
 CASES += [(family, "talks") for family in ("gpt2", *CAUSAL_FAMILIES)]
+CASES += [(family, "pairs") for family in SEQ2SEQ_FAMILIES]
 """Families and the kinds of rows that they have a head for."""
 
 
@@ -190,6 +237,8 @@ def rows(problem_type: str, count: int, start: int = 0) -> list[dict[str, Any]]:
             said = [text, label, " ".join(text.split()[::-1]), "good"][: 2 + 2 * (i % 2)]
             turns = [{"role": ("user", "assistant")[place % 2], "content": words} for place, words in enumerate(said)]
             made.append({"messages": turns})
+        elif problem_type == "pairs":
+            made.append({"source": text, "target": " ".join([*text.split()[: i % 3], label])})
         elif problem_type in ("texts", "masked"):
             made.append({"text": " ".join([text] * (1 + i % 3))})
         elif problem_type == "pictures":
@@ -244,6 +293,7 @@ def task_of(problem: str) -> dict[str, Any]:
         "pictures": {"type": "image_classification"},
         "masked": {"type": "masked_lm", "max_length": 16, "whole_words": True},
         "talks": {"type": "chat", "chat_template": "plain", "max_length": 32},
+        "pairs": {"type": "seq2seq", "max_target_length": 8},
         "texts": {"type": "causal_lm", "max_length": 16, "stride": 3},
     }
     return others.get(problem, {"type": "sequence_classification"})

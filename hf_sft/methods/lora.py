@@ -72,7 +72,7 @@ class Lora(Method):
 
     def _wrap(self, loaded: LoadedModel, peft_type: str | None) -> PeftModel:
         """PEFT's own model; every module of the head is trained and saved whatever its name (peft #310, #577, #876)."""
-        modules = dict(loaded.body.named_modules())
+        modules = {name: module for name, module in loaded.body.named_modules() if module is not loaded.output_layer}
         linear = {name: type(m) for name, m in modules.items() if isinstance(m, nn.Linear | Conv1D)}
         linear = linear or {name: type(m) for name, m in modules.items() if isinstance(m, nn.Conv2d) and m.groups == 1}
         below_head = {f"{loaded.prefix}{name}": kind for name, kind in linear.items()}

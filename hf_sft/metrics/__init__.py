@@ -36,6 +36,8 @@ class Metric:
     """Answers and references to one value: it has no interval."""
     greater_is_better: bool = True
     needs_scores: bool = False
+    needs_texts: bool = True
+    """Of answers that are written: they must be."""
 
 
 FOREIGN = "evaluate:"

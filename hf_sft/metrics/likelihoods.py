@@ -27,7 +27,7 @@ def bits_per_byte(totals: np.ndarray) -> np.ndarray:
     return share(0, 2, totals) / np.log(2)
 
 
-LOWER = {"stats": add_up, "greater_is_better": False}
+LOWER = {"stats": add_up, "greater_is_better": False, "needs_texts": False}
 METRICS: dict[str, Metric] = {
     "perplexity": Metric(
         "Among how many tokens the right one is chosen, as it were.", (Likelihoods,), value=perplexity, **LOWER

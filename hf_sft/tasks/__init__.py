@@ -108,8 +108,8 @@ class Task(Block, ABC):
 
         An example may say its `row` (its place in `rows`, never falling; one example for each row otherwise), its `cost`
         (what it takes of a micro-batch; its tokens otherwise), its `items` (how many of them carry loss; one otherwise),
-        whether its row's answer is `lost` (none of the row's examples has it) or it is `silent` (cut before what carries
-        loss), and by which `flaw` its row can't be encoded ("" where it can).
+        whether its row's answer is `lost` (none of the row's examples has it) or `shortened` (not learned to its end), or it
+        is `silent` (cut before what carries loss), and by which `flaw` its row can't be encoded ("" where it can).
         """
 
     def joins(self) -> bool:
