@@ -111,6 +111,10 @@ class Examples(TorchDataset):
     def __len__(self) -> int:
         return len(self.costs)
 
+    def row_of(self, place: int) -> int:
+        """The number of an example's row."""
+        return int(self._row[place])
+
     def count_rows(self, what: str) -> int:
         """How many rows are `truncated` (not shown whole), `lost` (no example has their answer), or `slid` over."""
         if what not in self.encoded.column_names:

@@ -2,23 +2,20 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from accelerate import PartialState
 from huggingface_hub import constants
 
+from hf_sft import whole
+
 LIMIT = 20 * 2**30
 """Bytes that all of this may take; HF_SFT_CACHE_BYTES sets another limit."""
-SUMS = "sums.json"
-"""In each thing's folder: what it was when it was written."""
 
 
 def cache_folder(kind: str) -> Path:
@@ -39,36 +36,19 @@ def is_whole(path: Path) -> bool:
     """Whether a thing is there, as it was written. What is damaged is removed, aloud."""
     if not path.is_dir():
         return False
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads((path / SUMS).read_text(encoding="utf-8")) == _sums(path):
-            return True
+    if whole.is_whole(path):
+        return True
     print(f"`{path}` in the cache is damaged: it is made again.", file=sys.stderr)
     shutil.rmtree(path, ignore_errors=True)
     return False
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    """Of each file a hash; a quick one, since disks and copies err, and don't lie."""
-    sums = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS):
-        with file.open("rb") as read:
-            sums[file.relative_to(folder).as_posix()] = hashlib.file_digest(read, xxhash.xxh3_128).hexdigest()
-    return sums
-
-
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A folder beside `path` that takes its place when it is whole. Others that were not used for long make room for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
+    """A folder that takes the place of `path` when it is whole. Others that were not used for long make room for it."""
+    with whole.written_aside(path) as aside:
         yield aside
-        (aside / SUMS).write_text(json.dumps(_sums(aside)), encoding="utf-8")
-        if not path.exists():
-            aside.rename(path)
-            make_room(path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    make_room(path)
 
 
 def touch(path: Path) -> Path:

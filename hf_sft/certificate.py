@@ -24,8 +24,9 @@ from hf_sft.block import load_kind
 from hf_sft.checkpoint import Checkpoint, find_checkpoint, source_of
 from hf_sft.encoding import read_examples
 from hf_sft.errors import CheckpointError
-from hf_sft.models import open_to_readers, quantisation
+from hf_sft.models import quantisation
 from hf_sft.tasks import Task
+from hf_sft.whole import open_to_readers
 
 FOLDER = "probes"
 """Below a run folder."""

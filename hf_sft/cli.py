@@ -45,15 +45,27 @@ def check(recipe: RecipePath, overrides: Overrides = None, strict: bool = False,
 
 
 @app.command()
-def train(recipe: RecipePath, overrides: Overrides = None, trust_remote_code: TrustRemoteCode = False):
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was begun in the output folder.")] = False,
+    resume_anyway: Annotated[
+        bool, typer.Option("--resume-anyway", help="Also where the recipe, the data or the packages have changed since.")
+    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+):
     """Run a recipe: train, score, report. Ends with a table; everything is in the output folder.
 
     Example:  hf-sft train recipes/bbc_minilm_head_only.yaml training.learning_rate=2e-3 output.folder=runs/second
     """
     from hf_sft.errors import HubError
+    from hf_sft.signals import Interrupted
     from hf_sft.workflow import train as train_recipe
 
-    report = train_recipe(recipe, overrides or (), trust_remote_code)
+    try:
+        report = train_recipe(recipe, overrides or (), trust_remote_code, resume, resume_anyway)
+    except Interrupted as interrupted:
+        raise typer.Exit(interrupted.status) from None
     if _is_main_process():
         report.show(_console())
     if report.unpublished:
@@ -229,7 +241,7 @@ def _be_quiet() -> None:
 
 
 def main() -> None:
-    """Exit status: 0 done; 2 the user can mend it; 130 interrupted; anything else is our bug and keeps its traceback."""
+    """Exit status: 0 done; 2 the user can mend it; 130 or 143 stopped; anything else is our bug and keeps its traceback."""
     _be_quiet()
     try:
         app()

@@ -30,6 +30,8 @@ class TrainingCurve:
     """The body ran once, and the head was trained on what it gave."""
     stored_layers: int = 0
     """So many of the lowest layers ran once, and the rest was trained on what they gave."""
+    skipped: list[int] = field(default_factory=list)
+    """Steps that were left out, since their loss or gradient was not finite."""
     best_step: int | None = None
     """The evaluation whose weights were kept."""
     parameters: int = 0
@@ -51,5 +53,6 @@ class TrainingCurve:
             "dropout": self.dropout,
             "stored_features": self.stored_features,
             "stored_layers": self.stored_layers,
+            "skipped": self.skipped,
             "best_step": self.best_step,
         }

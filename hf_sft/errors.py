@@ -18,6 +18,14 @@ class RecipeError(HfSftError):
     """What was written: the recipe, an override, the command line, the output folder."""
 
 
+class Diverged(RecipeError):
+    """A training whose numbers are no numbers any more; its checkpoints are kept."""
+
+
+class SaveError(HfSftError):
+    """What was trained can't be written where it should be; its checkpoints are kept."""
+
+
 class DataError(HfSftError):
     """What the data holds."""
 

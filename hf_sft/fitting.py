@@ -2,24 +2,34 @@
 
 import contextlib
 import resource
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
 from torch import nn
 
+from hf_sft import checkpoints
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples
 from hf_sft.curves import TrainingCurve
-from hf_sft.errors import RecipeError
+from hf_sft.errors import Diverged, SaveError
 from hf_sft.features import body_rests, store_features, stored_body
 from hf_sft.methods import Phase
+from hf_sft.resuming import load_weights, restore_curve
+from hf_sft.signals import Interrupted, Listening
 from hf_sft.states import count_resting, passed_layers, store_states
 from hf_sft.trainer import Asked, Setting, StepTrainer, explain_divergence
 from hf_sft.training import Machine
 from hf_sft.vocabulary_in_use import only_tokens_in_use
+
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Read error")
+"""What torch says of a process that is no more there."""
 
 
 def fit_phases(
@@ -27,7 +37,9 @@ def fit_phases(
 ) -> tuple[Any, list[TrainingCurve]]:
     """Train all phases, each from the model that the one before has finished; gives the last one's."""
     model, curves = loaded.model, []
-    for phase, setting in zip(phases, settings, strict=True):
+    for place, (phase, setting) in enumerate(zip(phases, settings, strict=True)):
+        if place:  # what is drawn is the same whether the phase before was trained now or earlier
+            set_seed(setting.seed)
         model, curve = fit(phase, replace(loaded, model=model), examples, asked, setting)
         curves.append(curve)
     return model, curves
@@ -36,38 +48,90 @@ def fit_phases(
 def fit(
     phase: Phase, loaded: LoadedModel, examples: dict[str, Examples], asked: Asked, setting: Setting
 ) -> tuple[Any, TrainingCurve]:
-    """Train one phase on the `train` examples, scored on the `validation` ones.
+    """Train one phase on the `train` examples, scored on the `validation` ones; or go on with it from its checkpoints.
 
-    Gives the finished model, in eval mode, and how it went. Raises `RecipeError` when it diverges.
+    Gives the finished model, in eval mode, and how it went. Raises `Diverged`, and `Interrupted` when it was asked to end.
     """
     model, use_cache = phase.prepare(loaded), getattr(loaded.model.config, "use_cache", None)
     sizes = [(count_weights(p), p.requires_grad) for p in model.parameters()]
     curve = TrainingCurve(phase.name, parameters=sum(n for n, _ in sizes), trainable=sum(n for n, moves in sizes if moves))
+    begun = checkpoints.find_newest(setting.folder) if setting.resume else None
+    if begun is not None:
+        say_where(begun, phase)
+        checkpoints.drop_after(begun)
+    if begun is not None and begun.name == checkpoints.FINISHED:
+        with narrowed(loaded, model, phase, examples, setting):
+            load_weights(model, checkpoints.read_weights(begun))
+            restore_curve(curve, checkpoints.read_state(begun))
+    else:
+        model = _train(phase, loaded, model, examples, asked, setting, curve, begun)
+    if use_cache is not None:
+        loaded.model.config.use_cache = use_cache  # Trainer switches it off, and the saved config would say so for good
+    return phase.finish(model).eval(), curve
+
+
+def _train(
+    phase: Phase,
+    loaded: LoadedModel,
+    model: Any,
+    examples: dict[str, Examples],
+    asked: Asked,
+    setting: Setting,
+    curve: TrainingCurve,
+    begun: Path | None,
+) -> Any:
     asked_for = ("train",) if phase.training.eval_strategy == "no" else ("train", "validation")
     learned = {name: examples[name] for name in asked_for}
-    started = time.perf_counter()
+    started, listening = time.monotonic(), setting.listening or Listening()
     with (
         stored_where_it_rests(loaded, model, learned, asked, setting, curve) as shown,
         narrowed(loaded, model, phase, examples, setting) as phase,
     ):
         trainer = StepTrainer(phase, loaded, model, {**examples, **shown}, asked, setting, curve)
+        trainer.started(started)
         # Trainer gives every process the same dropout; each should draw its own.
         torch.manual_seed(setting.seed + 1_000_003 * trainer.accelerator.process_index)
-        trainer.train()
-        trainer.gather_losses()
-        curve.best_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad):
-        raise RecipeError(explain_divergence("weights after the last step are not finite"))
-    if use_cache is not None:
-        loaded.model.config.use_cache = use_cache  # Trainer switches it off, and the saved config would say so for good
-    curve.seconds = time.perf_counter() - started
-    curve.peak_memory_bytes = _peak_memory(setting.machine)
-    for counted in ("examples", "tokens", "padded_tokens"):
-        total = torch.tensor(float(getattr(curve, counted)), dtype=torch.float64, device=trainer.args.device)
-        over_processes: Any = trainer.accelerator.reduce(total, "sum")
-        setattr(curve, counted, int(over_processes))
-    return phase.finish(model).eval(), curve
+        with listening.after_steps(), others_alive():
+            trainer.train(begun)
+            trainer.gather_losses()
+            curve.best_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+            model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+            # Else the next phase's model is taken for prepared, and runs in float32 whatever the precision.
+            model.__dict__.pop("_is_accelerate_prepared", None)
+            if not all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad):
+                raise Diverged(explain_divergence("weights after the last step are not finite", (), setting.folder))
+            curve.seconds, curve.peak_memory_bytes = (
+                trainer.seconds,
+                max(curve.peak_memory_bytes, _peak_memory(setting.machine)),
+            )
+            trainer.add_up_counts()
+            if setting.listening is not None:
+                trainer.save_finished()
+    if listening.heard:
+        raise Interrupted(listening.heard)
+    return model
+
+
+@contextlib.contextmanager
+def others_alive() -> Iterator[None]:
+    """What a process meets when another has died, in words."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in GONE):
+            raise
+        raise SaveError(
+            f"another process of this run has ended, and it can't go on alone ({str(error).strip().splitlines()[0][:120]}).\n"
+            "  Look at what that one said.  The same command with --resume goes on from the last checkpoint."
+        ) from None
+
+
+def say_where(begun: Path, phase: Phase) -> None:
+    """From where a phase goes on, for the person waiting."""
+    if PartialState().is_main_process:
+        done = begun.name == checkpoints.FINISHED
+        what = "is finished" if done else f"goes on after step {checkpoints.step_of(begun)}"
+        print(f"phase {phase.name} {what}.", file=sys.stderr)
 
 
 @contextlib.contextmanager

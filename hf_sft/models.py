@@ -1,7 +1,6 @@
 """From a checkpoint to a processor and a model."""
 
 import copy
-import os
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,7 @@ from hf_sft.errors import CheckpointError
 from hf_sft.heads import fit_head
 from hf_sft.quiet import no_progress_bar
 from hf_sft.tasks import Labels, Task
+from hf_sft.whole import open_to_readers
 
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -236,11 +236,3 @@ def save_model(model: Any, config: PretrainedConfig, processor: Any, folder: Pat
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
     open_to_readers(folder)
-
-
-def open_to_readers(folder: Path) -> None:
-    """safetensors makes files that only their owner can read: give them what the umask leaves."""
-    os.umask(mask := os.umask(0))
-    for path in folder.iterdir():
-        if path.is_file():
-            path.chmod(0o666 & ~mask)

@@ -139,7 +139,7 @@ def gather_facts(
         },
         "certificate": certificate,
         "environment": {
-            "packages": {name: _version(name) for name in PACKAGES},
+            "packages": package_versions(),
             "python": platform.python_version(),
             **machine.facts(),
             "threads": torch.get_num_threads(),
@@ -165,6 +165,11 @@ def _gather_resamples(evaluations: list[Evaluation]) -> dict[str, np.ndarray]:
         for split, name, scores in answerers
         for metric, score in scores.items()
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Of the libraries that a result depends on; None where one is not installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -32,6 +32,8 @@ from hf_sft.trainer import Asked, Setting
 from hf_sft.training import Machine, resolve_machine
 from hf_sft.vocabulary import NewTokenizer, trained_tokenizer
 
+CHECKPOINTS = "checkpoints"
+"""Below a run folder that is not finished."""
 RecipeLike: TypeAlias = Recipe | dict[str, Any] | str | Path
 """A recipe, a dict as YAML would give it, or a file."""
 
@@ -76,9 +78,10 @@ class Prepared:
         splits = replace(self.splits, task=chosen, notes=(*self.splits.notes, *said))
         return replace(self, recipe=self.recipe.model_copy(update={"task": chosen}), splits=splits)
 
-    def setting(self, folder: Path, phase: int = 0, store: bool = True, narrow: bool = True) -> Setting:
-        """Where a phase runs: each has a folder and a seed of its own."""
-        return Setting(self.machine, self.processor, folder / str(phase), self.recipe.seed + 1_000_000 * phase, store, narrow)
+    def setting(self, folder: Path, phase: int = 0, **others: Any) -> Setting:
+        """Where a phase runs: each has a folder and a seed of its own. `others` are fields of `Setting`."""
+        seed = self.recipe.seed + 1_000_000 * phase
+        return Setting(self.machine, self.processor, folder / str(phase), seed, **others)
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def load_run(folder: str | Path, trust_remote_code: bool = False) -> Run:
     """
     folder = Path(folder)
     if not is_finished(folder):
-        unfinished = " It holds an unfinished one." if (folder / "checkpoints").is_dir() else ""
+        unfinished = " It holds an unfinished one: train it with --resume." if (folder / CHECKPOINTS).is_dir() else ""
         raise RecipeError(f"`{folder}` holds no finished run: a run folder has recipe.yaml and report.json.{unfinished}")
     recipe = as_recipe(folder / "recipe.yaml", trust_remote_code=trust_remote_code)
     facts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -203,12 +206,21 @@ def is_finished(folder: Path) -> bool:
     return (folder / "report.json").is_file() and (folder / "recipe.yaml").is_file()
 
 
-def claim_folder(name: str) -> Path:
-    """The output folder, which must be empty or not there yet, and writable. Nothing is left there. Raises `RecipeError`."""
+def claim_folder(name: str, resume: bool = False) -> Path:
+    """The output folder, which must be writable, and empty or not there yet, or hold a run to go on with; left as it is.
+
+    Raises `RecipeError`.
+    """
     folder = Path(name).expanduser()
     another = "  Give another one (output.folder=…), or move or delete this one."
     try:
-        if is_taken(folder) or (folder.exists() and not folder.is_dir()):
+        unfinished = not is_finished(folder) and (folder / CHECKPOINTS).is_dir()
+        if unfinished and not resume:
+            raise RecipeError(
+                f"output folder `{name}` holds an unfinished run.\n  To go on with it: the same command with --resume."
+                f"\n{another}"
+            )
+        if (is_taken(folder) and not unfinished) or (folder.exists() and not folder.is_dir()):
             holds = "already holds a finished run" if (folder / "report.json").is_file() else "is not empty"
             raise RecipeError(f"output folder `{name}` {holds if folder.is_dir() else 'is a file'}.\n{another}")
         parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())

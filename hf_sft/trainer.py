@@ -8,7 +8,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,32 +16,32 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PredictionOutput
 
+from hf_sft import checkpoints
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples, MicroBatch, StepSampler, cut_step, to_device
 from hf_sft.curves import TrainingCurve
 from hf_sft.dropout import CpuDropout
-from hf_sft.errors import RecipeError, built_by
+from hf_sft.errors import Diverged, built_by
 from hf_sft.evaluation import Kept, Write, run_blocks
 from hf_sft.losses import Items
 from hf_sft.methods import Phase
 from hf_sft.models import save_model
 from hf_sft.modes import attending, attention_for_training, resting_modules
+from hf_sft.resuming import ResumableTrainer
+from hf_sft.signals import Listening
 from hf_sft.tasks import Batch
 from hf_sft.training import Machine
 
 LOSSES_AT_ONCE = 10
 """Steps whose losses are fetched together: fetching waits for the device."""
-MOVING = "model.safetensors"
-"""The parameters that move, in a checkpoint of a phase; the rest are the starting checkpoint's."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,24 @@ class Setting:
     """Whether a body that rests may run once, over all rows."""
     narrow: bool = True
     """Whether embeddings of tokens that no row has may be left out, in checkpoints too."""
+    listening: Listening | None = None
+    """What asks a training to end; None where it is not to be gone on with."""
+    resume: bool = False
+    """Whether to go on from the newest checkpoint, where there is one."""
 
 
-class StepTrainer(Trainer):
+@dataclass
+class _Taken:
+    """A step whose loss is still on the device."""
+
+    loss: Tensor
+    places: list[int]
+    """Its examples, of this process."""
+    norm: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """Of its gradients."""
+
+
+class StepTrainer(ResumableTrainer):
     """The plain Trainer, but for: what a step is, which modules are in training mode, how it is scored and saved."""
 
     def __init__(
@@ -89,7 +104,7 @@ class StepTrainer(Trainer):
     ):
         self.phase, self.loaded, self.examples, self.asked, self.curve = phase, loaded, examples, asked, curve
         self.machine = machine = setting.machine
-        self._losses: list[Tensor] = []
+        self._taken: list[_Taken] = []
         self._sampler: StepSampler | None = None
         set_seed(setting.seed)
         super().__init__(
@@ -99,6 +114,8 @@ class StepTrainer(Trainer):
             eval_dataset=examples["validation"],
             processing_class=setting.processor,
             callbacks=[make() for make in phase.callbacks],
+            listening=setting.listening,
+            save_minutes=phase.training.save_minutes,
         )
         self.remove_callback(PrinterCallback)
         if not self.args.disable_tqdm:
@@ -173,9 +190,7 @@ class StepTrainer(Trainer):
                 micro_batches = self._cut_finer(micro_batches)
         for _, micro_batch in micro_batches:
             self._count(micro_batch)
-        self._losses.append(total)
-        if len(self._losses) >= LOSSES_AT_ONCE:
-            self.gather_losses()
+        self._taken.append(_Taken(total, [place for _, each in micro_batches if each.counts for place in each.places]))
         return total
 
     def _add_gradients(self, model: nn.Module, micro_batches: list[tuple[Batch, MicroBatch]]) -> Tensor:
@@ -217,16 +232,43 @@ class StepTrainer(Trainer):
         with self.machine.autocast(), torch.autocast(self.machine.device, enabled=False):
             yield
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """What upstream asks for before the optimizer's step. A step whose loss or gradient is not finite is left without
+        gradients where that may be: then the optimizer does nothing."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        taken = self._taken[-1]
+        taken.norm = torch.as_tensor(norm, dtype=torch.float32, device=self.args.device)
+        if self.phase.training.max_skipped_steps and not self._scaled:
+            finite: Any = self.accelerator.reduce((torch.isfinite(taken.loss) & torch.isfinite(taken.norm)).float(), "mean")
+            if float(finite) < 1:
+                model.zero_grad()
+        if len(self._taken) >= LOSSES_AT_ONCE:
+            self.gather_losses()
+        return norm
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether a scaler looks for gradients that are not finite, and leaves out their steps."""
+        return self.machine.precision == "fp16"
+
     def gather_losses(self) -> None:
-        """Fetch the losses of the steps since the last time. Raises `RecipeError` when one is not finite."""
-        if not self._losses:
+        """Fetch the losses of the steps since the last time. Raises `Diverged` when one is not finite, or a gradient."""
+        if not self._taken:
             return
-        together: Any = self.accelerator.reduce(torch.stack(self._losses), "mean")
-        self._losses.clear()
-        for loss in together.tolist():
+        mine = torch.stack([torch.stack([each.loss, each.norm.to(each.loss.device)]) for each in self._taken])
+        together: Any = self.accelerator.reduce(mine, "mean")
+        taken, self._taken = self._taken, []
+        for (loss, norm), step in zip(together.tolist(), taken, strict=True):
             self.curve.losses.append(loss)
-            if not math.isfinite(loss):
-                raise RecipeError(explain_divergence(f"the loss of step {len(self.curve.losses)} is {loss}"))
+            if math.isfinite(loss) and (self._scaled or math.isfinite(norm)):
+                continue
+            self.curve.skipped.append(len(self.curve.losses))
+            if len(self.curve.skipped) > self.phase.training.max_skipped_steps:
+                what = f"the loss of step {len(self.curve.losses)} is {loss}"
+                what = f"the gradient of step {len(self.curve.losses)} is {norm}" if math.isfinite(loss) else what
+                places: list[int] = gather_object(step.places)
+                rows = sorted({self.examples["train"].row_of(place) for place in places})
+                raise Diverged(explain_divergence(what, rows, self.folder))
 
     def _count(self, micro_batch: MicroBatch) -> None:
         if micro_batch.counts:
@@ -263,10 +305,8 @@ class StepTrainer(Trainer):
         return PredictionOutput(kept, _as_array(examples.encoded["labels"][:]), values)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The model as any Trainer saves it, with config and tokenizer; in checkpoints, only what moves."""
-        if _internal_call:
-            super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
+        """The model as any Trainer saves it, with config and tokenizer."""
+        if self.args.should_save:
             folder = Path(str(output_dir or self.args.output_dir))
             model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             save_model(model, self.loaded.model.config, self.processing_class, folder)
@@ -274,32 +314,18 @@ class StepTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """What moves, as safetensors, from one process. No pickled arguments: upstream's hold the Hub token in clear."""
-        if not self.args.should_save:
-            return
-        folder = Path(str(output_dir or self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
-        moving = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-        save_file({**moving, **_buffers(model)}, folder / MOVING)
 
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / MOVING)
-        unknown = self.accelerator.unwrap_model(self.model).load_state_dict(saved, strict=False).unexpected_keys
-        if unknown:
-            raise RuntimeError(f"the checkpoint {resume_from_checkpoint} holds parameters of another model: {unknown[:3]}")
-
-
-def explain_divergence(found: str) -> str:
-    """What to say of a training whose numbers are no numbers any more."""
+def explain_divergence(found: str, rows: Sequence[int] = (), folder: Path | None = None) -> str:
+    """What to say of a training whose numbers are no numbers any more: in a step of such rows, with checkpoints there."""
+    listed = (
+        f"\n  The step's rows of train: {', '.join(map(str, rows[:32]))}{', …' if len(rows) > 32 else ''}." if rows else ""
+    )
+    whole = checkpoints.list_steps(folder) if folder else []
+    last = f"\n  The last good checkpoint is `{whole[-1]}`: --resume --resume-anyway goes on from it." if whole else ""
     return (
-        f"{found}: the training has diverged, and no model was saved or published.\n"
+        f"{found}: the training has diverged, and no model was saved or published.{listed}{last}\n"
         "  Lower `training.learning_rate`, raise `training.warmup_steps`, or use fp32 (`training.bf16=false`); look at the\n"
-        "  rows too: `hf-sft check` shows the first."
+        "  rows too: `hf-sft check` shows the first.  `training.max_skipped_steps` leaves out so many such steps."
     )
 
 
@@ -315,11 +341,6 @@ def _as_array(values: Sequence[Any]) -> np.ndarray:
 def _as_mapping(micro_batches: list) -> dict[str, Any]:
     """Trainer wants a mapping; without a key `labels` it scales nothing."""
     return {"micro_batches": micro_batches}
-
-
-def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    persistent = model.state_dict().keys()
-    return {name: buffer.contiguous() for name, buffer in model.named_buffers() if name in persistent}
 
 
 class Progress(ProgressCallback):

@@ -51,7 +51,7 @@ OWNED = {
     "deepspeed": "the Accelerate configuration",
     "use_cpu": "the Accelerate configuration",
     "remove_unused_columns": "nothing: the task says what the model is shown",
-    "resume_from_checkpoint": "nothing: a run that was interrupted starts anew, in another folder",
+    "resume_from_checkpoint": "the command line: `hf-sft train … --resume` goes on with a run that was interrupted",
     "save_strategy": "`training.eval_strategy`: a checkpoint is written after each evaluation",
     "save_steps": "`training.eval_steps`: a checkpoint is written after each evaluation",
 }
@@ -120,7 +120,11 @@ class Training(Block):
     eval_steps: float | None = Field(default=None, gt=0)
     """Steps between two evaluations, for `eval_strategy: steps`; below 1, a share of all steps."""
     save_total_limit: int = Field(default=2, ge=1)
-    """Checkpoints kept while training; the best is always among them."""
+    """Checkpoints kept while training, beside the best."""
+    save_minutes: float = Field(default=15.0, gt=0)
+    """Minutes after which a checkpoint is written, where no evaluation writes one before."""
+    max_skipped_steps: int = Field(default=0, ge=0)
+    """Steps whose loss or gradient is not finite that may be left out before the training is given up."""
     logging_steps: float = Field(default=10.0, gt=0)
     """Steps between two log lines; below 1, a share of all steps."""
     report_to: Annotated[str | tuple[str, ...], AfterValidator(_require_trackers)] = "none"
@@ -167,6 +171,7 @@ class Training(Block):
     def arguments(self, folder: Path, seed: int, machine: "Machine", best: tuple[str, bool] | None) -> TrainingArguments:
         """The `TrainingArguments` of one phase; `best` is (metric, greater is better)."""
         ours = {"batch_size", "micro_batch_tokens", "bf16", "fp16", "report_to", "disable_tqdm", "dataloader_pin_memory"}
+        ours |= {"save_minutes", "max_skipped_steps"}
         passed = {name: value for name, value in self.model_dump().items() if name not in ours}
         evaluated = best is not None and self.eval_strategy != "no"
         fused = machine.device in _get_fused_kernels_supported_devices()

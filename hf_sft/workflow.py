@@ -1,6 +1,7 @@
 """The story of a run, top to bottom."""
 
 import contextlib
+import errno
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from hf_sft import certificate, hub
 from hf_sft.baselines import Fit
 from hf_sft.curves import TrainingCurve
 from hf_sft.encoding import encode_blocks
-from hf_sft.errors import HfSftError, RecipeError
+from hf_sft.errors import RecipeError, SaveError
 from hf_sft.evaluation import Evaluation, answer_blocks, evaluate_blocks, run_blocks, writer
 from hf_sft.fitting import fit_phases
 from hf_sft.hub_checkpoints import sent_meanwhile
@@ -25,40 +26,63 @@ from hf_sft.lineage import write_known
 from hf_sft.models import save_model
 from hf_sft.recipe import Output, dump_recipe, load_recipe
 from hf_sft.report import Report, gather_facts, read_report, write_report
-from hf_sft.runs import Prepared, RecipeLike, as_recipe, claim_folder, load_run, prepare, say
+from hf_sft.runs import CHECKPOINTS, Prepared, RecipeLike, as_recipe, claim_folder, is_finished, load_run, prepare, say
+from hf_sft.signals import Listening
 from hf_sft.sources import SPLITS, DataSource
 from hf_sft.splitting import hash_rows, load_rows, load_splits
 from hf_sft.strict_json import dump_json
 from hf_sft.tasks import Writing
 from hf_sft.trainer import StepTrainer
+from hf_sft.unfinished import begin, held, newest_kept
+from hf_sft.whole import disk_errors
 
 TOKENS = 40
 """That a model writes to a prompt of a report, at most."""
 SAMPLES = 4
 """Prompts that a report shows the answers to, before and after training."""
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
+"""How a disk says that it is full, broken, or only to be read."""
 ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "stratify", "seed")
 """Fields of the data block that other data is not given."""
 
 
-def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Report:
+def train(
+    recipe: RecipeLike,
+    overrides: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    resume: bool = False,
+    resume_anyway: bool = False,
+) -> Report:
     """Run a recipe from beginning to end; its folder then holds the model, the report and the resolved recipe.
 
-    Raises `RecipeError`, `DataError`, `CheckpointError` or `HubError` before anything is written; `RecipeError` when training
-    diverges, and `CheckpointError` when what was saved does not answer as what was trained.
+    With `resume` it goes on from the newest checkpoint in that folder, and begins where there is none; `resume_anyway` does so
+    although the recipe, the data or the packages have changed. Raises `RecipeError`, `DataError`, `CheckpointError` or
+    `HubError` before anything is written; `Diverged` when training diverges, `SaveError` when something can't be written, and
+    `CheckpointError` when what was saved does not answer as what was trained. A signal raises `Interrupted`, after the step.
     """
     recipe = as_recipe(recipe, overrides, trust_remote_code)
-    folder, unpublished = claim_folder(recipe.output.folder), None
-    if recipe.output.hub and PartialState().is_main_process:
-        hub.check_rights(recipe.output.hub)
-    prepared = prepare(recipe)
-    checkpoints = folder / "checkpoints"
+    resume = resume or resume_anyway
+    if resume and is_finished(folder := Path(recipe.output.folder).expanduser()):
+        say(f"`{folder}` holds a finished run: there is nothing left to do.")
+        return read_report(folder)
+    with Listening() as listening:
+        folder = claim_folder(recipe.output.folder, resume)
+        if recipe.output.hub and PartialState().is_main_process:
+            hub.check_rights(recipe.output.hub)
+        prepared = prepare(recipe)
+        with held(folder), told_when_it_ends_early(folder):
+            return finish(begin(prepared, folder, resume, resume_anyway), folder, listening, resume)
 
-    with told_when_it_ends_early(folder):
-        before, untrained = write_samples(prepared, prepared.loaded.model), answer_untrained(prepared)
-        to = recipe.output.hub if recipe.output.hub_checkpoints else None
-        settings = [prepared.setting(checkpoints, place, narrow=to is None) for place in range(len(prepared.phases))]
-        with sent_meanwhile(to, recipe.output.private, prepared.phases) as phases:
-            model, curves = fit_phases(phases, prepared.loaded, prepared.examples, prepared.asked, settings)
+
+def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool) -> Report:
+    """Train, score and report, in a folder that is this run's."""
+    recipe, checkpoints, unpublished = prepared.recipe, folder / CHECKPOINTS, None
+    before, untrained = write_samples(prepared, prepared.loaded.model), answer_untrained(prepared)
+    to = recipe.output.hub if recipe.output.hub_checkpoints else None
+    told = {"narrow": to is None, "listening": listening, "resume": resume}
+    settings = [prepared.setting(checkpoints, place, **told) for place in range(len(prepared.phases))]
+    with sent_meanwhile(to, recipe.output.private, prepared.phases) as phases:
+        model, curves = fit_phases(phases, prepared.loaded, prepared.examples, prepared.asked, settings)
     if PartialState().is_main_process:  # before anything else that can fail
         save_model(model, prepared.loaded.model.config, prepared.processor, folder)
     certified = begin_certificate(prepared, model, folder)
@@ -81,31 +105,31 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
 
 @contextlib.contextmanager
 def told_when_it_ends_early(folder: Path) -> Iterator[None]:
-    """What an interrupted training leaves is said; one that failed leaves nothing, so that it can be mended and run again."""
-    there = folder.exists()
+    """What a training that was interrupted, or can't be written, leaves is said, and how to go on with it."""
+    again = "To go on: the same command with --resume (Python: resume=True)."
     try:
-        yield
+        with disk_errors():
+            yield
     except KeyboardInterrupt:
-        kept = folder / "checkpoints"
-        say(
-            f"Interrupted.  {kept}/ holds the weights that were moved so far, as of the last evaluation.\n"
-            if any(kept.glob("*/checkpoint-*"))
-            else "Interrupted, before the first evaluation: nothing was saved.\n",
-            f"The run is not finished and can't be resumed: delete {folder}/, or give another folder (output.folder=…).",
-        )
+        kept = newest_kept(folder)
+        say(f"Interrupted.  `{kept}` is kept.\n{again}" if kept else "Interrupted, before there was anything to keep.")
         raise
-    except HfSftError:
-        if PartialState().is_main_process:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            if not there and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        kept = newest_kept(folder)
+        there = f"`{kept}` is kept" if kept else "No checkpoint is there yet"
+        raise SaveError(
+            f"`{folder}` can't be written: {error.strerror}.  {there}.\n"
+            f"  Make room there.  {again}\n"
+            f"  Or elsewhere: cp -r {folder} OTHER, and the same command with --resume output.folder=OTHER."
+        ) from None
 
 
 def build_trainer(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Trainer:
     """The recipe's first phase as a `transformers.Trainer`, before `.train()`, to do with as you like."""
     prepared = prepare(as_recipe(recipe, overrides, trust_remote_code))
-    phase, folder = prepared.phases[0], Path(prepared.recipe.output.folder) / "checkpoints"
+    phase, folder = prepared.phases[0], Path(prepared.recipe.output.folder) / CHECKPOINTS
     model, curve = phase.prepare(prepared.loaded), TrainingCurve(phase.name)
     return StepTrainer(phase, prepared.loaded, model, prepared.examples, prepared.asked, prepared.setting(folder), curve)
 

@@ -374,7 +374,7 @@ MISTAKES = [
     (the_same_text_twice, r"task\.text_pair +must be another column than `text`"),
     (task_by_its_problem_type, r"got 'regression'\. That is sequence_classification, with `problem_type: regression`"),
     (short_name_of_a_field, r"training\.lr +is not a field of training\. Did you mean `learning_rate`\?"),
-    (resume_that_is_not_there, r"a run that was interrupted starts anew"),
+    (resume_that_is_not_there, r"the command line: `hf-sft train … --resume` goes on"),
     (output_below_a_file, r"can't be made: `.*file` is a file"),
     (output_with_an_endless_name, r"can't be made: File name too long"),
     (keep_on_words, r"`data\.keep` names column `ok`, which holds 'no'"),

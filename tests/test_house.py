@@ -64,7 +64,14 @@ def test_upstream_lines_that_the_trainer_leans_on():
     assert "set_epoch(epoch)" in epoch and "skip_first_batches(train_dataloader" in epoch
     assert "nested_gather(tr_loss, self.args.parallel_mode).mean()" in inspect.getsource(Trainer._maybe_log_save_evaluate)
     assert "self._load_best_model()" in inspect.getsource(Trainer._finalize_training)
-    assert "self._save(output_dir)" in inspect.getsource(Trainer.save_model)
+    assert "self._save_checkpoint(model, trial)" in inspect.getsource(Trainer._maybe_log_save_evaluate)
+    assert epoch.index("self._get_grad_norm(model") < epoch.index("self.optimizer.step()")
+    loop = inspect.getsource(Trainer._inner_training_loop)
+    for name in ("_init_training_state", "_prepare_for_training", "_run_epoch"):
+        assert f"self.{name}(" in loop
+    loading = inspect.getsource(Trainer._prepare_for_training)
+    assert "self._load_optimizer_and_scheduler(resume" in loading and "self._load_scaler(resume" in loading
+    assert epoch.count("self._load_rng_state(resume_from_checkpoint)") == 2
     assert "metrics = self.evaluate(" in inspect.getsource(Trainer._evaluate)
 
 

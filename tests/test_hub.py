@@ -344,7 +344,7 @@ def test_checkpoints_are_sent_while_it_trains_and_nothing_waits_for_them(hub, ch
     assert titles[0] == "step 8 of phase full" and 1 <= len(titles) < 8  # those that came while one was sent are left out
     assert facts["training"]["seconds"] < 1.5 * 8
     sent = hub.files("me/out", "checkpoints")
-    assert {"model.safetensors", "trainer_state.json"} <= set(sent) and not list(tmp_path.rglob(".to-the-hub-*"))
+    assert {"model.safetensors", "state.json"} <= set(sent) and not list(tmp_path.rglob(".to-the-hub-*"))
     assert hub.titles("me/out") == ["hf_sft run new"]
 
 

@@ -53,10 +53,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_leaves_nothing
     ):
         hf_sft.train(recipe)
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr("hf_sft.fitting.explain_divergence", lambda found: found)
+    monkeypatch.setattr("hf_sft.fitting.explain_divergence", lambda found, *_: found)
     from hf_sft.trainer import StepTrainer
 
-    def ruin(self) -> None:
+    def ruin(self, *_) -> None:
         next(self.model.parameters()).data.fill_(float("nan"))
 
     monkeypatch.setattr(StepTrainer, "train", ruin)
@@ -237,11 +237,10 @@ def test_build_trainer_predicts_and_saves_like_any_trainer(checkpoints, tmp_path
     assert list(model.config.label2id) == ["business", "law", "sport"]
 
 
-def test_only_the_process_that_should_writes_a_checkpoint(checkpoints, tmp_path, monkeypatch):
+def test_only_the_process_that_should_writes_a_model(checkpoints, tmp_path, monkeypatch):
     files = tiny.write_rows(tmp_path / "data", SINGLE)
     trainer = hf_sft.build_trainer(tiny.recipe(checkpoints["bert"], files, tmp_path / "run"))
     monkeypatch.setattr(type(trainer.args), "should_save", property(lambda _: False))
-    trainer._save(str(tmp_path / "c"))
     trainer.save_model(str(tmp_path / "c"))
     assert not (tmp_path / "c").exists()
 
@@ -294,4 +293,4 @@ def test_interrupting_says_what_there_is_and_what_to_do(checkpoints, tmp_path):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, said[-2000:]
-    assert "Interrupted.  " in said and "can't be resumed" in said and "Traceback" not in said
+    assert "Interrupted.  " in said and "the same command with --resume" in said and "Traceback" not in said

@@ -1,0 +1,67 @@
+"""Signals that ask a run to end: it finishes its step and writes a checkpoint first, where it takes steps."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Self
+
+SIGNALS = {
+    number: 128 + shown
+    for name, shown in {"SIGTERM": 15, "SIGINT": 2, "SIGUSR1": 15}.items()  # Slurm warns by SIGUSR1
+    if (number := getattr(signal, name, None)) is not None
+}
+"""What is listened to, and the exit status that answers it."""
+TWICE = 2.0
+"""Seconds in which a second signal is the first one again: a terminal and a launcher both send it."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to end. `status` is its exit status."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number, self.status = number, SIGNALS[number]
+
+
+class Listening:
+    """While this is entered, the first signal ends the run where it `waits` for one, and is noted in `heard` elsewhere, to be
+    asked for after each step; a second one ends the process at once. Only the main thread can listen."""
+
+    def __init__(self) -> None:
+        self.heard: int = 0
+        """The number of the signal; 0 for none."""
+        self.waits = True
+        """Whether a signal ends the run at once."""
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}
+
+    @contextlib.contextmanager
+    def after_steps(self) -> Iterator[None]:
+        """While steps are taken: it waits for the end of one."""
+        self.waits = False
+        try:
+            yield
+        finally:
+            self.waits = True
+
+    def _hear(self, number: int, frame: Any) -> None:
+        if self.heard and time.monotonic() - self._since > TWICE:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not self.heard:
+            self.heard, self._since = number, time.monotonic()
+            if self.waits:
+                raise Interrupted(number)

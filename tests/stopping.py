@@ -1,0 +1,141 @@
+"""Runs that are stopped at some moment, gone on with, and compared with the one that nobody stopped."""
+
+import contextlib
+import gc
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests import tiny
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["hf_sft.workflow", "hf_sft.plots", "tests.tiny"])
+
+
+def dropping(checkpoint: Path, folder: Path) -> Path:
+    """The tiny checkpoint with dropout: what is drawn counts."""
+    if folder.is_dir():
+        return folder
+    folder.mkdir(parents=True)
+    for path in checkpoint.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config |= {name: 0.1 for name in config if "drop" in name and isinstance(config[name], float)}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def recipes(checkpoints: dict[str, Path], folder: Path) -> dict[str, dict[str, Any]]:
+    """Dropout, early stopping, the best checkpoint chosen, AdamW: all that has to be remembered; by name, without output."""
+    files = tiny.write_rows(folder / "data", tiny.PROBLEMS[0], train=40)
+    found = {}
+    for name, family, method, bf16, strategy in (
+        ("full", "bert", "full", False, {"eval_strategy": "epoch"}),
+        ("full_bf16", "gpt2", "full", True, {"eval_strategy": "steps", "eval_steps": 4}),
+        ("lora", "bert", "lora", False, {"eval_strategy": "steps", "eval_steps": 3}),
+        ("head_only", "bert", "head_only", False, {"eval_strategy": "epoch"}),
+        ("two_phases", "bert", "lp_ft", True, {"eval_strategy": "epoch"}),
+    ):
+        training = {"optim": "adamw_torch_fused", "learning_rate": 3e-3, "lr_scheduler_type": "linear", "bf16": bf16}
+        training |= {"warmup_steps": 3, "max_steps": -1, "num_train_epochs": 6, "batch_size": 8, "micro_batch_tokens": 64}
+        checkpoint = dropping(checkpoints[family], folder / f"dropping-{family}")
+        aids = [{"type": "early_stopping", "patience": 4}]
+        made = tiny.recipe(checkpoint, files, folder / name, method, training=training | strategy, aids=aids)
+        if name == "two_phases":
+            made["method"]["head"] = {"num_train_epochs": 2}
+        found[name] = made
+    return found
+
+
+def train(recipe: dict[str, Any], output: Path, **how: Any) -> None:
+    import hf_sft
+
+    hf_sft.train({**recipe, "output": {"folder": str(output)}}, **how)
+
+
+def _child(recipe: dict[str, Any], output: Path, slowly: float, how: dict[str, Any], told: str) -> None:
+    """A process of its own. `slowly` makes each step, save and evaluation take so many seconds, so that none is missed."""
+    from hf_sft import checkpoints, evaluation, trainer
+    from hf_sft.signals import Interrupted
+
+    with open(told, "w") as said:
+        os.dup2(said.fileno(), 2)
+    gc.freeze()
+    tiny.certify_here()
+    for module, name in ((trainer.StepTrainer, "training_step"), (checkpoints, "save_file"), (evaluation, "cut_step")):
+        setattr(module, name, _slow(getattr(module, name), slowly))
+    try:
+        train(recipe, output, **how)
+    except Interrupted as interrupted:
+        os._exit(interrupted.status)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+    os._exit(0)
+
+
+def _slow(function: Any, seconds: float) -> Any:
+    def slowed(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(seconds / 2)
+        result = function(*args, **kwargs)
+        time.sleep(seconds / 2)
+        return result
+
+    return slowed
+
+
+def start(recipe: dict[str, Any], output: Path, slowly: float = 0.0, **how: Any) -> Any:
+    """A process that trains; what it says is in `OUTPUT.said`."""
+    process = SERVER.Process(target=_child, args=(recipe, output, slowly, how, f"{output}.said"))
+    process.start()
+    return process
+
+
+def said(output: Path) -> str:
+    return Path(f"{output}.said").read_text()
+
+
+def stop_after(process: Any, output: Path, seconds: float, number: int) -> int | None:
+    """Send a signal so long after training began; gives the exit status."""
+    begun = output / "checkpoints" / "run.json"
+    while process.is_alive() and not begun.exists():
+        time.sleep(0.005)
+    time.sleep(seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, number)
+    process.join(120)
+    return process.exitcode
+
+
+def fingerprint(output: Path) -> tuple[str, dict[str, Any]]:
+    """Of a finished run the hash of its weights, and its report without times."""
+    weights = hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
+    return weights, _timeless(json.loads((output / "report.json").read_text()))
+
+
+TIMES = ("seconds", "examples_per_second", "tokens_per_second", "peak_memory_bytes", "output")
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _timeless(each) for name, each in value.items() if name not in TIMES}
+    return [_timeless(each) for each in value] if isinstance(value, list) else value
+
+
+def damage(path: Path, how: str) -> None:
+    """Truncate a file, or flip one bit in its middle."""
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        del content[len(content) // 2 :]
+    else:
+        content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+KILL, TERM, INTERRUPT, USER = signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1

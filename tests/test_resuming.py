@@ -1,0 +1,412 @@
+"""Nothing is lost: a run that was stopped, at whatever moment, ends as the run that nobody stopped, bit for bit."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from safetensors.torch import load_file
+
+import hf_sft
+from hf_sft import checkpoints as kept
+from hf_sft.cli import app
+from hf_sft.errors import Diverged, SaveError
+from hf_sft.signals import Interrupted
+from hf_sft.trainer import StepTrainer
+from hf_sft.whole import is_whole
+from tests import stopping
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ("full", "full_bf16", "lora", "head_only", "two_phases")
+
+
+@pytest.fixture(scope="module")
+def recipes(checkpoints, tmp_path_factory) -> dict[str, dict[str, Any]]:
+    return stopping.recipes(checkpoints, tmp_path_factory.mktemp("recipes"))
+
+
+@pytest.fixture(scope="module")
+def unstopped(recipes, tmp_path_factory):
+    """The weights' hash and the report of a recipe that nobody stops, by its name."""
+    folder, found = tmp_path_factory.mktemp("unstopped"), {}
+
+    def run(name: str) -> tuple[str, dict[str, Any]]:
+        if name not in found:
+            process = stopping.start(recipes[name], folder / name)
+            process.join(120)
+            assert process.exitcode == 0, stopping.said(folder / name)
+            found[name] = stopping.fingerprint(folder / name)
+        return found[name]
+
+    return run
+
+
+@pytest.fixture
+def stop_in_step(monkeypatch):
+    """Have this process sent a signal in the middle of a step, counted over all phases."""
+    step = StepTrainer.training_step
+
+    def arrange(number: int, sent: int = signal.SIGTERM) -> None:
+        taken = []
+
+        def signalled(self: StepTrainer, *how: Any) -> torch.Tensor:
+            taken.append(1)
+            if len(taken) == number:
+                os.kill(os.getpid(), sent)
+            return step(self, *how)
+
+        monkeypatch.setattr(StepTrainer, "training_step", signalled)
+
+    return arrange
+
+
+@pytest.mark.parametrize(("name", "seconds"), [*zip(RECIPES, (0.9, 0.5, 1.1, 0.3, 2.2), strict=True), ("two_phases", 0.6)])
+def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not(name, seconds, recipes, unstopped, tmp_path):
+    process = stopping.start(recipes[name], tmp_path / "run", slowly=0.03)
+    assert stopping.stop_after(process, tmp_path / "run", seconds, stopping.KILL) == -9, stopping.said(tmp_path / "run")
+    again = stopping.start(recipes[name], tmp_path / "run", resume=True)
+    again.join(120)
+    assert again.exitcode == 0, stopping.said(tmp_path / "run")
+    assert stopping.fingerprint(tmp_path / "run") == unstopped(name)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "sent", "status"),
+    [
+        ("full", 7, signal.SIGTERM, 143),
+        ("full", 10, signal.SIGINT, 130),  # ends an epoch: its evaluation is not lost
+        ("full_bf16", 8, signal.SIGUSR1, 143),
+        ("lora", 2, signal.SIGTERM, 143),
+        ("head_only", 11, signal.SIGINT, 130),
+        ("two_phases", 3, signal.SIGTERM, 143),
+        ("two_phases", 10, signal.SIGTERM, 143),  # ends the first phase
+        ("two_phases", 17, signal.SIGUSR1, 143),
+    ],
+)
+def test_a_signal_ends_the_step_and_is_answered_by_a_checkpoint(
+    name, step, sent, status, recipes, unstopped, tmp_path, stop_in_step, capsys
+):
+    stop_in_step(step, sent)
+    with pytest.raises(Interrupted) as stopped:
+        stopping.train(recipes[name], tmp_path / "run")
+    assert stopped.value.status == status
+    phase, of_phase = (1, step - 10) if name == "two_phases" and step > 10 else (0, step)
+    found = tmp_path / "run" / "checkpoints" / str(phase)
+    newest = kept.list_steps(found)[-1] if kept.list_steps(found) else found / kept.FINISHED
+    assert is_whole(newest) and newest.name in (f"checkpoint-{of_phase}", kept.FINISHED)
+    said = capsys.readouterr().err
+    assert f"Interrupted.  `{newest}` is kept.\nTo go on: the same command with --resume" in said
+    assert signal.getsignal(sent) in (signal.SIG_DFL, signal.default_int_handler)
+    with pytest.raises(
+        hf_sft.RecipeError, match=r"holds an unfinished run\.\n  To go on with it: the same command with --resume"
+    ):
+        stopping.train(recipes[name], tmp_path / "run")
+    stopping.train(recipes[name], tmp_path / "run", resume=True)
+    assert stopping.fingerprint(tmp_path / "run") == unstopped(name)
+
+
+def test_stopped_before_the_first_step_nothing_is_left_and_with_resume_it_begins(recipes, tmp_path, monkeypatch, capsys):
+    def interrupt(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("hf_sft.workflow.fit_phases", interrupt)
+        stopping.train(recipes["lora"], tmp_path / "run")
+    assert "Interrupted, before there was anything to keep." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    stopping.train(recipes["lora"], tmp_path / "run", resume=True)
+    assert "holds nothing to go on with: the run begins." in capsys.readouterr().err
+    stopping.train(recipes["lora"], tmp_path / "run", resume=True)
+    assert "holds a finished run: there is nothing left to do." in capsys.readouterr().err
+
+
+def test_a_second_signal_ends_the_process_at_once(recipes, tmp_path):
+    process = stopping.start(recipes["full"], tmp_path / "run", slowly=6.0)
+    begun = tmp_path / "run" / "checkpoints" / "run.json"
+    while not begun.exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(2.2)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(1.5)
+    assert process.exitcode == -signal.SIGTERM
+
+
+def stop_full(recipes: dict[str, dict[str, Any]], output: Path, stop_in_step: Any, step: int = 12, **changes: Any) -> None:
+    stop_in_step(step)
+    recipe = recipes["full"]
+    with pytest.raises(Interrupted):
+        stopping.train({**recipe, "training": recipe["training"] | changes}, output)
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(how, recipes, unstopped, tmp_path, stop_in_step, capsys):
+    stop_full(recipes, tmp_path / "run", stop_in_step)
+    phase = tmp_path / "run" / "checkpoints" / "0"
+    assert [path.name for path in kept.list_steps(phase)] == ["checkpoint-5", "checkpoint-10", "checkpoint-12"]
+    files = sorted(path.name for path in (phase / "checkpoint-12").iterdir())
+    assert files == ["model.safetensors", "state.json", "state.safetensors", "sums.json"]
+    for number, name in enumerate(files):
+        shutil.copytree(tmp_path / "run", tmp_path / f"run{number}")
+        stopping.damage(tmp_path / f"run{number}" / "checkpoints" / "0" / "checkpoint-12" / name, how)
+        stopping.train(recipes["full"], tmp_path / f"run{number}", resume=True)
+        said = capsys.readouterr().err
+        assert "checkpoint-12` is damaged: going back behind it." in said and "goes on after step 10." in said
+        assert stopping.fingerprint(tmp_path / f"run{number}") == unstopped("full")
+    best = kept.read_state(phase / "checkpoint-12")["best_step"]
+    for path in kept.list_steps(phase):
+        stopping.damage(path / "model.safetensors", how)
+    stopping.train(recipes["full"], tmp_path / "run", resume=True)
+    assert stopping.fingerprint(tmp_path / "run") == unstopped("full")
+    assert best in (5, 10)
+
+
+def test_where_the_best_is_damaged_it_goes_back_behind_it(recipes, unstopped, tmp_path, stop_in_step, capsys):
+    stop_full(recipes, tmp_path / "run", stop_in_step)
+    phase = tmp_path / "run" / "checkpoints" / "0"
+    best = kept.read_state(phase / "checkpoint-12")["best_step"]
+    stopping.damage(phase / f"checkpoint-{best}" / "model.safetensors", "flipped")
+    stopping.train(recipes["full"], tmp_path / "run", resume=True)
+    assert f"checkpoint-{best}` is damaged" in (said := capsys.readouterr().err)
+    assert re.search(r"goes on after step (\d+)", said) is None or int(re.findall(r"after step (\d+)", said)[0]) < best
+    assert stopping.fingerprint(tmp_path / "run") == unstopped("full")
+
+
+def test_checkpoints_hold_no_code_and_can_be_read_by_others(recipes, tmp_path, stop_in_step, monkeypatch):
+    stop_full(recipes, tmp_path / "run", stop_in_step)
+    files = [path for path in (tmp_path / "run" / "checkpoints" / "0").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    os.umask(mask := os.umask(0))
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~mask}
+    assert {stat.S_IMODE(path.parent.stat().st_mode) for path in files} == {0o777 & ~mask}
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
+    stopping.train(recipes["full"], tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_is_written_when_some_minutes_have_passed_and_changes_nothing(recipes, unstopped, tmp_path, monkeypatch):
+    written, write = [], kept.write
+
+    def note(path: Path, *parts: Any) -> None:
+        written.append(path.name)
+        write(path, *parts)
+
+    monkeypatch.setattr(kept, "write", note)
+    recipe = recipes["full"]
+    stopping.train({**recipe, "training": recipe["training"] | {"save_minutes": 1e-9}}, tmp_path / "run")
+    assert written[:11] == [f"checkpoint-{step}" for step in range(1, 12)]
+    weights, _ = stopping.fingerprint(tmp_path / "run")
+    assert weights == unstopped("full")[0]
+
+
+def test_what_has_changed_is_named_and_refused_unless_it_is_wanted(recipes, tmp_path, stop_in_step, monkeypatch, capsys):
+    stop_full(recipes, tmp_path / "run", stop_in_step)
+    recipe = recipes["full"]
+    other = {**recipe, "training": recipe["training"] | {"learning_rate": 1e-3, "save_minutes": 3}}
+    with pytest.raises(hf_sft.RecipeError) as error:
+        stopping.train(other, tmp_path / "run", resume=True)
+    assert "\n  recipe.training.learning_rate: 0.003, and now 0.001\n" in str(error.value)
+    assert "save_minutes" not in str(error.value) and "--resume-anyway" in str(error.value)
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_sft.unfinished.package_versions", lambda: {"torch": "9.9"})
+        with pytest.raises(hf_sft.RecipeError, match=r"packages\.torch: .*, and now 9\.9"):
+            stopping.train(recipe, tmp_path / "run", resume=True)
+    train = Path(recipe["data"]["data_files"]["train"])
+    before = train.read_text()
+    try:
+        train.write_text(before.replace("sport", "law", 1))
+        with pytest.raises(hf_sft.RecipeError, match=r"data\.train: \w+, and now \w+"):
+            stopping.train(recipe, tmp_path / "run", resume=True)
+    finally:
+        train.write_text(before)
+    assert kept.list_steps(tmp_path / "run" / "checkpoints" / "0")
+    stopping.train(other, tmp_path / "run", resume_anyway=True)
+    assert "gone on with although it has changed: recipe.training.learning_rate" in capsys.readouterr().err
+
+
+def test_two_runs_in_one_folder_are_kept_apart_by_a_lock_that_the_dead_do_not_hold(recipes, tmp_path):
+    first = stopping.start(recipes["full"], tmp_path / "run", slowly=0.2)
+    while not (tmp_path / "run" / "checkpoints" / "run.json").exists():
+        time.sleep(0.01)
+    with pytest.raises(hf_sft.RecipeError, match=f"another run is at work in `.*`: process {first.pid} on "):
+        stopping.train(recipes["full"], tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "checkpoints" / "run.json").exists()
+    first.kill()
+    first.join()
+    stopping.train(recipes["full"], tmp_path / "run", resume=True)
+
+
+FULL = OSError(28, "No space left on device")
+
+
+def test_a_full_disk_costs_no_training(recipes, unstopped, tmp_path, monkeypatch, capsys):
+    """Of all checkpoints only the first finds room: the best is kept in memory, and what is saved at the end is the same."""
+    write = kept.write
+
+    def full(path: Path, *parts: Any) -> None:
+        if path.name != "checkpoint-5":
+            raise FULL
+        write(path, *parts)
+
+    monkeypatch.setattr(kept, "write", full)
+    stopping.train(recipes["full"], tmp_path / "run")
+    said = capsys.readouterr().err
+    assert (
+        said.count("can't be written: No space left on device.  `") == 1
+        and "checkpoint-5` is kept; the training goes on." in said
+    )
+    assert stopping.fingerprint(tmp_path / "run") == unstopped("full")
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_what_can_be_gone_on_with_elsewhere(
+    recipes, unstopped, tmp_path, monkeypatch, capsys
+):
+    write = kept.write
+
+    def full(path: Path, *parts: Any) -> None:
+        if path.name == kept.FINISHED:
+            raise FULL
+        write(path, *parts)
+
+    def save(*_: Any) -> None:
+        raise FULL
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "write", full)
+        patch.setattr("hf_sft.workflow.save_model", save)
+        with pytest.raises(SaveError) as error:
+            stopping.train(recipes["full"], tmp_path / "run")
+    assert re.search(r"can't be written: No space left on device\.  `.*/checkpoint-\d+` is kept", str(error.value))
+    assert f"cp -r {tmp_path / 'run'} OTHER, and the same command with --resume output.folder=OTHER" in str(error.value)
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    stopping.train(recipes["full"], tmp_path / "other", resume=True)
+    assert stopping.fingerprint(tmp_path / "other") == unstopped("full")
+
+
+def test_what_safetensors_says_of_a_full_disk_is_understood(recipes, tmp_path):
+    """A limit on the size of files, which is a real error of the disk: no checkpoint fits, and no model."""
+    process = stopping.SERVER.Process(target=_limited, args=(recipes["full"], tmp_path / "run"))
+    process.start()
+    process.join(120)
+    said = stopping.said(tmp_path / "run")
+    assert process.exitcode == 2 and "SaveError" in said and "can't be written: File too large" in said, said
+    assert "there is none yet; the training goes on." in said and "Traceback" not in said
+
+
+def _limited(recipe: dict[str, Any], output: Path) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+    stopping._child(recipe, output, 0.0, {}, f"{output}.said")
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...], what: str) -> list[torch.Tensor]:
+    """Have the loss, or the gradient alone, of some steps be no number; gives the weights after each step."""
+    taken, seen, step = [], [], StepTrainer.training_step
+
+    def poisoned(self: StepTrainer, model: Any, inputs: Any, count: Any = None) -> torch.Tensor:
+        seen.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        loss = step(self, model, inputs, count)
+        taken.append(1)
+        if len(taken) in steps:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(float("nan"))
+            if what == "loss":
+                loss.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(StepTrainer, "training_step", poisoned)
+    return seen
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_without_numbers_ends_the_run_with_its_rows_and_the_last_good_checkpoint(
+    what, recipes, unstopped, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        poison(patch, (8,), what)
+        with pytest.raises(Diverged) as error:
+            stopping.train(recipes["full"], tmp_path / "run")
+    said = str(error.value)
+    assert f"the {what} of step 8 is nan: the training has diverged" in said
+    (rows,) = re.findall(r"The step's rows of train: ([\d, ]+)\.", said)
+    order = np.random.default_rng((0, 1)).permutation(40)[16:24]
+    assert [int(row) for row in rows.split(", ")] == sorted(order.tolist())
+    assert "The last good checkpoint is `" in said and "checkpoint-5`: --resume" in said
+    stopping.train(recipes["full"], tmp_path / "run", resume=True)
+    assert stopping.fingerprint(tmp_path / "run") == unstopped("full")
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_as_many_such_steps_as_the_recipe_says_are_left_out(what, recipes, tmp_path, monkeypatch):
+    seen = poison(monkeypatch, (8, 11), what)
+    recipe = recipes["full"]
+    allowed = {**recipe, "training": recipe["training"] | {"max_skipped_steps": 2, "warmup_steps": 0}}
+    stopping.train(allowed, tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["training"]["phases"][0]["skipped"] == [8, 11]
+    unmoved = [step for step in range(1, len(seen)) if torch.equal(seen[step - 1], seen[step])]
+    assert unmoved == [8, 11]
+    weights = load_file(tmp_path / "run" / "model.safetensors").values()
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights)
+    with pytest.raises(Diverged, match="of step 11 is nan"):
+        poison(monkeypatch, (8, 11), what)
+        stopping.train({**recipe, "training": recipe["training"] | {"max_skipped_steps": 1}}, tmp_path / "second")
+
+
+STATES = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.floats(allow_nan=False) | some.text(),
+    lambda inner: some.lists(inner) | some.tuples(inner, inner) | some.dictionaries(some.text() | some.integers(), inner),
+    max_leaves=20,
+)
+
+
+@given(STATES)
+@settings(max_examples=50, deadline=None)
+def test_a_state_comes_back_as_it_was(state):
+    tensors: dict[str, torch.Tensor] = {}
+    assert kept.unpack(json.loads(json.dumps(kept.pack(state, tensors))), tensors) == state
+
+
+def test_tensors_and_arrays_come_back_and_what_would_need_code_is_refused():
+    state = {"a": [torch.arange(3), (np.arange(4, dtype=np.uint32), np.float64(0.1))], 3: torch.zeros(())}
+    tensors: dict[str, torch.Tensor] = {}
+    found = kept.unpack(json.loads(json.dumps(kept.pack(state, tensors))), tensors)
+    assert torch.equal(found["a"][0], state["a"][0]) and found[3].shape == ()
+    assert found["a"][1][0].dtype == np.uint32 and found["a"][1][1] == 0.1
+    with pytest.raises(TypeError, match="can't be kept in a checkpoint"):
+        kept.pack({"f": len}, {})
+
+
+def test_the_command_line_goes_on_too_with_the_right_exit_status(recipes, tmp_path):
+    recipe = {**recipes["lora"], "output": {"folder": str(tmp_path / "run")}}
+    recipe["training"] = recipe["training"] | {"num_train_epochs": 400, "disable_tqdm": True}
+    recipe["aids"] = []
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "hf_sft", "train", str(tmp_path / "r.yaml")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "run").glob("checkpoints/0/checkpoint-*")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    last = process.communicate(timeout=60)[1].strip().splitlines()[-1]
+    assert process.returncode == 143 and last == "To go on: the same command with --resume (Python: resume=True)."
+    with pytest.raises(hf_sft.RecipeError, match=r"It holds an unfinished one: train it with --resume\."):
+        app(["predict", str(tmp_path / "run"), "a goal"], standalone_mode=False)
+    with pytest.raises(hf_sft.RecipeError, match=r"recipe\.training\.num_train_epochs: 400\.0, and now 2\.0"):
+        app(["train", str(tmp_path / "r.yaml"), "training.num_train_epochs=2", "--resume"], standalone_mode=False)
