@@ -126,13 +126,13 @@ def keep_only(folder: Path, newest: int, best: int | None) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def drop_after(path: Path) -> None:
-    """Remove what was written after a checkpoint: it is damaged, or will be written again. On the main process."""
-    if PartialState().is_main_process and path.name != FINISHED:
-        shutil.rmtree(path.parent / FINISHED, ignore_errors=True)
-        for later in list_steps(path.parent):
-            if step_of(later) > step_of(path):
-                shutil.rmtree(later, ignore_errors=True)
+def drop_after(folder: Path, begun: Path | None) -> None:
+    """Remove what a phase has after the checkpoint from which it goes on: it is damaged, and will be written again."""
+    if PartialState().is_main_process and (begun is None or begun.name != FINISHED):
+        last = -1 if begun is None else step_of(begun)
+        for later in (folder / FINISHED, *(path for path in list_steps(folder) if step_of(path) > last)):
+            shutil.rmtree(later, ignore_errors=True)
+    PartialState().wait_for_everyone()
 
 
 def capture_draws(device: str) -> list[dict[str, Any]]:

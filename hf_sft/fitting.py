@@ -56,9 +56,10 @@ def fit(
     sizes = [(count_weights(p), p.requires_grad) for p in model.parameters()]
     curve = TrainingCurve(phase.name, parameters=sum(n for n, _ in sizes), trainable=sum(n for n, moves in sizes if moves))
     begun = checkpoints.find_newest(setting.folder) if setting.resume else None
+    if setting.resume:
+        checkpoints.drop_after(setting.folder, begun)
     if begun is not None:
         say_where(begun, phase)
-        checkpoints.drop_after(begun)
     if begun is not None and begun.name == checkpoints.FINISHED:
         with narrowed(loaded, model, phase, examples, setting):
             load_weights(model, checkpoints.read_weights(begun))
@@ -120,10 +121,14 @@ def others_alive() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in GONE):
             raise
-        raise SaveError(
-            f"another process of this run has ended, and it can't go on alone ({str(error).strip().splitlines()[0][:120]}).\n"
+        said = (
+            f"another process of this run has ended, and process {PartialState().process_index} can't go on alone "
+            f"({str(error).strip().splitlines()[0][:120]}).\n"
             "  Look at what that one said.  The same command with --resume goes on from the last checkpoint."
-        ) from None
+        )
+        if not PartialState().is_main_process:  # which may be the one that has ended
+            print(said, file=sys.stderr, flush=True)
+        raise SaveError(said) from None
 
 
 def say_where(begun: Path, phase: Phase) -> None:

@@ -68,6 +68,14 @@ def _child(recipe: dict[str, Any], output: Path, slowly: float, how: dict[str, A
         os.dup2(said.fileno(), 2)
     gc.freeze()
     tiny.certify_here()
+    steps, step = Path(f"{output}.steps"), trainer.StepTrainer.training_step
+
+    def counted(*how: Any) -> Any:
+        with steps.open("a") as taken:
+            taken.write(".")
+        return step(*how)
+
+    trainer.StepTrainer.training_step = counted
     for module, name in ((trainer.StepTrainer, "training_step"), (checkpoints, "save_file"), (evaluation, "cut_step")):
         setattr(module, name, _slow(getattr(module, name), slowly))
     try:
@@ -97,20 +105,30 @@ def start(recipe: dict[str, Any], output: Path, slowly: float = 0.0, **how: Any)
     return process
 
 
+def count_steps(output: Path) -> int:
+    """That were begun so far, over all processes that were started for it."""
+    steps = Path(f"{output}.steps")
+    return steps.stat().st_size if steps.exists() else 0
+
+
 def said(output: Path) -> str:
     return Path(f"{output}.said").read_text()
 
 
 def stop_after(process: Any, output: Path, seconds: float, number: int) -> int | None:
     """Send a signal so long after training began; gives the exit status."""
-    begun = output / "checkpoints" / "run.json"
-    while process.is_alive() and not begun.exists():
-        time.sleep(0.005)
+    wait_until_begun(process, output)
     time.sleep(seconds)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, number)
     process.join(120)
     return process.exitcode
+
+
+def wait_until_begun(process: Any, output: Path) -> None:
+    begun = output / "checkpoints" / "run.json"
+    while process.is_alive() and not begun.exists():
+        time.sleep(0.005)
 
 
 def fingerprint(output: Path) -> tuple[str, dict[str, Any]]:

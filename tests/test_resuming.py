@@ -27,7 +27,7 @@ from hf_sft.errors import Diverged, SaveError
 from hf_sft.signals import Interrupted
 from hf_sft.trainer import StepTrainer
 from hf_sft.whole import is_whole
-from tests import stopping
+from tests import stopping, tiny
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ("full", "full_bf16", "lora", "head_only", "two_phases")
@@ -169,12 +169,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(how, recipes, un
         said = capsys.readouterr().err
         assert "checkpoint-12` is damaged: going back behind it." in said and "goes on after step 10." in said
         assert stopping.fingerprint(tmp_path / f"run{number}") == unstopped("full")
-    best = kept.read_state(phase / "checkpoint-12")["best_step"]
     for path in kept.list_steps(phase):
         stopping.damage(path / "model.safetensors", how)
+    stop_in_step(7)
+    with pytest.raises(Interrupted):
+        stopping.train(recipes["full"], tmp_path / "run", resume=True)
+    assert [(path.name, is_whole(path)) for path in kept.list_steps(phase)] == [("checkpoint-5", True), ("checkpoint-7", True)]
     stopping.train(recipes["full"], tmp_path / "run", resume=True)
     assert stopping.fingerprint(tmp_path / "run") == unstopped("full")
-    assert best in (5, 10)
 
 
 def test_where_the_best_is_damaged_it_goes_back_behind_it(recipes, unstopped, tmp_path, stop_in_step, capsys):
@@ -410,3 +412,59 @@ def test_the_command_line_goes_on_too_with_the_right_exit_status(recipes, tmp_pa
         app(["predict", str(tmp_path / "run"), "a goal"], standalone_mode=False)
     with pytest.raises(hf_sft.RecipeError, match=r"recipe\.training\.num_train_epochs: 400\.0, and now 2\.0"):
         app(["train", str(tmp_path / "r.yaml"), "training.num_train_epochs=2", "--resume"], standalone_mode=False)
+
+
+def test_micro_batches_that_memory_has_cut_stay_so_when_it_goes_on(recipes, tmp_path, stop_in_step, monkeypatch, capsys):
+    from hf_sft.tasks.sequence_classification import SequenceClassification
+
+    items = SequenceClassification.items
+
+    def in_room(self: Any, model: Any, batch: Any) -> Any:
+        if model.training and batch["input_ids"].numel() > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return items(self, model, batch)
+
+    monkeypatch.setattr(SequenceClassification, "items", in_room)
+    stop_full(recipes, tmp_path / "run", stop_in_step, step=7)
+    assert "from now on micro-batches of 16 tokens" in capsys.readouterr().err
+    stopping.train(recipes["full"], tmp_path / "run", resume=True)
+    assert "Out of memory" not in capsys.readouterr().err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["training"]["phases"][0]["micro_batch_tokens"] == 16
+
+
+def launch(recipe: dict[str, Any], output: Path, **how: Any) -> subprocess.Popen[bytes]:
+    """The recipe by two processes; what they say is in `OUTPUT.said`."""
+    cases = Path(f"{output}.json")
+    cases.write_text(json.dumps([{**recipe, "output": {"folder": str(output)}}]))
+    config = ["--config_file", str(ROOT / "accelerate_configs" / "cpu_multi.yaml")]
+    program = [str(ROOT / "tests" / "train_cases.py"), str(cases), json.dumps(how)]
+    with Path(f"{output}.said").open("a") as said:
+        command = [sys.executable, "-m", "accelerate.commands.launch", *config, *program]
+        return subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+
+
+def test_begun_by_two_processes_it_goes_on_by_one_and_when_one_dies_the_other_says_so(checkpoints, tmp_path, capsys):
+    """Without dropout: the same rows in the same steps, so the same weights but for rounding."""
+    files = tiny.write_rows(tmp_path / "data", tiny.PROBLEMS[0], train=40)
+    training = {"max_steps": 4000, "optim": "adamw_torch", "learning_rate": 1e-4, "eval_strategy": "steps", "eval_steps": 20}
+    recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "whole", training=training)
+    process = launch(recipe, tmp_path / "run")
+    phase = tmp_path / "run" / "checkpoints" / "0"
+    while not kept.list_steps(phase) and process.poll() is None:
+        time.sleep(0.02)
+    workers = [int(pid) for pid in subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()]
+    (second,) = [pid for pid in workers if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(second, signal.SIGKILL)
+    began = time.monotonic()
+    assert process.wait(60) != 0 and time.monotonic() - began < 40
+    said = stopping.said(tmp_path / "run")
+    assert re.search(r"another process of this run has ended|Interrupted\.  `.*` is kept\.", said), said[-3000:]
+    stop = kept.step_of(kept.list_steps(phase)[-1]) + 3
+    whole = {**recipe, "training": recipe["training"] | {"max_steps": stop}}
+    hf_sft.train(whole)
+    stopping.train(whole, tmp_path / "run", resume_anyway=True)
+    assert "begun by 2 process(es), gone on with by 1: the same rows in the same steps" in capsys.readouterr().err
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    apart = sum(float((one[name] - two[name]).square().sum()) for name in one)
+    assert apart / sum(float(tensor.square().sum()) for tensor in one.values()) < 1e-10

@@ -1,4 +1,7 @@
-"""Trains every recipe of a JSON list, in order; run under a launcher by the tests that need several processes."""
+"""Trains every recipe of a JSON list, in order; run under a launcher by the tests that need several processes.
+
+train_cases.py RECIPES [HOW]    HOW is JSON: what else `train` is told
+"""
 
 import gc
 import json
@@ -11,5 +14,6 @@ from tests import quaint, tiny  # noqa: F401  (a family of models, made known)
 # As in conftest.py.
 gc.freeze()
 tiny.certify_here()
+how = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
 for case in json.loads(Path(sys.argv[1]).read_text()):
-    hf_sft.train(hf_sft.Recipe.model_validate(case))
+    hf_sft.train(hf_sft.Recipe.model_validate(case), **how)
