@@ -60,8 +60,7 @@ def train(recipe: dict[str, Any], output: Path, **how: Any) -> None:
 
 
 def _child(recipe: dict[str, Any], output: Path, slowly: float, how: dict[str, Any], told: str) -> None:
-    """A process of its own. `slowly` makes each step, save and evaluation take so many seconds, so that none is missed."""
-    from hf_sft import checkpoints, evaluation, trainer
+    from hf_sft import trainer
     from hf_sft.signals import Interrupted
 
     with open(told, "w") as said:
@@ -76,8 +75,7 @@ def _child(recipe: dict[str, Any], output: Path, slowly: float, how: dict[str, A
         return step(*how)
 
     trainer.StepTrainer.training_step = counted
-    for module, name in ((trainer.StepTrainer, "training_step"), (checkpoints, "save_file"), (evaluation, "cut_step")):
-        setattr(module, name, _slow(getattr(module, name), slowly))
+    slow_down(slowly)
     try:
         train(recipe, output, **how)
     except Interrupted as interrupted:
@@ -86,6 +84,14 @@ def _child(recipe: dict[str, Any], output: Path, slowly: float, how: dict[str, A
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(2)
     os._exit(0)
+
+
+def slow_down(seconds: float) -> None:
+    """Have each step, save and evaluation take so much longer, so that none is missed."""
+    from hf_sft import checkpoints, evaluation, trainer
+
+    for module, name in ((trainer.StepTrainer, "training_step"), (checkpoints, "save_file"), (evaluation, "cut_step")):
+        setattr(module, name, _slow(getattr(module, name), seconds))
 
 
 def _slow(function: Any, seconds: float) -> Any:

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import hf_sft.workflow
-from tests import quaint, tiny  # noqa: F401  (a family of models, made known)
+from tests import quaint, stopping, tiny  # noqa: F401  (a family of models, made known)
 
 # As in conftest.py.
 gc.freeze()
 tiny.certify_here()
 how = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+stopping.slow_down(how.pop("slowly", 0.0))
 for case in json.loads(Path(sys.argv[1]).read_text()):
     hf_sft.train(hf_sft.Recipe.model_validate(case), **how)

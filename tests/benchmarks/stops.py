@@ -147,6 +147,7 @@ def begun(output: Path) -> float:
 def run_two(recipe: Any, output: Path, **how: Any) -> subprocess.Popen[bytes]:
     cases = Path(f"{output}.json")
     cases.write_text(json.dumps([{**recipe, "output": {"folder": str(output)}}]))
+    how = {"slowly": SLOWLY, **how}
     command = [sys.executable, *LAUNCH, str(ROOT / "tests" / "train_cases.py"), str(cases), json.dumps(how)]
     with Path(f"{output}.said").open("a") as said:
         return subprocess.Popen(command, start_new_session=True, stdout=said, stderr=said)
