@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 Piece = tuple[str, bool]
@@ -246,16 +246,33 @@ TALKS: list[Turns] = [
 ]
 
 
+TEXT = [
+    "Hello there Hi, how are you? Fine. Good user assistant ASSISTANT: Hello USER: Hi User: Assistant: Hello Hi [INST] "
+] * 9
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE whose words begin with their space, as GPT-2's and Llama-3's do."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    text = [
-        "Hello there Hi, how are you? Fine. Good user assistant ASSISTANT: Hello USER: Hi User: Assistant: Hello Hi [INST] "
-    ] * 9
     trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    made.train_from_iterator(text, trainer)
+    made.train_from_iterator(TEXT, trainer)
+    return _with_signs(made)
+
+
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """As Llama 2's, Mistral's and Gemma's: spaces are letters, one is put before each stretch, and rare letters are bytes."""
+    made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no piece has a space in its middle
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    signs = [*SPECIAL[:3], *(f"<0x{byte:02X}>" for byte in range(256))]
+    made.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=500, special_tokens=signs, show_progress=False))
+    return _with_signs(made)
+
+
+def _with_signs(made: Tokenizer) -> PreTrainedTokenizerFast:
     made.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
     return PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=512

@@ -21,7 +21,7 @@ from hf_sft.generation import Writing
 from hf_sft.models import load_model, load_processor
 from hf_sft.runs import load_run
 from tests import tiny
-from tests.chat_cases import CASES, TALKS, Turns, tokenizer
+from tests.chat_cases import CASES, TALKS, Turns, sentencepiece, tokenizer
 
 
 def task(**fields: Any) -> Any:
@@ -32,9 +32,10 @@ def talk_of(turns: Turns) -> list[dict[str, str]]:
     return [{"role": role, "content": said} for role, said in turns]
 
 
+@pytest.mark.parametrize("make", [tokenizer, sentencepiece])
 @pytest.mark.parametrize("name", CASES)
-def test_the_tokens_that_carry_loss_are_those_marked_by_hand(name):
-    case, processor = CASES[name], tokenizer()
+def test_the_tokens_that_carry_loss_are_those_marked_by_hand(name, make):
+    case, processor = CASES[name], make()
     processor.chat_template = case.template
     talks = [turns for turns in TALKS if case.system or turns[0][0] != "system"]
     encoded = task().encode({"messages": [talk_of(turns) for turns in talks]}, processor, None)
