@@ -120,6 +120,8 @@ def _as_begun(prepared: Prepared, then: dict[str, Any], now: dict[str, Any]) -> 
     if then["processes"] != now["processes"]:
         said = f"begun by {then['processes']} process(es), gone on with by {now['processes']}: the same rows in the same steps"
         say(f"{said}; what dropout draws is not the same, and sums are rounded otherwise.")
+    if then["device"] != now["device"]:
+        say(f"begun on {then['device']}, gone on with on {now['device']}: dropout draws and sums are rounded otherwise.")
     decided = {name: then[name] for name in ("precision", "micro_batch_tokens")}
     for name, value in {**decided, "threads": then["threads"]}.items():
         if value != now[name]:

@@ -1,5 +1,6 @@
 """Nothing is lost: a run that was stopped, at whatever moment, ends as the run that nobody stopped, bit for bit."""
 
+import errno
 import json
 import os
 import re
@@ -253,25 +254,24 @@ def test_two_runs_in_one_folder_are_kept_apart_by_a_lock_that_the_dead_do_not_ho
     stopping.train(recipes["full"], tmp_path / "run", resume=True)
 
 
-FULL = OSError(28, "No space left on device")
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_costs_no_training(recipes, unstopped, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_or_one_that_may_only_be_read_costs_no_training(number, recipes, unstopped, tmp_path, monkeypatch, capsys):
     """Of all checkpoints only the first finds room: the best is kept in memory, and what is saved at the end is the same."""
     write = kept.write
 
     def full(path: Path, *parts: Any) -> None:
         if path.name != "checkpoint-5":
-            raise FULL
+            raise OSError(number, os.strerror(number))
         write(path, *parts)
 
     monkeypatch.setattr(kept, "write", full)
     stopping.train(recipes["full"], tmp_path / "run")
     said = capsys.readouterr().err
-    assert (
-        said.count("can't be written: No space left on device.  `") == 1
-        and "checkpoint-5` is kept; the training goes on." in said
-    )
+    assert said.count(f"can't be written: {os.strerror(number)}.  `") == 1
+    assert "checkpoint-5` is kept; the training goes on." in said
     assert stopping.fingerprint(tmp_path / "run") == unstopped("full")
 
 

@@ -16,7 +16,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, ByT5Tokenizer, T5Config, T5ForConditionalGeneration
 
 import hf_sft
 from hf_sft.anatomy import LoadedModel
@@ -153,6 +153,23 @@ def test_the_loss_is_that_of_transformers_with_what_is_padded_left_out(family, c
         found = torch.nn.functional.cross_entropy(items.logits, items.targets)
     torch.testing.assert_close(found, known)
     assert len(items) == (ids >= 0).sum()
+
+
+def test_a_source_that_is_cut_keeps_its_end_and_bytes_serve_as_tokens_too(checkpoints):
+    _, processor, asked = load(checkpoints["bart"], max_length=6, max_target_length=4)
+    rows = {"source": ["the match was lost again in the last minute", "the match was lost"], "target": ["a", "a"]}
+    found = asked.encode(rows, processor, None)
+    assert found["truncated"] == [True, False] and [len(ids) for ids in found["input_ids"]] == [6, 6]
+    assert all(ids[0] == processor.bos_token_id and ids[-1] == processor.eos_token_id for ids in found["input_ids"])
+    by_bytes = asked.encode(rows, ByT5Tokenizer(), None)  # which is not a fast one
+    assert by_bytes["input_ids"][1] == [*(byte + 3 for byte in b"the m"), 1] and by_bytes["labels"] == [[100, 1]] * 2
+
+
+def test_a_model_of_many_languages_is_refused_for_it_would_write_in_any_of_them(checkpoints):
+    model, processor, asked = load(checkpoints["bart"], max_target_length=4)
+    processor.tgt_lang = "de_DE"
+    with pytest.raises(hf_sft.CheckpointError, match="writes many languages, and has to be told by a token which one"):
+        asked.probe(model, processor)
 
 
 def test_a_target_that_is_cut_is_counted_and_teaches_no_end(checkpoints, tmp_path):

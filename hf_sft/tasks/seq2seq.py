@@ -92,6 +92,11 @@ class Seq2Seq(Task):
     def probe(self, model: Any, processor: Any) -> tuple[Self, list[str]]:
         """With what plain `generate` has to know to write as is measured here; a checkpoint's own habits (a least length, no
         words twice) were for its own texts, and are taken out."""
+        if getattr(processor, "tgt_lang", None) is not None:
+            raise CheckpointError(
+                f"{type(model).__name__} writes many languages, and has to be told by a token which one: seq2seq can't.\n"
+                "  Take a checkpoint of one pair of languages, or one that is told in words (T5, by `task.prefix`)."
+            )
         config, how, notes = model.config, getattr(model, "generation_config", None), []
         if getattr(config, "decoder_start_token_id", None) is None:
             config.decoder_start_token_id = processor.pad_token_id
@@ -114,18 +119,18 @@ class Seq2Seq(Task):
         return self, notes
 
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
-        """Sources as `input_ids`, targets as `labels`. A target that is cut teaches no end."""
+        """Sources as `input_ids`, targets as `labels`. A source that is cut keeps its last token, which ends it; a target that
+        is cut teaches no end."""
         most = count_most(processor, self.max_length)
-        sources = processor(
-            [self.prefix + text for text in rows[self.source]], truncation=True, max_length=most, return_attention_mask=False
-        )
+        plainly = {"return_attention_mask": False, "verbose": False}
+        sources = processor([self.prefix + text for text in rows[self.source]], **plainly)["input_ids"]
         examples: dict[str, list] = {
-            "input_ids": sources["input_ids"],
-            "truncated": [bool(encoding.overflowing) for encoding in sources.encodings],
+            "input_ids": [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in sources],
+            "truncated": [len(ids) > most for ids in sources],
         }
         if self.target in rows:
             end = processor.eos_token_id
-            targets = processor(text_target=rows[self.target], return_attention_mask=False, verbose=False)["input_ids"]
+            targets = processor(text_target=rows[self.target], **plainly)["input_ids"]
             whole = [ids if ids[-1:] == [end] else [*ids, end] for ids in targets]
             examples["labels"] = [ids[: self.max_target_length] for ids in whole]
             examples["shortened"] = [len(ids) > self.max_target_length for ids in whole]
