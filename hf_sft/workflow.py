@@ -63,8 +63,7 @@ def train(
     recipe = as_recipe(recipe, overrides, trust_remote_code)
     resume = resume or resume_anyway
     if resume and is_finished(folder := Path(recipe.output.folder).expanduser()):
-        say(f"`{folder}` holds a finished run: there is nothing left to do.")
-        return read_report(folder)
+        return say_finished(folder, recipe.output)
     with Listening() as listening:
         folder = claim_folder(recipe.output.folder, resume)
         if recipe.output.hub and PartialState().is_main_process:
@@ -72,6 +71,21 @@ def train(
         prepared = prepare(recipe)
         with held(folder), told_when_it_ends_early(folder):
             return finish(begin(prepared, folder, resume, resume_anyway), folder, listening, resume)
+
+
+def say_finished(folder: Path, output: Output) -> Report:
+    """Of a run that needs nothing more, but what its last moment may have left undone."""
+    say(f"`{folder}` holds a finished run: there is nothing left to train.")
+    if output.hub:
+        say(f"If it is not published yet:  {hub.say_how(folder, output.hub, None, **switches_of(output))}")
+    if PartialState().is_main_process:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return read_report(folder)
+
+
+def switches_of(output: Output) -> dict[str, bool]:
+    """How a run is published, as `hub.publish` takes it."""
+    return {"private": output.private, "report": output.publish_report}
 
 
 def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool) -> Report:
@@ -206,7 +220,7 @@ def collect_facts(
 def publish_or_say_how(folder: Path, output: Output) -> str | None:
     """The run is whole on disk: whatever the Hub says, it is not lost. Gives what went wrong, and how to publish it later."""
     assert output.hub is not None
-    switches = {"private": output.private, "report": output.publish_report}
+    switches = switches_of(output)
     try:
         say(hub.publish(folder, output.hub, revision=None, **switches).told)
     except Exception as error:  # whatever goes wrong on the network; the run is finished and must say so

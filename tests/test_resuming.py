@@ -132,8 +132,10 @@ def test_stopped_before_the_first_step_nothing_is_left_and_with_resume_it_begins
     assert not (tmp_path / "run").exists()
     stopping.train(recipes["lora"], tmp_path / "run", resume=True)
     assert "holds nothing to go on with: the run begins." in capsys.readouterr().err
+    (tmp_path / "run" / "checkpoints" / "0").mkdir(parents=True)  # as it is when the very last moment is missing
     stopping.train(recipes["lora"], tmp_path / "run", resume=True)
-    assert "holds a finished run: there is nothing left to do." in capsys.readouterr().err
+    assert "holds a finished run: there is nothing left to train." in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_second_signal_ends_the_process_at_once(recipes, tmp_path):
