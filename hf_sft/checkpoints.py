@@ -44,7 +44,7 @@ def write(path: Path, weights: dict[str, Tensor], state: dict[str, Any]) -> None
     with disk_errors(), written_aside(path, synced=True) as aside:
         tensors: dict[str, Tensor] = {}
         (aside / STATE).write_text(json.dumps(pack(state, tensors)), encoding="utf-8")
-        save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, aside / MOVING)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, aside / MOVING)
         save_file(tensors, aside / TENSORS)
 
 
@@ -105,13 +105,21 @@ def _find_newest(folder: Path) -> Path | None:
     for path in [folder / FINISHED, *reversed(list_steps(folder))]:
         if not path.is_dir():
             continue
-        damaged = path if not is_whole(path) else None
-        if not damaged and (best := read_state(path).get("best_step")) is not None:
-            damaged = None if is_whole(folder / name_of(best)) else folder / name_of(best)
+        damaged = None if is_whole(path) else path
+        best = None if damaged else _find_best(path)
+        if best not in (None, path) and not is_whole(best):
+            damaged = best
         if not damaged:
             return path
         print(f"`{damaged}` is damaged: going back behind it.", file=sys.stderr)
     return None
+
+
+def _find_best(path: Path) -> Path | None:
+    """The checkpoint with the best weights so far, as a checkpoint says; its tensors are not read."""
+    said = json.loads((path / STATE).read_text(encoding="utf-8"))["dict"]
+    step = next((value for name, value in said if name == "best_step"), None)
+    return None if step is None else path.parent / name_of(step)
 
 
 def list_steps(folder: Path) -> list[Path]:

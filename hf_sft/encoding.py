@@ -4,7 +4,7 @@ import inspect
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,15 @@ def _refuse_flaws(encoded: Dataset, of: str) -> None:
         if flaw:
             places.setdefault(flaw, []).append(row)
     if places:
-        listed = [f"{len(rows)} row(s) of {of}, each of which {flaw}: {_few(rows)}" for flaw, rows in places.items()]
+        listed = [f"{len(rows)} row(s) of {of}, each of which {flaw}: {list_few(rows)}" for flaw, rows in places.items()]
         raise DataError(
             "\n".join([*listed, "  Mend them, or leave them out: `data.keep` names a column that is false there."])
         )
 
 
-def _few(rows: list[int]) -> str:
-    return ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+def list_few(rows: Sequence[int], most: int = 5) -> str:
+    """Numbers of rows, for people."""
+    return ", ".join(map(str, rows[:most])) + (", …" if len(rows) > most else "")
 
 
 def _require_items(encoded: Dataset, count: int, split: str, task: Task) -> None:
@@ -117,13 +118,13 @@ def _require_items(encoded: Dataset, count: int, split: str, task: Task) -> None
         if len(cut) > task.silent_share * count:
             raise DataError(
                 f"{len(cut)} of {count} rows of split `{split}` are cut before what carries loss, more than "
-                f"{task.silent_share:.0%}: {_few(cut)}\n  Give them more room (`task.max_length`), or leave them out: "
+                f"{task.silent_share:.0%}: {list_few(cut)}\n  Give them more room (`task.max_length`), or leave them out: "
                 "`data.keep` names a column that is false there."
             )
         silent = sorted({*silent} - {*cut})
     if silent := silent or empty:
         raise DataError(
-            f"{len(silent)} row(s) of split `{split}` {task.nothing or 'give no token'}: {_few(silent)}\n"
+            f"{len(silent)} row(s) of split `{split}` {task.nothing or 'give no token'}: {list_few(silent)}\n"
             "  Mend them, or leave them out: `data.keep` names a column that is false there."
         )
 

@@ -22,7 +22,7 @@ from hf_sft.errors import Diverged, SaveError
 from hf_sft.features import body_rests, store_features, stored_body
 from hf_sft.methods import Phase
 from hf_sft.resuming import load_weights, restore_curve
-from hf_sft.signals import Interrupted, Listening
+from hf_sft.signals import Interrupted
 from hf_sft.states import count_resting, passed_layers, store_states
 from hf_sft.trainer import Asked, Setting, StepTrainer, explain_divergence
 from hf_sft.training import Machine
@@ -83,7 +83,7 @@ def _train(
 ) -> Any:
     asked_for = ("train",) if phase.training.eval_strategy == "no" else ("train", "validation")
     learned = {name: examples[name] for name in asked_for}
-    started, listening = time.monotonic(), setting.listening or Listening()
+    started = time.monotonic()
     with (
         stored_where_it_rests(loaded, model, learned, asked, setting, curve) as shown,
         narrowed(loaded, model, phase, examples, setting) as phase,
@@ -92,7 +92,7 @@ def _train(
         trainer.started(started)
         # Trainer gives every process the same dropout; each should draw its own.
         torch.manual_seed(setting.seed + 1_000_003 * trainer.accelerator.process_index)
-        with listening.after_steps(), others_alive():
+        with trainer.listening.after_steps(), others_alive():
             trainer.train(begun)
             trainer.gather_losses()
             curve.best_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
@@ -108,8 +108,8 @@ def _train(
             trainer.add_up_counts()
             if setting.listening is not None:
                 trainer.save_finished()
-    if listening.heard:
-        raise Interrupted(listening.heard)
+    if trainer.listening.heard:
+        raise Interrupted(trainer.listening.heard)
     return model
 
 

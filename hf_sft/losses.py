@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -53,6 +55,18 @@ def item_loss(items: Items) -> Tensor:
     if items.has_sets:
         return functional.binary_cross_entropy_with_logits(items.logits, items.targets, reduction="none").mean(-1)
     return functional.mse_loss(items.logits.squeeze(-1), items.targets, reduction="none")
+
+
+def sum_nats(items: Items, counts: Tensor) -> list[np.ndarray]:
+    """Of each example the nats of its items together, and how many they are, float32, shape (2,); `counts` says how many."""
+    losses = item_loss(items)
+    return sum_by_example(torch.stack([losses, torch.ones_like(losses)], dim=1), counts)
+
+
+def sum_by_example(said: Tensor, counts: Tensor) -> list[np.ndarray]:
+    """Of each example the sums over its items, float32, shape (k,), from what is said of all items, shape (items, k)."""
+    parts = said.double().split(counts.tolist())
+    return list(torch.stack([part.sum(0) for part in parts]).float().cpu().numpy())
 
 
 def sum_items(item_loss: ItemLoss, forward: Forward, batch: dict[str, Any]) -> Tensor:

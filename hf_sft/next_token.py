@@ -9,7 +9,6 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from hf_sft.answers import Answers
@@ -17,7 +16,7 @@ from hf_sft.baselines import Answerer, Fit
 from hf_sft.block import Block
 from hf_sft.errors import CheckpointError, RecipeError
 from hf_sft.generation import WRITES, Writing, read_texts, write_texts
-from hf_sft.losses import Batch, Items
+from hf_sft.losses import Batch, Items, sum_nats
 from hf_sft.packing import Grams, pack
 
 Carried: TypeAlias = tuple[list[int], list[int]]
@@ -109,10 +108,7 @@ class NextToken(Block):
 
     def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
         """Of each example the nats of its tokens together, and how many they are, float32, shape (2,)."""
-        losses = functional.cross_entropy(self._logits(model, batch), _targets(batch), reduction="none")
-        counts = batch["predicts"].sum(1)
-        sums = torch.stack([part.sum() for part in losses.double().split(counts.tolist())])
-        return list(torch.stack([sums.float(), counts.float()], dim=1).cpu().numpy())
+        return sum_nats(self.items(model, batch), batch["predicts"].sum(1))
 
     def _write(
         self,

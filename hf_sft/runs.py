@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -70,6 +70,10 @@ class Prepared:
     def write(self) -> Write | None:
         """The model's own texts, where the task's answers are such."""
         return writer(self.splits.task, self.processor, self.machine)
+
+    def run(self, model: nn.Module, split: str) -> Iterator[tuple[Dataset, Kept]]:
+        """The model on a split, as the task is measured in the end: with its own texts, where answers are such."""
+        return run_blocks(model, self.examples[split].blocks(), self.splits.task.keep, self.machine, self.write)
 
     def tuned(self, model: nn.Module) -> "Prepared":
         """With what the task chooses on validation for a trained model."""

@@ -29,6 +29,7 @@ from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples, MicroBatch, StepSampler, cut_step, to_device
 from hf_sft.curves import TrainingCurve
 from hf_sft.dropout import CpuDropout
+from hf_sft.encoding import list_few
 from hf_sft.errors import Diverged, built_by
 from hf_sft.evaluation import Kept, Write, run_blocks
 from hf_sft.losses import Items
@@ -317,9 +318,7 @@ class StepTrainer(ResumableTrainer):
 
 def explain_divergence(found: str, rows: Sequence[int] = (), folder: Path | None = None) -> str:
     """What to say of a training whose numbers are no numbers any more: in a step of such rows, with checkpoints there."""
-    listed = (
-        f"\n  The step's rows of train: {', '.join(map(str, rows[:32]))}{', …' if len(rows) > 32 else ''}." if rows else ""
-    )
+    listed = f"\n  The step's rows of train: {list_few(rows, 32)}." if rows else ""
     whole = checkpoints.list_steps(folder) if folder else []
     last = f"\n  The last good checkpoint is `{whole[-1]}`: --resume --resume-anyway goes on from it." if whole else ""
     return (

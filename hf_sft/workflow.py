@@ -154,8 +154,7 @@ def answer_untrained(prepared: Prepared) -> dict[str, Fit]:
     if not task.writes or prepared.loaded.new or prepared.recipe.model.from_config:
         return {}
     nn.Module.to(model, prepared.machine.device)
-    ran = run_blocks(model, prepared.examples["test"].blocks(), task.keep, prepared.machine, prepared.write)
-    by_block = [answers for _, _, answers in answer_blocks(ran, task, prepared.splits.labels)]
+    by_block = [answers for _, _, answers in answer_blocks(prepared.run(model, "test"), task, prepared.splits.labels)]
     return {"checkpoint": lambda: partial(lambda left, rows: next(left), iter(by_block))}
 
 
@@ -169,9 +168,10 @@ def simple_baselines(prepared: Prepared) -> dict[str, Fit]:
 def evaluate_split(prepared: Prepared, model: Any, split: str, folder: Path, baselines: dict[str, Fit]) -> Evaluation:
     """Score one split, beside its baselines; its predictions are written to the run folder."""
     task, labels, plan = prepared.splits.task, prepared.splits.labels, prepared.recipe.evaluation
-    ran = run_blocks(model, prepared.examples[split].blocks(), task.keep, prepared.machine, prepared.write)
     with written_lines(folder / "predictions" / f"{split}.jsonl") as write:
-        return evaluate_blocks(split, ran, task, labels, plan, baselines, prepared.splits.seen[split], write)
+        return evaluate_blocks(
+            split, prepared.run(model, split), task, labels, plan, baselines, prepared.splits.seen[split], write
+        )
 
 
 def write_samples(prepared: Prepared, model: Any) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,8 @@ from hf_sft.likelihoods import Likelihoods
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 """The names of rouge-score."""
+KEPT = 8192
+"""Pairs of texts whose comparison is kept: rows are scored once more among those that train has not, and as mistakes."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,25 @@ def as_texts(texts: Sequence[str | None]) -> np.ndarray:
 
 def compare_words(texts: Iterable[str], references: Iterable[str]) -> np.ndarray:
     """F1 of words, of pairs of words, and of the longest common subsequence, as rouge-score has them; shape (rows, 3)."""
-    scorer = _rouge()
-    pairs = zip(texts, references, strict=True)
-    scores = [[scored[name].fmeasure for name in ROUGE] for scored in (scorer.score(true, text) for text, true in pairs)]
+    scores = [_compare(text, true) for text, true in zip(texts, references, strict=True)]
     return np.array(scores, dtype=np.float64).reshape(-1, len(ROUGE))
+
+
+@lru_cache(KEPT)
+def _compare(text: str, reference: str) -> tuple[float, ...]:
+    scored = _rouge().score(reference, text)
+    return tuple(scored[name].fmeasure for name in ROUGE)
 
 
 def count_grams(name: str, texts: Iterable[str], references: Iterable[str]) -> np.ndarray:
     """What sacrebleu adds up over rows for `bleu` or `chrf`, shape (rows, numbers)."""
-    said, true = list(texts), list(references)
-    return np.array(_sacrebleu(name)._extract_corpus_statistics(said, [true]), dtype=np.float64)
+    return np.array([_count(name, text, true) for text, true in zip(texts, references, strict=True)], dtype=np.float64)
+
+
+@lru_cache(KEPT)
+def _count(name: str, text: str, reference: str) -> tuple[float, ...]:
+    ((*counts,),) = _sacrebleu(name)._extract_corpus_statistics([text], [[reference]])
+    return tuple(counts)
 
 
 def score_grams(name: str, sums: np.ndarray) -> np.ndarray:

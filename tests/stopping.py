@@ -6,14 +6,16 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests import tiny
 
+ROOT = Path(__file__).parent.parent
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["hf_sft.workflow", "hf_sft.plots", "tests.tiny"])
 
@@ -121,9 +123,24 @@ def said(output: Path) -> str:
     return Path(f"{output}.said").read_text()
 
 
+def launch(recipe: dict[str, Any], output: Path, **how: Any) -> subprocess.Popen[bytes]:
+    """The recipe by two processes, in a group of their own; what they say is in `OUTPUT.said`."""
+    cases = Path(f"{output}.json")
+    cases.write_text(json.dumps([{**recipe, "output": {"folder": str(output)}}]))
+    with Path(f"{output}.said").open("a") as said:
+        return subprocess.Popen(by_two_processes(cases, **how), start_new_session=True, stdout=said, stderr=said)
+
+
+def by_two_processes(cases: Path, **how: Any) -> list[str]:
+    """The command that trains the recipes of a file; `how` is as train_cases.py takes it."""
+    config = ["--config_file", str(ROOT / "accelerate_configs" / "cpu_multi.yaml")]
+    program = [str(ROOT / "tests" / "train_cases.py"), str(cases), json.dumps(how)]
+    return [sys.executable, "-m", "accelerate.commands.launch", *config, *program]
+
+
 def stop_after(process: Any, output: Path, seconds: float, number: int) -> int | None:
     """Send a signal so long after training began; gives the exit status."""
-    wait_until_begun(process, output)
+    wait_until_begun(output, process.is_alive)
     time.sleep(seconds)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, number)
@@ -131,9 +148,9 @@ def stop_after(process: Any, output: Path, seconds: float, number: int) -> int |
     return process.exitcode
 
 
-def wait_until_begun(process: Any, output: Path) -> None:
-    begun = output / "checkpoints" / "run.json"
-    while process.is_alive() and not begun.exists():
+def wait_until_begun(output: Path, alive: Callable[[], bool]) -> None:
+    """Until a run takes its first steps, or is dead."""
+    while alive() and not (output / "checkpoints" / "run.json").exists():
         time.sleep(0.005)
 
 
@@ -160,6 +177,3 @@ def damage(path: Path, how: str) -> None:
     else:
         content[len(content) // 2] ^= 4
     path.write_bytes(bytes(content))
-
-
-KILL, TERM, INTERRUPT, USER = signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1

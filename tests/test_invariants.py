@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from transformers import BertForSequenceClassification, Trainer, TrainingArgumen
 
 import hf_sft
 from hf_sft.block import list_kinds
-from tests import tiny
+from tests import stopping, tiny
 
-ROOT = Path(__file__).parent.parent
 PROBLEMS = tiny.PROBLEMS
 METHODS = tuple(list_kinds("methods"))
 TOLERANCE = 1e-5
@@ -120,10 +118,8 @@ def test_the_plain_trainer_has_the_same_loss_however_it_is_cut(checkpoints, tmp_
 def train_by_two_processes(recipes: list[dict[str, Any]], folder: Path) -> None:
     """One launch for all of them."""
     (folder / "cases.json").write_text(json.dumps(recipes))
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    config = ["--config_file", str(ROOT / "accelerate_configs" / "cpu_multi.yaml")]
-    program = [str(ROOT / "tests" / "train_cases.py"), str(folder / "cases.json")]
-    done = subprocess.run([*launch, *config, *program], capture_output=True, text=True, timeout=600, check=False)
+    command = stopping.by_two_processes(folder / "cases.json")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

@@ -30,7 +30,6 @@ from hf_sft.trainer import StepTrainer
 from hf_sft.whole import is_whole
 from tests import stopping, tiny
 
-ROOT = Path(__file__).parent.parent
 RECIPES = ("full", "full_bf16", "lora", "head_only", "two_phases")
 
 
@@ -77,7 +76,7 @@ def stop_in_step(monkeypatch):
 @pytest.mark.parametrize(("name", "seconds"), [*zip(RECIPES, (0.9, 0.5, 1.1, 0.3, 2.2), strict=True), ("two_phases", 0.6)])
 def test_a_run_that_was_killed_ends_in_the_bits_of_one_that_was_not(name, seconds, recipes, unstopped, tmp_path):
     process = stopping.start(recipes[name], tmp_path / "run", slowly=0.03)
-    assert stopping.stop_after(process, tmp_path / "run", seconds, stopping.KILL) == -9, stopping.said(tmp_path / "run")
+    assert stopping.stop_after(process, tmp_path / "run", seconds, signal.SIGKILL) == -9, stopping.said(tmp_path / "run")
     again = stopping.start(recipes[name], tmp_path / "run", resume=True)
     again.join(120)
     assert again.exitcode == 0, stopping.said(tmp_path / "run")
@@ -140,9 +139,7 @@ def test_stopped_before_the_first_step_nothing_is_left_and_with_resume_it_begins
 
 def test_a_second_signal_ends_the_process_at_once(recipes, tmp_path):
     process = stopping.start(recipes["full"], tmp_path / "run", slowly=6.0)
-    begun = tmp_path / "run" / "checkpoints" / "run.json"
-    while not begun.exists():
-        time.sleep(0.01)
+    stopping.wait_until_begun(tmp_path / "run", process.is_alive)
     time.sleep(0.5)
     os.kill(process.pid, signal.SIGTERM)
     time.sleep(2.2)
@@ -246,8 +243,7 @@ def test_what_has_changed_is_named_and_refused_unless_it_is_wanted(recipes, tmp_
 
 def test_two_runs_in_one_folder_are_kept_apart_by_a_lock_that_the_dead_do_not_hold(recipes, tmp_path):
     first = stopping.start(recipes["full"], tmp_path / "run", slowly=0.2)
-    while not (tmp_path / "run" / "checkpoints" / "run.json").exists():
-        time.sleep(0.01)
+    stopping.wait_until_begun(tmp_path / "run", first.is_alive)
     with pytest.raises(hf_sft.RecipeError, match=f"another run is at work in `.*`: process {first.pid} on "):
         stopping.train(recipes["full"], tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "checkpoints" / "run.json").exists()
@@ -435,23 +431,12 @@ def test_micro_batches_that_memory_has_cut_stay_so_when_it_goes_on(recipes, tmp_
     assert report["training"]["phases"][0]["micro_batch_tokens"] == 16
 
 
-def launch(recipe: dict[str, Any], output: Path, **how: Any) -> subprocess.Popen[bytes]:
-    """The recipe by two processes; what they say is in `OUTPUT.said`."""
-    cases = Path(f"{output}.json")
-    cases.write_text(json.dumps([{**recipe, "output": {"folder": str(output)}}]))
-    config = ["--config_file", str(ROOT / "accelerate_configs" / "cpu_multi.yaml")]
-    program = [str(ROOT / "tests" / "train_cases.py"), str(cases), json.dumps(how)]
-    with Path(f"{output}.said").open("a") as said:
-        command = [sys.executable, "-m", "accelerate.commands.launch", *config, *program]
-        return subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
-
-
 def test_begun_by_two_processes_it_goes_on_by_one_and_when_one_dies_the_other_says_so(checkpoints, tmp_path, capsys):
     """Without dropout: the same rows in the same steps, so the same weights but for rounding."""
     files = tiny.write_rows(tmp_path / "data", tiny.PROBLEMS[0], train=40)
     training = {"max_steps": 4000, "optim": "adamw_torch", "learning_rate": 1e-4, "eval_strategy": "steps", "eval_steps": 20}
     recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "whole", training=training)
-    process = launch(recipe, tmp_path / "run")
+    process = stopping.launch(recipe, tmp_path / "run")
     phase = tmp_path / "run" / "checkpoints" / "0"
     while not kept.list_steps(phase) and process.poll() is None:
         time.sleep(0.02)

@@ -1,6 +1,6 @@
 """Trains every recipe of a JSON list, in order; run under a launcher by the tests that need several processes.
 
-train_cases.py RECIPES [HOW]    HOW is JSON: what else `train` is told
+train_cases.py RECIPES HOW    HOW is JSON: what else `train` is told, and `slowly`, by how much each step is drawn out
 """
 
 import gc
@@ -14,7 +14,7 @@ from tests import quaint, stopping, tiny  # noqa: F401  (a family of models, mad
 # As in conftest.py.
 gc.freeze()
 tiny.certify_here()
-how = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+how = json.loads(sys.argv[2])
 stopping.slow_down(how.pop("slowly", 0.0))
 for case in json.loads(Path(sys.argv[1]).read_text()):
     hf_sft.train(hf_sft.Recipe.model_validate(case), **how)

@@ -6,6 +6,7 @@ import numpy as np
 
 from hf_sft.answers import Answers
 from hf_sft.metrics import Metric
+from hf_sft.metrics.likelihoods import share
 from hf_sft.written import WrittenAnswers, compare_words, count_grams, score_grams
 
 
@@ -15,37 +16,33 @@ def add_words(answers: Answers, references: np.ndarray, origin: float = 0.0) -> 
     return np.column_stack([compare_words(answers.texts, references), np.ones(len(answers))])
 
 
-def mean(place: int, totals: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return totals[..., place] / totals[..., -1]
-
-
 def add_exact(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
     assert isinstance(answers, WrittenAnswers)
     return np.column_stack([answers.texts == references, np.ones(len(answers))]).astype(np.float64)
 
 
-def add_bleu(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
+def add_grams(name: str, answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
+    """Of each row what sacrebleu adds up for a metric of its own."""
     assert isinstance(answers, WrittenAnswers)
-    return count_grams("bleu", answers.texts, references)
-
-
-def add_chrf(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
-    assert isinstance(answers, WrittenAnswers)
-    return count_grams("chrf", answers.texts, references)
+    return count_grams(name, answers.texts, references)
 
 
 ONLY = (WrittenAnswers,)
 METRICS: dict[str, Metric] = {
-    "rouge_1": Metric("Mean over rows of the F1 of words, by rouge-score.", ONLY, add_words, partial(mean, 0)),
-    "rouge_2": Metric("Mean over rows of the F1 of pairs of words, by rouge-score.", ONLY, add_words, partial(mean, 1)),
+    "rouge_1": Metric("Mean over rows of the F1 of words, by rouge-score.", ONLY, add_words, partial(share, 0, -1)),
+    "rouge_2": Metric("Mean over rows of the F1 of pairs of words, by rouge-score.", ONLY, add_words, partial(share, 1, -1)),
     "rouge_l": Metric(
         "Mean over rows of the F1 of the longest common subsequence of words, by rouge-score.",
         ONLY,
         add_words,
-        partial(mean, 2),
+        partial(share, 2, -1),
     ),
-    "chrf": Metric("F-score of n-grams of letters over all rows, by sacrebleu.", ONLY, add_chrf, partial(score_grams, "chrf")),
-    "bleu": Metric("BLEU over all rows, by sacrebleu (13a).", ONLY, add_bleu, partial(score_grams, "bleu")),
-    "exact_match": Metric("Share of texts that are the reference to the letter.", ONLY, add_exact, partial(mean, 0)),
+    "chrf": Metric(
+        "F-score of n-grams of letters over all rows, by sacrebleu.",
+        ONLY,
+        partial(add_grams, "chrf"),
+        partial(score_grams, "chrf"),
+    ),
+    "bleu": Metric("BLEU over all rows, by sacrebleu (13a).", ONLY, partial(add_grams, "bleu"), partial(score_grams, "bleu")),
+    "exact_match": Metric("Share of texts that are the reference to the letter.", ONLY, add_exact, partial(share, 0, -1)),
 }

@@ -23,7 +23,7 @@ from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Answerer, Fit
 from hf_sft.errors import CheckpointError, DataError
 from hf_sft.likelihoods import MaskedAnswers
-from hf_sft.losses import Items
+from hf_sft.losses import Items, sum_by_example
 from hf_sft.tasks import Batch, Labels, Task, Writing
 from hf_sft.unlabelled import Unlabelled
 from hf_sft.words import count_most
@@ -146,8 +146,7 @@ class MaskedLm(Unlabelled, Task):
         losses = functional.cross_entropy(items.logits, items.targets, reduction="none")
         best = items.logits.topk(min(FEW, items.logits.shape[-1]), dim=-1).indices == items.targets.unsqueeze(1)
         said = torch.stack([losses, torch.ones_like(losses), best[:, 0].float(), best.any(1).float()], dim=1)
-        parts = said.double().split(batch["predicts"].sum(1).tolist())
-        return list(torch.stack([part.sum(0) for part in parts]).float().cpu().numpy())
+        return sum_by_example(said, batch["predicts"].sum(1))
 
     def answer_kind(self) -> AnswerKind:
         return MaskedAnswers

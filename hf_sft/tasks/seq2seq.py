@@ -22,7 +22,7 @@ from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Answerer, Fit
 from hf_sft.errors import CheckpointError, RecipeError
 from hf_sft.generation import PLAIN, WRITES, Writing, read_texts, write_texts
-from hf_sft.losses import Batch, Items
+from hf_sft.losses import Batch, Items, sum_nats
 from hf_sft.tasks import Labels, Task
 from hf_sft.words import count_most
 from hf_sft.written import WrittenAnswers, as_texts
@@ -180,10 +180,7 @@ class Seq2Seq(Task):
 
     def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
         """Of each example the nats of its target's tokens together, and how many they are, float32, shape (2,)."""
-        items, counts = self.items(model, batch), batch["predicts"].sum(1)
-        losses = functional.cross_entropy(items.logits, items.targets, reduction="none")
-        sums = torch.stack([part.sum() for part in losses.double().split(counts.tolist())])
-        return list(torch.stack([sums.float(), counts.float()], dim=1).cpu().numpy())
+        return sum_nats(self.items(model, batch), batch["predicts"].sum(1))
 
     def answer_kind(self) -> AnswerKind:
         return WrittenAnswers

@@ -7,22 +7,18 @@ is drawn out, so that moments in all of them are met.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests import stopping, tiny
-
-ROOT = Path(__file__).parent.parent.parent
-LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "cpu_multi.yaml")]
 
 
 def main() -> None:
@@ -39,7 +35,7 @@ def main() -> None:
         unstopped, long = {}, {}
         for name, recipe in recipes.items():
             process = stopping.start(recipe, root / name, slowly=SLOWLY)
-            stopping.wait_until_begun(process, root / name)
+            stopping.wait_until_begun(root / name, process.is_alive)
             began = time.monotonic()
             process.join()
             long[name], unstopped[name] = time.monotonic() - began, stopping.fingerprint(root / name)
@@ -59,7 +55,7 @@ def kill(names: list[str], recipes: Any, unstopped: Any, long: Any, root: Path, 
     for number, name in enumerate(names):
         output = root / f"killed{number}"
         process = stopping.start(recipes[name], output, slowly=SLOWLY)
-        stopping.stop_after(process, output, drawn.uniform(0, long[name]), stopping.KILL)
+        stopping.stop_after(process, output, drawn.uniform(0, long[name]), signal.SIGKILL)
         moments[moment(output)] += 1
         same += goes_on(recipes[name], output, unstopped[name], name)
     where = ", ".join(f"{count} {moment}" for moment, count in moments.most_common())
@@ -97,12 +93,12 @@ def ask(names: list[str], recipes: Any, unstopped: Any, long: Any, root: Path, d
     for number, name in enumerate(names):
         output = root / f"asked{number}"
         process = stopping.start(recipes[name], output, slowly=SLOWLY)
-        stopping.wait_until_begun(process, output)
+        stopping.wait_until_begun(output, process.is_alive)
         while stopping.count_steps(output) == 0:
             time.sleep(0.005)
         time.sleep(drawn.uniform(0, 0.6 * long[name]))
         before, alive = stopping.count_steps(output), process.is_alive()
-        status = stopping.stop_after(process, output, 0, stopping.TERM)
+        status = stopping.stop_after(process, output, 0, signal.SIGTERM)
         if not alive or status == 0:
             found["too late"] += 1
             continue
@@ -119,38 +115,28 @@ def launch(names: list[str], recipes: Any, root: Path, drawn: random.Random) -> 
     same = 0
     for number, name in enumerate(names):
         if name not in unstopped:
-            process, began = run_two(recipes[name], root / f"two-{name}"), begun(root / f"two-{name}")
+            process = stopping.launch(recipes[name], root / f"two-{name}", slowly=SLOWLY)
+            stopping.wait_until_begun(root / f"two-{name}", partial(is_running, process))
+            began = time.monotonic()
             process.wait()
             unstopped[name] = stopping.fingerprint(root / f"two-{name}"), time.monotonic() - began
         wanted, seconds = unstopped[name]
         output = root / f"launched{number}"
-        process = run_two(recipes[name], output)
-        begun(output)
+        process = stopping.launch(recipes[name], output, slowly=SLOWLY)
+        stopping.wait_until_begun(output, partial(is_running, process))
         time.sleep(drawn.uniform(0, seconds))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         left = moment(output)
-        run_two(recipes[name], output, resume=True).wait()
+        stopping.launch(recipes[name], output, resume=True).wait()
         equal = (output / "report.json").exists() and stopping.fingerprint(output) == wanted
         same += equal
         print(f"  two processes, {name}, killed {left}: {'the same' if equal else 'NOT THE SAME'}")
     print(f"two processes, both killed: {same} of {len(names)} end in the same weights and report")
 
 
-def begun(output: Path) -> float:
-    """When a run has begun to train."""
-    while not (output / "checkpoints" / "run.json").exists():
-        time.sleep(0.01)
-    return time.monotonic()
-
-
-def run_two(recipe: Any, output: Path, **how: Any) -> subprocess.Popen[bytes]:
-    cases = Path(f"{output}.json")
-    cases.write_text(json.dumps([{**recipe, "output": {"folder": str(output)}}]))
-    how = {"slowly": SLOWLY, **how}
-    command = [sys.executable, *LAUNCH, str(ROOT / "tests" / "train_cases.py"), str(cases), json.dumps(how)]
-    with Path(f"{output}.said").open("a") as said:
-        return subprocess.Popen(command, start_new_session=True, stdout=said, stderr=said)
+def is_running(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is None
 
 
 if __name__ == "__main__":
