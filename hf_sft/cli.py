@@ -1,9 +1,12 @@
 """One command per verb, thin. Heavy imports stay inside the commands, so that `--help` answers at once."""
 
+import contextlib
+import gc
 import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,9 +33,10 @@ def check(recipe: RecipePath, overrides: Overrides = None, strict: bool = False,
 
     Example:  hf-sft check recipes/bbc_minilm_head_only.yaml data.rows=200
     """
-    from rich.table import Table
+    with _imports():
+        from rich.table import Table
 
-    from hf_sft.checks import check as check_recipe
+        from hf_sft.checks import check as check_recipe
 
     found = check_recipe(recipe, overrides or (), trust_remote_code)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -58,9 +62,10 @@ def train(
 
     Example:  hf-sft train recipes/bbc_minilm_head_only.yaml training.learning_rate=2e-3 output.folder=runs/second
     """
-    from hf_sft.errors import HubError
-    from hf_sft.signals import Interrupted
-    from hf_sft.workflow import train as train_recipe
+    with _imports():
+        from hf_sft.errors import HubError
+        from hf_sft.signals import Interrupted
+        from hf_sft.workflow import train as train_recipe
 
     try:
         report = train_recipe(recipe, overrides or (), trust_remote_code, resume, resume_anyway)
@@ -83,9 +88,10 @@ def evaluate(
 
     Example:  hf-sft evaluate runs/bbc --data dataset=csv --data data_files=new.csv
     """
-    from hf_sft.report import score_table
-    from hf_sft.strict_json import dump_json, finite
-    from hf_sft.workflow import evaluate as evaluate_run
+    with _imports():
+        from hf_sft.report import score_table
+        from hf_sft.strict_json import dump_json, finite
+        from hf_sft.workflow import evaluate as evaluate_run
 
     evaluation = evaluate_run(run, split, data or (), trust_remote_code)
     scores = finite({evaluation.split: {name: score.as_json() for name, score in evaluation.scores.items()}})
@@ -116,12 +122,13 @@ def predict(
 
     Example:  hf-sft predict runs/bbc "The bank raised its rates again."
     """
-    from hf_sft.errors import RecipeError
-    from hf_sft.prediction import answer
-    from hf_sft.recipe import load_recipe
-    from hf_sft.runs import is_finished
-    from hf_sft.strict_json import dump_json
-    from hf_sft.tasks import Writing
+    with _imports():
+        from hf_sft.errors import RecipeError
+        from hf_sft.prediction import answer
+        from hf_sft.recipe import load_recipe
+        from hf_sft.runs import is_finished
+        from hf_sft.strict_json import dump_json
+        from hf_sft.tasks import Writing
 
     if bool(texts) == bool(input):
         raise RecipeError("give texts to answer, or --input with a file (or -), and not both.")
@@ -161,9 +168,10 @@ def publish(
 
     Example:  hf-sft publish runs/bbc me/bbc-desks --private
     """
-    from hf_sft.errors import HubError, RecipeError
-    from hf_sft.hub import list_files, say_how
-    from hf_sft.hub import publish as publish_run
+    with _imports():
+        from hf_sft.errors import HubError, RecipeError
+        from hf_sft.hub import list_files, say_how
+        from hf_sft.hub import publish as publish_run
 
     if revision and pull_request:
         raise RecipeError("a pull request goes to main.  Give --revision or --pull-request.")
@@ -194,15 +202,17 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
     for heading in ("metric", "what it is") if kind == "metrics" else ("type", "what it is", "fields"):
         table.add_column(heading, no_wrap=heading in ("type", "metric"))
     if kind == "metrics":
-        from hf_sft.metrics import list_metrics
+        with _imports():
+            from hf_sft.metrics import list_metrics
 
         for name, metrics in list_metrics().items():
             table.add_row(name, "\n".join(metric.description for metric in metrics))
     elif kind in ("tasks", "methods", "aids"):
-        from hf_sft.block import list_kinds, load_kind
+        with _imports():
+            from hf_sft.block import list_kinds, load_kind
 
-        for name in list_kinds(kind):
-            block = load_kind(kind, name)
+            blocks = {name: load_kind(kind, name) for name in list_kinds(kind)}
+        for name, block in blocks.items():
             fields = (f"{field}: {info.description}" for field, info in block.model_fields.items() if field != "type")
             table.add_row(name, (block.__doc__ or "").strip(), "\n".join(fields))
     else:
@@ -213,7 +223,8 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
 @app.command()
 def schema():
     """The JSON Schema of a recipe, for editors."""
-    from hf_sft.recipe import schema as recipe_schema
+    with _imports():
+        from hf_sft.recipe import schema as recipe_schema
 
     print(json.dumps(recipe_schema(), indent=1))
 
@@ -224,6 +235,17 @@ def _console(file: Any = None, width: int = 1000):
 
     file = file or sys.stderr
     return Console(file=file, highlight=False, width=None if file.isatty() else width)
+
+
+@contextlib.contextmanager
+def _imports() -> Iterator[None]:
+    """What is imported stays, and the garbage collector never looks at it: not meanwhile, not later, not on leaving."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _is_main_process() -> bool:

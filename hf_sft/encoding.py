@@ -78,7 +78,10 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
     for name, rows in splits.rows.items():
         rows = rows if few is None else rows.select(range(min(few, len(rows))))
         joined = name == "train" and splits.task.joins()
-        folder = cache_folder("encoded") / digest(hash_rows(_select(rows, splits.task)), how, f"joined: {joined}")
+        asked = _select(rows, splits.task)
+        known = few is None and {*asked.column_names} == {*rows.column_names}
+        of_rows = splits.fingerprints[name] if known else hash_rows(asked)
+        folder = cache_folder("encoded") / digest(of_rows, how, f"joined: {joined}")
 
         def make(aside: Path, rows: Dataset = rows, name: str = name, joined: bool = joined) -> None:
             made = encode_rows(rows, splits.task, splits.labels, processor, f"split `{name}`")

@@ -114,8 +114,11 @@ class Labelled(Block):
         """Rows whose label can't be learned from, by what is wrong with it; `{}` for rows without labels."""
         problems: dict[str, list[int]] = {}
         for column in set(self.label_columns) & set(rows.column_names):
-            for row, value in enumerate(rows[column][:]):
-                if problem := self._label_problem(value, labels):
+            values, judge = rows[column][:], partial(self._label_problem, labels=labels)
+            if isinstance(rows.features[column], Value):  # a value once, however many rows have it
+                judge = {value: judge(value) for value in {*values}}.get
+            for row, problem in enumerate(map(judge, values)):
+                if problem:
                     problems.setdefault(f"column `{column}` {problem}", []).append(row)
         return problems
 

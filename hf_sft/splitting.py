@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     rows["train"] = subsample(rows["train"], source, resolved, labels, notes)
     splits = {name: named[name] if name in loaded or name in source.splits else HELD_OUT for name in SPLITS}
     source_as_read = source_as_read.model_copy(update={"splits": splits})
-    seen = _find_seen(rows, resolved, notes)
+    seen = _find_seen(rows, [*loaded], resolved, notes)
     return Splits(rows, source_as_read, resolved, labels, tuple(notes), seen)
 
 
@@ -211,13 +212,18 @@ def _namer(feature: ClassLabel) -> Callable[[int | None], str | None]:
     return lambda value: None if value is None or value < 0 else str(feature.int2str(value))
 
 
-def _find_seen(rows: dict[str, Dataset], task: Task, notes: list[str]) -> dict[str, np.ndarray]:
-    """The rows of validation and test whose inputs train has too: a right answer there may be remembered, not learned."""
+def _find_seen(rows: dict[str, Dataset], brought: list[str], task: Task, notes: list[str]) -> dict[str, np.ndarray]:
+    """The rows of validation and test whose inputs train has too: a right answer there may be remembered, not learned.
+
+    In splits that were made there are none: equal inputs stand on one side.
+    """
+    seen = {name: np.array([], dtype=np.int64) for name in SPLITS[1:]}
+    if not (asked := [name for name in seen if name in brought]):
+        return seen
     labels_of: dict[str, set] = {}
     for each, reference in zip(task.identities(rows["train"]), task.references(rows["train"]), strict=True):
         labels_of.setdefault(each, set()).add(str(reference))
-    seen = {}
-    for name in SPLITS[1:]:
+    for name in asked:
         inputs, references = task.identities(rows[name]), task.references(rows[name])
         places = [i for i, each in enumerate(inputs) if each in labels_of]
         seen[name] = np.array(places, dtype=np.int64)
@@ -297,7 +303,7 @@ def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes
                 f"split `{name}` has no rows left: train brings {len(train)} rows, in {parts} parts that must not be torn\n"
                 "  (equal inputs, one group), which are too few for the fractions of `data.splits`."
             )
-        absent = sorted({*strata} - {*strata_of(split, source, task), ""})
+        absent = sorted({*strata} - {*compress(strata, sides == name), ""})
         if absent:
             shown = ", ".join(f"`{each}`" for each in absent[:5]) + (", …" if len(absent) > 5 else "")
             what = f"values of column `{source.stratify}`" if source.stratify else "classes"

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 
-import evaluate
 import numpy as np
 
 from hf_sft.answers import Answers
@@ -75,6 +74,8 @@ def load_module(name: str) -> Metric:
     It is given classes as ids, sets of classes as 0 and 1, numbers, or lists of tags. Of what it answers the number of its own
     name counts, or the first one. Greater is taken for better.
     """
+    import evaluate  # a quarter of a second, which other metrics do not need
+
     try:
         module = evaluate.load(name, keep_in_memory=True)
     except (FileNotFoundError, ConnectionError, ImportError, OSError, ValueError) as error:
