@@ -101,10 +101,8 @@ class Examples(TorchDataset):
         """`raw` is what the collator is given of the rows as they are."""
         self._collate = collate
         self._columns = encoded.select_columns([n for n in encoded.column_names if n not in BOOKKEEPING])
-        numbers = encoded.with_format("numpy")
-        self.costs = np.asarray(numbers["cost"][:], dtype=np.int64)
-        self.items = np.asarray(numbers["items"][:], dtype=np.int64)
-        self._row = np.asarray(numbers["row"][:], dtype=np.int64)
+        numbers: Any = encoded.with_format("arrow")[:]  # "numpy" would make an object of each number
+        self.costs, self.items, self._row = (numbers[name].to_numpy().astype(np.int64) for name in ("cost", "items", "row"))
         self.starts: list[int] = np.searchsorted(self._row, np.arange(len(rows) + 1)).tolist()
         """The examples of row i are those from starts[i] to starts[i + 1]."""
 

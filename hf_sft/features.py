@@ -219,5 +219,5 @@ def hash_resting(loaded: LoadedModel, examples: Examples, machine: Machine, name
     parameters = dict(loaded.model.named_parameters())
     for name in names:
         digest.update(name.encode())
-        digest.update(parameters[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(parameters[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]

@@ -20,6 +20,7 @@ from hf_sft.batching import Examples
 from hf_sft.curves import TrainingCurve
 from hf_sft.errors import Diverged, SaveError
 from hf_sft.features import body_rests, store_features, stored_body
+from hf_sft.low_rank import as_one_operation
 from hf_sft.methods import Phase
 from hf_sft.resuming import load_weights, restore_curve
 from hf_sft.signals import Interrupted
@@ -92,7 +93,8 @@ def _train(
         trainer.started(started)
         # Trainer gives every process the same dropout; each should draw its own.
         torch.manual_seed(setting.seed + 1_000_003 * trainer.accelerator.process_index)
-        with trainer.listening.after_steps(), others_alive():
+        low_rank = contextlib.nullcontext() if phase.training.torch_compile else as_one_operation(model, setting.machine)
+        with trainer.listening.after_steps(), others_alive(), low_rank:
             trainer.train(begun)
             trainer.gather_losses()
             curve.best_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None

@@ -1,16 +1,19 @@
 """What makes a training fast changes nothing that is learned."""
 
 import contextlib
+import itertools
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_sft
 from hf_sft.fitting import fit, fit_phases
+from hf_sft.low_rank import as_one_operation
 from hf_sft.runs import as_recipe, prepare
 from hf_sft.vocabulary_in_use import find_table, tokens_in_use
 from tests import tiny
@@ -44,6 +47,39 @@ def test_weights_are_cast_once_a_step_and_the_gradients_are_the_same(family, che
         found[once, tokens] = counted.count, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     assert found[True, 24][0] < found[False, 24][0] / 2
     assert all(torch.equal(found[True, 24][1][name], gradient) for name, gradient in found[False, 24][1].items())
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_adapted_layers_as_one_operation_have_the_gradients_of_pefts_own(family, checkpoints, tmp_path):
+    """In float32 but for rounding; in bfloat16 no further from those than PEFT's are."""
+    files = tiny.write_rows(tmp_path / "data", SINGLE, train=16)
+    found: dict[tuple[bool, bool], torch.Tensor] = {}
+    for bf16, one in itertools.product((False, True), repeat=2):
+        training = {"batch_size": 16, "micro_batch_tokens": 24, "bf16": bf16}
+        trainer = hf_sft.build_trainer(tiny.recipe(checkpoints[family], files, tmp_path / "run", "lora", training=training))
+        model = trainer.accelerator.prepare_model(trainer.model)
+        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        torch.manual_seed(1)
+        for layer in layers:  # they begin at zero, and A then has no gradient
+            torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+        with as_one_operation(model, trainer.machine) if one else contextlib.nullcontext():
+            assert all(("forward" in vars(layer)) == one for layer in layers)
+            torch.manual_seed(2)
+            trainer.training_step(model, next(iter(trainer.get_train_dataloader())))
+        assert not any("forward" in vars(layer) for layer in layers)
+        found[bf16, one] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(found[False, True], found[False, False], rtol=1e-4, atol=1e-6)
+    errors = [float((found[True, one] - found[False, False]).norm()) for one in (True, False)]
+    assert 0 < errors[0] < 1.1 * errors[1]
+
+
+@pytest.mark.parametrize("method", [{"variant": "dora"}, {"dropout": 0.1}])
+def test_layers_that_do_more_stay_pefts_own(method, checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", "lora")
+    trainer = hf_sft.build_trainer({**recipe, "method": {**recipe["method"], **method}})
+    with as_one_operation(trainer.model, trainer.machine):
+        assert not any("forward" in vars(module) for module in trainer.model.modules())
 
 
 @pytest.mark.parametrize("method", ["full", "lp_ft"])

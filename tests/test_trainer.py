@@ -1,5 +1,7 @@
-"""A training that goes wrong says so; what is kept is the best; orders and dropout are drawn as they should be."""
+"""A training that goes wrong says so; what is kept is the best; orders and dropout are drawn as they should be; memory is not
+spent on what nobody needs."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 import hf_sft
+from hf_sft.allocator import CACHES
 from hf_sft.batching import Examples, StepSampler
 from hf_sft.dropout import drop
 from hf_sft.training import Training, resolve_machine
@@ -294,3 +297,28 @@ def test_interrupting_says_what_there_is_and_what_to_do(checkpoints, tmp_path):
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, said[-2000:]
     assert "Interrupted.  " in said and "the same command with --resume" in said and "Traceback" not in said
+
+
+HELD = """
+import ctypes, torch
+from hf_sft.allocator import use_memory_well
+fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = type("Mallinfo2", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in fields]})
+use_memory_well()
+weight, before = torch.zeros(512, 512, dtype=torch.bfloat16), library.mallinfo2().uordblks
+for rows in range(16, 416):
+    torch.nn.functional.linear(torch.zeros(rows, 512, dtype=torch.bfloat16), weight)
+print(library.mallinfo2().uordblks - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library does not say what is in use")
+def test_kernels_for_shapes_that_are_gone_are_not_kept():
+    def held(**told: str) -> int:
+        done = subprocess.run([sys.executable, "-c", HELD], env={**os.environ, **told}, capture_output=True, check=True)
+        return int(done.stdout)
+
+    if (all_of_them := held(**dict.fromkeys(CACHES, "1024"))) < 2**24:
+        pytest.skip("this processor's kernels are small")
+    assert held() < all_of_them / 3

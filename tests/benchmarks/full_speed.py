@@ -1,7 +1,8 @@
-"""Rows per second with all weights moving on short texts, against the plain Trainer: as it comes (float32), in our precision,
-and in our precision with rows of like length in one batch.
+"""Rows per second with all weights moving on short texts, or LoRA, against the plain Trainer (with PEFT): as it comes
+(float32), in our precision, and in our precision with rows of like length in one batch.
 
     python -m tests.benchmarks.full_speed banking77/train.csv [--label category] [--batch-size 32] [--steps 55] [--rounds 3]
+        [--method lora]
 
 MiniLM, as many rows per step, the same rates and clipping, the fused AdamW on both sides, no evaluation. The sides take turns,
 each time in a process of its own. (Rows of like length are grouped within 50 batches: give 5 steps more than a multiple of 50.
@@ -23,14 +24,15 @@ LEARNING_RATE, MAX_LENGTH = 1e-4, 128
 
 
 def main() -> None:
-    given, words = ask(SIDES, steps=55)
+    given, words = ask(SIDES, steps=55, methods=("full", "lora"))
     if given.side:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps((train_ours if given.side == "hf_sft" else train_plain)(given, folder)))
         return
     speeds = medians(take_turns(__spec__.name, SIDES, given.rounds, words), "rows_per_second")
     for side in SIDES[1:]:
-        print(f"batch {given.batch_size}: {speeds['hf_sft'] / speeds[side]:.2f} times {side} ({speeds[side]:.0f} rows/s)")
+        against = f"{speeds['hf_sft'] / speeds[side]:.2f} times {side} ({speeds[side]:.0f} rows/s)"
+        print(f"{given.method}, batch {given.batch_size}: {against}")
 
 
 def figures(watch: Watch, losses: list[float]) -> dict[str, float]:
@@ -42,7 +44,7 @@ def recipe_of(given: Any, folder: str) -> dict[str, Any]:
         "model": {"checkpoint": CHECKPOINT},
         "data": {"dataset": "csv", "data_files": given.data},
         "task": {"type": "sequence_classification", "label": given.label, "max_length": MAX_LENGTH},
-        "method": {"type": "full"},
+        "method": {"type": getattr(given, "method", "full")},
         "training": {
             "batch_size": given.batch_size,
             "max_steps": given.steps,
@@ -67,6 +69,7 @@ def train_ours(given: Any, folder: str) -> dict[str, float]:
 
 def train_plain(given: Any, folder: str) -> dict[str, float]:
     from datasets import load_dataset
+    from peft import LoraConfig, get_peft_model
     from transformers import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
@@ -106,8 +109,11 @@ def train_plain(given: Any, folder: str) -> dict[str, float]:
         report_to="none",
         disable_tqdm=True,
     )
+    model: Any = AutoModelForSequenceClassification.from_pretrained(where, num_labels=len(names))
+    if given.method == "lora":
+        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules="all-linear"))
     trainer = Trainer(
-        model=AutoModelForSequenceClassification.from_pretrained(where, num_labels=len(names)),
+        model=model,
         args=arguments,
         train_dataset=encoded,
         data_collator=DataCollatorWithPadding(tokenizer),

@@ -17,7 +17,7 @@ SKIPPED = 5
 """Steps that are not counted: memory is taken, kernels are chosen."""
 
 
-def ask(sides: Sequence[str], steps: int) -> tuple[argparse.Namespace, list[str]]:
+def ask(sides: Sequence[str], steps: int, methods: Sequence[str] = ("full",)) -> tuple[argparse.Namespace, list[str]]:
     """The command line of a benchmark on rows with a label; and the words that tell a side's process of it."""
     asked = argparse.ArgumentParser()
     asked.add_argument("data")
@@ -25,9 +25,11 @@ def ask(sides: Sequence[str], steps: int) -> tuple[argparse.Namespace, list[str]
     asked.add_argument("--batch-size", type=int, default=32)
     asked.add_argument("--steps", type=int, default=steps)
     asked.add_argument("--rounds", type=int, default=3)
+    asked.add_argument("--method", choices=methods, default=methods[0])
     asked.add_argument("--side", choices=sides)
     given = asked.parse_args()
-    return given, [given.data, f"--label={given.label}", f"--batch-size={given.batch_size}", f"--steps={given.steps}"]
+    words = [f"--{name.replace('_', '-')}={getattr(given, name)}" for name in ("label", "batch_size", "steps", "method")]
+    return given, [given.data, *words]
 
 
 def take_turns(module: str, sides: Sequence[str], rounds: int, words: Sequence[str]) -> dict[str, list[dict[str, float]]]:
