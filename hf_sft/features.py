@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from hf_sft.anatomy import LoadedModel
-from hf_sft.batching import Examples, MicroBatch, cut_step, to_device
+from hf_sft.batching import Examples, cut_step, to_device
 from hf_sft.cache import cache_folder, is_whole, touch, written_aside
 from hf_sft.encoding import hash_code
 from hf_sft.losses import Items
@@ -195,16 +195,19 @@ def ask_head(loaded: LoadedModel, batch: Batch, items: ItemsOf, hidden: Tensor) 
 def _run_body(loaded: LoadedModel, examples: Examples, items: ItemsOf, machine: Machine) -> np.ndarray:
     state = PartialState()
     shares = cut_step(np.arange(len(examples)), examples.costs, machine.micro_batch_tokens, state.num_processes)
-    parts: list[tuple[MicroBatch, np.ndarray]] = []
+    mine = [place for each in shares[state.process_index] if each.counts for place in each.places]
+    found, end = np.empty(0, dtype=np.float32), 0
     for micro_batch in tqdm(shares[state.process_index], desc="the body, once", disable=machine.quiet, leave=False):
         vectors = _read_vectors(loaded, to_device(examples.collate(micro_batch.places), state.device), items, machine)
         assert vectors is not None, "the head reads several positions of some rows, and one of those it was asked about"
+        if end == 0:  # one array for all: small ones in between would tear the memory that each forward pass uses anew
+            found = np.empty((len(mine), *vectors.shape[1:]), dtype=np.float32)
         if micro_batch.counts:
-            parts.append((micro_batch, vectors.cpu().numpy()))
-    shared = gather_object(parts)
-    stored = np.empty((len(examples), *shared[0][1].shape[1:]), dtype=np.float32)
-    for micro_batch, vectors in shared:
-        stored[list(micro_batch.places)] = vectors
+            start, end = end, end + len(vectors)
+            found[start:end] = vectors.cpu().numpy()
+    stored = np.empty((len(examples), *found.shape[1:]), dtype=np.float32)
+    for places, rows in gather_object([(mine, found)]):
+        stored[places] = rows
     return stored
 
 
