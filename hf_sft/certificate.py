@@ -4,6 +4,7 @@ A run folder keeps some rows of test, the probes, and the logits that the traine
 saved or published can be asked the same again.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -36,6 +37,11 @@ NUMBERS = 1024
 """Logits that are kept of a probe, at most, from all over its answer."""
 BOUND = 1e-4
 """The largest difference that still is rounding, as a share of the largest logit."""
+FRESH = (
+    "import gc; gc.disable(); from hf_sft.certificate import compare_when_asked; gc.freeze(); gc.enable(); "
+    "compare_when_asked()"
+)
+"""What is imported stays: to look for garbage in it would take two seconds."""
 LAST = 19
 """The priority of a process that takes the cores that nobody else wants."""
 OF_A_LAUNCH = ("ACCELERATE_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_")
@@ -68,13 +74,16 @@ def answer_probes(model: Any, probes: Dataset, task: Task, processor: Any) -> di
     return said
 
 
-def begin(saved: Path, run: Path, device: str) -> Callable[[], dict[str, Any]]:
+def begin(saved: Path, run: Path, device: str, write: Callable[[], None] = lambda: None) -> Callable[[], dict[str, Any]]:
     """Have a fresh process answer a run's probes by what was saved, and go on; what is given back waits for it.
 
-    That says of how many `rows` the logits were compared, their `largest_difference`, its `bound`, and whether it is `within`.
-    It raises `CheckpointError` where the saved model can't be loaded.
+    The probes are written meanwhile, by `write`, where they are not there yet. What is given back says of how many `rows` the
+    logits were compared, their `largest_difference`, its `bound`, and whether it is `within`. It raises `CheckpointError`
+    where the saved model can't be loaded.
     """
-    answer = fresh_process(str(saved), str(run), device)
+    ask = fresh_process(str(saved), str(run), device)
+    write()
+    answer = ask()
 
     def end() -> dict[str, Any]:
         try:
@@ -97,11 +106,13 @@ def require(facts: dict[str, Any], saved: Path | str) -> None:
         )
 
 
-def fresh_process(*arguments: str) -> Callable[[], dict[str, Any]]:
-    """What `compare` says in a process of its own, when asked for it. That raises `ValueError` with its last words."""
+def fresh_process(*arguments: str) -> Callable[[], Callable[[], dict[str, Any]]]:
+    """A process of its own, which runs `compare` when it is asked to, and says what that says when it is asked for it. That
+    raises `ValueError` with its last words."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_LAUNCH) and name not in RANKS}
     begun = subprocess.Popen(
-        [sys.executable, "-m", "hf_sft.certificate", *arguments],
+        [sys.executable, "-c", FRESH, *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**env, "HF_HUB_OFFLINE": "1"},
@@ -110,13 +121,20 @@ def fresh_process(*arguments: str) -> Callable[[], dict[str, Any]]:
     if hasattr(os, "setpriority"):  # two that share their cores evenly wait for each other's threads: four times the time
         os.setpriority(os.PRIO_PROCESS, begun.pid, LAST)
 
+    def ask() -> Callable[[], dict[str, Any]]:
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, and `end` says why
+            assert begun.stdin is not None
+            begun.stdin.write("\n")
+            begun.stdin.flush()
+        return end
+
     def end() -> dict[str, Any]:
         out, err = begun.communicate()
         if begun.returncode:
             raise ValueError((err.strip().splitlines() or [f"exit status {begun.returncode}"])[-1])
         return json.loads(out.splitlines()[-1])
 
-    return end
+    return ask
 
 
 def compare(saved: str, run: str, device: str) -> dict[str, Any]:
@@ -144,5 +162,7 @@ def _load_plainly(saved: Path, task: Task, checkpoint: Checkpoint) -> tuple[Any,
     return PeftModel.from_pretrained(base, saved), processor
 
 
-if __name__ == "__main__":
-    print(json.dumps(compare(*sys.argv[1:])))
+def compare_when_asked() -> None:
+    """What a fresh process does, with `compare`'s arguments on its command line: nothing, where the other has ended."""
+    if sys.stdin.readline():
+        print(json.dumps(compare(*sys.argv[1:])))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, load_from_disk
+from datasets.fingerprint import generate_random_fingerprint
 
 from hf_sft.batching import BLOCK, Block, Examples
 from hf_sft.cache import cache_folder, digest, made_once
@@ -42,6 +43,7 @@ def encode_rows(rows: Dataset, task: Task, labels: Labels | None, processor: Any
         remove_columns=asked.column_names,
         load_from_cache_file=False,
         keep_in_memory=True,
+        new_fingerprint=generate_random_fingerprint(),  # what is not cached needs no key, which would take 0.3 s
     )
     if backend := getattr(processor, "backend_tokenizer", None):
         # A fast tokenizer remembers how it truncated, and would be hashed and saved with that.

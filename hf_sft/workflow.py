@@ -102,7 +102,9 @@ def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool)
     certified = begin_certificate(prepared, model, folder)
     prepared = prepared.tuned(model)
     baselines = {"validation": {}, "test": {**simple_baselines(prepared), **untrained}}
-    evaluations = [evaluate_split(prepared, model, split, folder, baselines[split]) for split in baselines]
+    # Test first: its baselines are fitted on one core, while the certificate's process gets ready on another.
+    scored = {split: evaluate_split(prepared, model, split, folder, baselines[split]) for split in ("test", "validation")}
+    evaluations = [scored[split] for split in baselines]
 
     samples = [(*first, after) for first, (_, after) in zip(before, write_samples(prepared, model), strict=True)]
     if PartialState().is_main_process:
@@ -190,8 +192,8 @@ def begin_certificate(prepared: Prepared, model: Any, folder: Path) -> Callable[
     if not PartialState().is_main_process:
         return dict
     splits, checkpoint = prepared.splits, prepared.recipe.model
-    certificate.write_probes(folder, model, splits.rows["test"], splits.task, prepared.processor, checkpoint)
-    return certificate.begin(folder, folder, prepared.machine.device)
+    probed = splits.rows["test"], splits.task, prepared.processor, checkpoint
+    return certificate.begin(folder, folder, prepared.machine.device, lambda: certificate.write_probes(folder, model, *probed))
 
 
 @contextlib.contextmanager

@@ -50,10 +50,7 @@ def test_every_kind_of_run_answers_its_probes_again(family, problem, method, che
 def test_a_process_of_its_own_says_the_same(method, checkpoints, tmp_path):
     here = trained(checkpoints["bert"], tmp_path / "run", method=method)
     run = str(tmp_path / "run")
-    there = subprocess.run(
-        [sys.executable, "-m", "hf_sft.certificate", run, run, "cpu"], capture_output=True, text=True, check=True
-    )
-    assert json.loads(there.stdout.splitlines()[-1]) == {name: here[name] for name in ("rows", "largest_difference", "bound")}
+    assert fresh(run)() == {name: here[name] for name in ("rows", "largest_difference", "bound")}
 
 
 @pytest.mark.parametrize("method", ["full", "lora:merged", "lora:kept"])
@@ -95,4 +92,11 @@ def fresh(run: str) -> Callable[[], dict[str, Any]]:
     """A real process, which the suite spares otherwise."""
     from tests.conftest import FRESH_PROCESS
 
-    return FRESH_PROCESS(run, run, "cpu")
+    return FRESH_PROCESS(run, run, "cpu")()
+
+
+def test_a_fresh_process_whose_parent_is_gone_says_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", certificate.FRESH, "a", "b", "cpu"], input="", capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
