@@ -28,11 +28,11 @@ class LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cast: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float):
+        ctx.scaling, ctx.of_x, ctx.of_factors = scaling, x.dtype, a.dtype
         a, b, flat = a.to(cast.dtype), b.to(cast.dtype), cast.reshape(-1, cast.shape[-1])
         down = flat @ a.T
         y = functional.linear(flat, weight, bias).addmm_(down, b.T, alpha=scaling)
         ctx.save_for_backward(flat, weight, a, b, down)
-        ctx.scaling, ctx.dtype = scaling, x.dtype
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -42,9 +42,9 @@ class LowRank(torch.autograd.Function):
         of_down = (of_y @ b).mul_(ctx.scaling)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (of_y @ weight).addmm_(of_down, a).view(*gradients[0].shape[:-1], flat.shape[-1]).to(ctx.dtype)
+            of_x = (of_y @ weight).addmm_(of_down, a).view(*gradients[0].shape[:-1], flat.shape[-1]).to(ctx.of_x)
         of_a, of_b = of_down.T @ flat, (of_y.T @ down).mul_(ctx.scaling)
-        return of_x, None, None, None, of_a.float(), of_b.float(), None
+        return of_x, None, None, None, of_a.to(ctx.of_factors), of_b.to(ctx.of_factors), None
 
 
 class _Casts:

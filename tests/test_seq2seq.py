@@ -245,7 +245,7 @@ def test_texts_are_written_while_training_only_where_they_choose(best, checkpoin
     meanwhile = {"loss"} if best is None else {"rouge_l", "chrf", "loss"}
     assert [each.keys() - {"step"} for each in curve["evaluations"]] == [meanwhile] * 2 and curve["best_step"]
     samples, test, validation = 4, 11, 9
-    assert written == [samples, test, *([validation] * 2 if best else []), validation, test, samples]
+    assert written == [samples, test, *([validation] * 2 if best else []), test, validation, samples]
     assert report.metrics["test"].keys() == {"rouge_l", "chrf", "loss"}
     assert report.facts["baselines"].keys() == {"lead", "checkpoint"}
     again = hf_sft.evaluate(tmp_path / "run")
