@@ -19,24 +19,36 @@ from pathlib import Path
 from tests.benchmarks.full_speed import CHECKPOINT, MAX_LENGTH
 
 UNTIL_THE_FIRST_STEP = """
-import sys, time
-from hf_sft import encoding, trainer
-encode = encoding.encode_splits
-def timed(*given):
-    start = time.perf_counter()
-    try:
-        return encode(*given)
-    finally:
-        print("encoding", time.perf_counter() - start, flush=True)
-def stop(*given):
-    print("first step", time.time(), flush=True)
-    sys.exit(0)
-encoding.encode_splits = timed
-trainer.StepTrainer.training_step = stop
-from hf_sft.cli import main
-main()
+import contextlib, sys, time
+from hf_sft import cli
+imports = cli._imports
+@contextlib.contextmanager
+def watched():
+    with imports():
+        yield
+    from hf_sft import runs, trainer
+    encode = runs.encode_splits
+    def timed(*given):
+        start = time.perf_counter()
+        try:
+            return encode(*given)
+        finally:
+            print("encoding", time.perf_counter() - start, flush=True)
+    def stop(*given):
+        print("first step", time.time(), flush=True)
+        sys.exit(0)
+    runs.encode_splits = timed
+    trainer.StepTrainer.training_step = stop
+cli._imports = watched
+cli.main()
 """
-ONLY_IMPORTS = "import hf_sft.workflow, time; print('first step', time.time())"
+ONLY_IMPORTS = """
+import time
+from hf_sft import cli
+with cli._imports():
+    import hf_sft.workflow
+print('first step', time.time())
+"""
 
 
 def main() -> None:
