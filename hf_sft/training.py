@@ -1,9 +1,11 @@
 """The `training` block: our two fields and `transformers.TrainingArguments` by its own names; and what the machine decides."""
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -254,6 +256,7 @@ def resolve_machine(training: Training) -> Machine:
             f"`training.batch_size` is {training.batch_size}, but there are {state.num_processes} processes, some of which "
             "would have no rows.\n  Raise it to at least as many, or launch fewer."
         )
+    _leave_together()
     device = torch.device(state.device or "cpu").type
     return Machine(
         device=device,
@@ -262,6 +265,12 @@ def resolve_machine(training: Training) -> Machine:
         micro_batch_tokens=training.micro_batch_tokens or MICRO_BATCH_TOKENS.get(device, MICRO_BATCH_TOKENS["other"]),
         quiet=not state.is_main_process or training.disable_tqdm is True,
     )
+
+
+@cache
+def _leave_together() -> None:
+    """What several processes talk by ends before Python does: its threads would abort a process that is done, now and then."""
+    atexit.register(PartialState().destroy_process_group)
 
 
 def _precision(training: Training, device: str) -> str:
