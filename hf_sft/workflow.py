@@ -101,10 +101,9 @@ def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool)
         save_model(model, prepared.loaded.model.config, prepared.processor, folder)
     certified = begin_certificate(prepared, model, folder)
     prepared = prepared.tuned(model)
-    baselines = {"validation": {}, "test": {**simple_baselines(prepared), **untrained}}
     # Test first: its baselines are fitted on one core, while the certificate's process gets ready on another.
-    scored = {split: evaluate_split(prepared, model, split, folder, baselines[split]) for split in ("test", "validation")}
-    evaluations = [scored[split] for split in baselines]
+    baselines = {"test": {**simple_baselines(prepared), **untrained}, "validation": {}}
+    evaluations = [evaluate_split(prepared, model, split, folder, baselines[split]) for split in baselines][::-1]
 
     samples = [(*first, after) for first, (_, after) in zip(before, write_samples(prepared, model), strict=True)]
     if PartialState().is_main_process:

@@ -39,12 +39,12 @@ def figures(watch: Watch, losses: list[float]) -> dict[str, float]:
     return {"rows_per_second": watch.rate(), "loss": statistics.mean(losses[-5:])}
 
 
-def recipe_of(given: Any, folder: str) -> dict[str, Any]:
+def recipe_of(given: Any, folder: str, method: str = "full") -> dict[str, Any]:
     return {
         "model": {"checkpoint": CHECKPOINT},
         "data": {"dataset": "csv", "data_files": given.data},
         "task": {"type": "sequence_classification", "label": given.label, "max_length": MAX_LENGTH},
-        "method": {"type": getattr(given, "method", "full")},
+        "method": {"type": method},
         "training": {
             "batch_size": given.batch_size,
             "max_steps": given.steps,
@@ -60,7 +60,7 @@ def train_ours(given: Any, folder: str) -> dict[str, float]:
     from hf_sft.fitting import fit
     from hf_sft.runs import as_recipe, prepare
 
-    prepared, watch = prepare(as_recipe(recipe_of(given, folder))), Watch(given.batch_size)
+    prepared, watch = prepare(as_recipe(recipe_of(given, folder, given.method))), Watch(given.batch_size)
     (phase,) = prepared.phases
     watched = replace(phase, callbacks=(*phase.callbacks, lambda: watch))
     _, curve = fit(watched, prepared.loaded, prepared.examples, prepared.asked, prepared.setting(Path(folder, "run")))

@@ -56,13 +56,12 @@ def get_ready(given: Any, folder: str, method: str) -> Any:
     from hf_sft.checkpoint import Checkpoint, find_checkpoint
     from hf_sft.runs import as_recipe, prepare
 
-    recipe = recipe_of(given, folder)
+    recipe = recipe_of(given, folder, method)
     if given.size == "base":
         base = Path(folder, "base")
         BertModel(BertConfig()).save_pretrained(base)
         AutoTokenizer.from_pretrained(str(find_checkpoint(Checkpoint(checkpoint=CHECKPOINT)))).save_pretrained(base)
         recipe["model"] = {"checkpoint": str(base)}
-    recipe["method"] = {"type": method}
     return prepare(as_recipe(recipe))
 
 
