@@ -37,11 +37,12 @@ NUMBERS = 1024
 """Logits that are kept of a probe, at most, from all over its answer."""
 BOUND = 1e-4
 """The largest difference that still is rounding, as a share of the largest logit."""
-FRESH = (
-    "import gc; gc.disable(); from hf_sft.certificate import compare_when_asked; gc.freeze(); gc.enable(); "
-    "compare_when_asked()"
-)
-"""What is imported stays: to look for garbage in it would take two seconds."""
+FRESH = """
+from hf_sft.imports import quick_imports
+with quick_imports():
+    from hf_sft.certificate import compare_when_asked
+compare_when_asked()
+"""
 LAST = 19
 """The priority of a process that takes the cores that nobody else wants."""
 OF_A_LAUNCH = ("ACCELERATE_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_")

@@ -1,18 +1,16 @@
 """One command per verb, thin. Heavy imports stay inside the commands, so that `--help` answers at once."""
 
-import contextlib
-import gc
 import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hf_sft.errors import HfSftError
+from hf_sft.imports import quick_imports
 
 app = typer.Typer(
     help="Fine-tune a pretrained checkpoint on a labelled task, by recipe, with an honest report.",
@@ -33,7 +31,7 @@ def check(recipe: RecipePath, overrides: Overrides = None, strict: bool = False,
 
     Example:  hf-sft check recipes/bbc_minilm_head_only.yaml data.rows=200
     """
-    with _imports():
+    with quick_imports():
         from rich.table import Table
 
         from hf_sft.checks import check as check_recipe
@@ -62,7 +60,7 @@ def train(
 
     Example:  hf-sft train recipes/bbc_minilm_head_only.yaml training.learning_rate=2e-3 output.folder=runs/second
     """
-    with _imports():
+    with quick_imports():
         from hf_sft.errors import HubError
         from hf_sft.signals import Interrupted
         from hf_sft.workflow import train as train_recipe
@@ -88,7 +86,7 @@ def evaluate(
 
     Example:  hf-sft evaluate runs/bbc --data dataset=csv --data data_files=new.csv
     """
-    with _imports():
+    with quick_imports():
         from hf_sft.report import score_table
         from hf_sft.strict_json import dump_json, finite
         from hf_sft.workflow import evaluate as evaluate_run
@@ -122,7 +120,7 @@ def predict(
 
     Example:  hf-sft predict runs/bbc "The bank raised its rates again."
     """
-    with _imports():
+    with quick_imports():
         from hf_sft.errors import RecipeError
         from hf_sft.prediction import answer
         from hf_sft.recipe import load_recipe
@@ -168,7 +166,7 @@ def publish(
 
     Example:  hf-sft publish runs/bbc me/bbc-desks --private
     """
-    with _imports():
+    with quick_imports():
         from hf_sft.errors import HubError, RecipeError
         from hf_sft.hub import list_files, say_how
         from hf_sft.hub import publish as publish_run
@@ -202,13 +200,13 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
     for heading in ("metric", "what it is") if kind == "metrics" else ("type", "what it is", "fields"):
         table.add_column(heading, no_wrap=heading in ("type", "metric"))
     if kind == "metrics":
-        with _imports():
+        with quick_imports():
             from hf_sft.metrics import list_metrics
 
         for name, metrics in list_metrics().items():
             table.add_row(name, "\n".join(metric.description for metric in metrics))
     elif kind in ("tasks", "methods", "aids"):
-        with _imports():
+        with quick_imports():
             from hf_sft.block import list_kinds, load_kind
 
             blocks = {name: load_kind(kind, name) for name in list_kinds(kind)}
@@ -223,7 +221,7 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
 @app.command()
 def schema():
     """The JSON Schema of a recipe, for editors."""
-    with _imports():
+    with quick_imports():
         from hf_sft.recipe import schema as recipe_schema
 
     print(json.dumps(recipe_schema(), indent=1))
@@ -235,17 +233,6 @@ def _console(file: Any = None, width: int = 1000):
 
     file = file or sys.stderr
     return Console(file=file, highlight=False, width=None if file.isatty() else width)
-
-
-@contextlib.contextmanager
-def _imports() -> Iterator[None]:
-    """What is imported stays, and the garbage collector never looks at it: not meanwhile, not later, not on leaving."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _is_main_process() -> bool:

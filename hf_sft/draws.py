@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from datasets import Dataset
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from hf_sft.errors import DataError
 from hf_sft.sources import DataSource
@@ -16,22 +15,20 @@ from hf_sft.tasks import Labels, Task
 
 def units_of(rows: Dataset, source: DataSource, task: Task) -> np.ndarray:
     """For each row the number of its unit: rows linked by equal content or equal group share one; no group is no link."""
-    links: list[list] = [task.identities(rows)]
-    if source.group:
-        links.append([(i, None) if value in (None, "") else value for i, value in enumerate(rows[source.group][:])])
-    numbers = [_number(link) for link in links]
+    contents = _number(task.identities(rows))
+    if not source.group:
+        return contents
+    groups = _number([(i, None) if value in (None, "") else value for i, value in enumerate(rows[source.group][:])])
     count = len(rows)
-    ends = np.concatenate([number + count * (i + 1) for i, number in enumerate(numbers)])
-    starts = np.tile(np.arange(count), len(numbers))
-    size = count * (len(numbers) + 1)
-    graph = coo_array((np.ones(len(starts)), (starts, ends)), shape=(size, size))
-    return connected_components(graph, directed=False)[1][:count]
+    ends = np.concatenate([contents + count, groups + 2 * count])
+    graph = scipy.sparse.coo_array((np.ones(2 * count), (np.tile(np.arange(count), 2), ends)), shape=(3 * count, 3 * count))
+    return scipy.sparse.csgraph.connected_components(graph, directed=False)[1][:count]
 
 
 def _number(values: Sequence[Any]) -> np.ndarray:
     """Equal values, equal numbers."""
     seen: dict[Any, int] = {}
-    return np.array([seen.setdefault(value, len(seen)) for value in values])
+    return np.fromiter((seen.setdefault(value, len(seen)) for value in values), np.int64, len(values))
 
 
 def strata_of(rows: Dataset, source: DataSource, task: Task) -> list[str]:
@@ -64,17 +61,17 @@ def assign(units: np.ndarray, strata: list[str], fractions: dict[str, float], se
     surplus = {side: np.empty(len(names)) for side in shares}
     for stratum, name in enumerate(names):
         order = random.permutation(by_stratum[name])
-        total, place, left = sizes[order].sum(), 0, sizes[order].sum()
+        before = np.concatenate([[0], np.cumsum(sizes[order])])
+        total, place = before[-1], 0
         stratum_of[order] = stratum
         for side, fraction in fractions.items():
-            taken = 0
-            while place < len(order) and taken + sizes[order[place]] / 2 <= fraction * total:
-                side_of[order[place]] = side
-                taken += sizes[order[place]]
-                place += 1
-            left -= taken
-            surplus[side][stratum] = taken - fraction * total
-        surplus["train"][stratum] = left - shares["train"] * total
+            # From here on, as long as the middle of the next unit is within the share.
+            beyond = (before[place:-1] + before[place + 1 :]) / 2 - before[place] > fraction * total
+            end = place + int(beyond.argmax()) if beyond.any() else len(order)
+            side_of[order[place:end]] = side
+            surplus[side][stratum] = before[end] - before[place] - fraction * total
+            place = end
+        surplus["train"][stratum] = total - before[place] - shares["train"] * total
     for side in fractions:
         _settle(side, side_of, stratum_of, sizes, surplus, random)
     return side_of[numbered]

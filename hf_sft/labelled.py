@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import scipy
 from datasets import ClassLabel, Dataset, LargeList, List, Value
-from scipy.special import expit, softmax
 from torch import Tensor, nn
 
 from hf_sft.answers import AnswerKind, Answers, ClassAnswers, NumberAnswers, SetAnswers
@@ -175,8 +175,8 @@ class Labelled(Block):
         if labels is None:
             return NumberAnswers(logits[:, 0].astype(np.float32))
         if self.problem_type == SINGLE:
-            return ClassAnswers(softmax(logits, axis=-1), labels.names)
-        return SetAnswers(expit(logits), labels.names)
+            return ClassAnswers(scipy.special.softmax(logits, axis=-1), labels.names)
+        return SetAnswers(scipy.special.expit(logits), labels.names)
 
     def simple_inputs(self, rows: Dataset) -> Any:
         """What the baselines are given of rows, as `simple_features` takes it."""

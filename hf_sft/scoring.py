@@ -6,12 +6,12 @@ same rows share them: the difference of their values, resample by resample, has 
 Estimating Uncertainty for Massive Data Streams, 2012.)
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.special import pdtr
 
 from hf_sft.answers import Answers
 from hf_sft.batching import BLOCK
@@ -21,7 +21,9 @@ RESAMPLES = 1000
 LEVEL = 0.95
 CHUNK = 2**20
 """Elements of an array over rows and resamples, where a metric needs all rows at once."""
-_STEPS = np.floor(pdtr(np.arange(16), 1.0) * 2**32).astype(np.uint64).clip(max=2**32 - 1).astype(np.uint32)
+_AT_MOST = np.cumsum([math.exp(-1) / math.factorial(count) for count in range(16)])
+"""How likely a Poisson number of mean 1 is to be at most 0, 1, 2 …"""
+_STEPS = np.floor(_AT_MOST * 2**32).astype(np.uint64).clip(max=2**32 - 1).astype(np.uint32)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -55,12 +54,16 @@ class Splits:
 def hash_rows(rows: Dataset) -> str:
     """Equal for equal columns with equal values, whatever file they came from and however it was cut."""
     parts: list[str | bytes] = []
-    for table in rows.select_columns(sorted(rows.column_names)).with_format("arrow").iter(1000):
-        table: Any = _hash_files(table)
-        kinds = [(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in table.schema]
-        # Taken row by row, so that equal values lie in equal buffers.
-        whole = table.cast(pa.schema(kinds)).take(pa.array(range(len(table)))).combine_chunks()
-        parts += [str(kinds), *(batch.serialize().to_pybytes() for batch in whole.to_batches())]
+    stored: Any = rows.data  # taken from directly: `datasets` would hand over each row as a chunk of its own
+    table = stored.table.select(sorted(rows.column_names))
+    every = np.arange(len(rows)) if rows._indices is None else rows._indices.column(0).to_numpy()
+    for start in range(0, len(rows), 1000):
+        places = every[start : start + 1000]
+        first, last = int(places.min()), int(places.max())
+        # Taken row by row, so that equal values lie in equal buffers; where they are, so that it looks through no more.
+        taken = _hash_files(table.slice(first, last - first + 1).take(places - first).combine_chunks())
+        kinds = [(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in taken.schema]
+        parts += [str(kinds), *(batch.serialize().to_pybytes() for batch in taken.cast(pa.schema(kinds)).to_batches())]
         parts = [digest(*parts)]
     return digest(*parts)
 
@@ -293,9 +296,11 @@ def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes
     units = units_of(train, source, task)
     sides = assign(units, strata, fractions, source.seed)
     if not source.stratify:  # the only row of a class is there to be learned from
-        counts = Counter(strata)
-        sides[np.isin(units, units[[counts[each] == 1 for each in strata]])] = "train"
-    made = {name: train.select(np.flatnonzero(sides == name)) for name in ("train", *fractions) if name != "unused"}
+        alone = {each for each, count in Counter(strata).items() if count == 1}
+        if alone:
+            sides[np.isin(units, units[[each in alone for each in strata]])] = "train"
+    places = {name: np.flatnonzero(sides == name) for name in ("train", *fractions) if name != "unused"}
+    made = {name: train.select(places[name]) for name in places}
     for name, split in made.items():
         if not len(split):
             parts = len(np.unique(units))
@@ -303,7 +308,7 @@ def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes
                 f"split `{name}` has no rows left: train brings {len(train)} rows, in {parts} parts that must not be torn\n"
                 "  (equal inputs, one group), which are too few for the fractions of `data.splits`."
             )
-        absent = sorted({*strata} - {*compress(strata, sides == name), ""})
+        absent = sorted({*strata} - {*map(strata.__getitem__, places[name]), ""})
         if absent:
             shown = ", ".join(f"`{each}`" for each in absent[:5]) + (", …" if len(absent) > 5 else "")
             what = f"values of column `{source.stratify}`" if source.stratify else "classes"

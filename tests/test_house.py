@@ -44,7 +44,7 @@ gc.disable()
 hf_sft.publish
 assert not gc.isenabled()
 gc.enable()
-with cli._imports():
+with cli.quick_imports():
     import hf_sft.workflow
 assert gc.isenabled() and gc.get_freeze_count() > 100_000, "the command's own imports are out of its sight"
 assert 'evaluate' not in sys.modules, "a library that only some metrics need"

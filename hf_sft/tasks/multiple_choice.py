@@ -10,10 +10,10 @@ from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import scipy
 import torch
 from datasets import Dataset
 from pydantic import Field
-from scipy.special import softmax
 from torch import Tensor, nn
 from transformers import AutoModelForMultipleChoice
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
@@ -157,7 +157,7 @@ class MultipleChoice(Task):
         return ChoiceAnswers
 
     def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
-        return ChoiceAnswers([softmax(logits.astype(np.float64)) for (logits,) in kept], self._endings(rows))
+        return ChoiceAnswers([scipy.special.softmax(logits.astype(np.float64)) for (logits,) in kept], self._endings(rows))
 
     def references(self, rows: Dataset) -> list[Any]:
         return self.targets({self.label: rows[self.label]}, None)

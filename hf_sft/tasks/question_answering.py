@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import scipy
 import torch
 from datasets import Dataset
 from pydantic import Field
-from scipy.special import softmax
 from torch import Tensor, nn
 from transformers import AutoModelForQuestionAnswering
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
@@ -219,7 +219,7 @@ class QuestionAnswering(Task):
             if self.no_answer is False and len(found):
                 places, logits = places[1:], logits[1:]
             distinct = dict(zip(reversed(places), reversed(logits.tolist()), strict=True))  # the best of equal spans
-            chances = softmax(list(distinct.values()))
+            chances = scipy.special.softmax(list(distinct.values()))
             best = int(np.argmax(chances))
             spans.append(list(distinct)[best])
             scores.append(chances[best])

@@ -105,8 +105,8 @@ class SequenceClassification(Labelled, Task):
         return self.texts(rows)
 
     def texts(self, rows: Dataset) -> list[str]:
-        columns = [rows[column][:] for column in self.input_columns()]
-        return ["\n".join(str(text) for text in row) for row in zip(*columns, strict=True)]
+        columns = [map(str, rows[column][:]) for column in self.input_columns()]
+        return ["\n".join(row) for row in zip(*columns, strict=True)]
 
     def example_call(self) -> str:
         text = '[{"text": "One text.", "text_pair": "Another."}]' if self.text_pair else '["A text."]'

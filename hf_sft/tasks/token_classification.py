@@ -16,11 +16,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import scipy
 import torch
 from datasets import ClassLabel, Dataset, LargeList, List, Value
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
-from scipy.special import softmax
 from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
@@ -228,7 +228,9 @@ class TokenClassification(Task):
         return TagAnswers if self.scheme == "plain" else EntityAnswers
 
     def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
-        return self._answer([softmax(np.concatenate(parts).astype(np.float64), axis=-1) for parts in kept], rows, labels)
+        return self._answer(
+            [scipy.special.softmax(np.concatenate(parts).astype(np.float64), axis=-1) for parts in kept], rows, labels
+        )
 
     def _answer(self, scores: list[np.ndarray], rows: Dataset, labels: Labels | None) -> TagAnswers:
         assert labels is not None, "tags have names"

@@ -21,7 +21,7 @@ from tests.benchmarks.full_speed import CHECKPOINT, MAX_LENGTH
 UNTIL_THE_FIRST_STEP = """
 import contextlib, sys, time
 from hf_sft import cli
-imports = cli._imports
+imports = cli.quick_imports
 @contextlib.contextmanager
 def watched():
     with imports():
@@ -39,13 +39,13 @@ def watched():
         sys.exit(0)
     runs.encode_splits = timed
     trainer.StepTrainer.training_step = stop
-cli._imports = watched
+cli.quick_imports = watched
 cli.main()
 """
 ONLY_IMPORTS = """
 import time
-from hf_sft import cli
-with cli._imports():
+from hf_sft.imports import quick_imports
+with quick_imports():
     import hf_sft.workflow
 print('first step', time.time())
 """
