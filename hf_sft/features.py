@@ -195,19 +195,21 @@ def ask_head(loaded: LoadedModel, batch: Batch, items: ItemsOf, hidden: Tensor) 
 def _run_body(loaded: LoadedModel, examples: Examples, items: ItemsOf, machine: Machine) -> np.ndarray:
     state = PartialState()
     shares = cut_step(np.arange(len(examples)), examples.costs, machine.micro_batch_tokens, state.num_processes)
-    mine = [place for each in shares[state.process_index] if each.counts for place in each.places]
-    found, end = np.empty(0, dtype=np.float32), 0
-    for micro_batch in tqdm(shares[state.process_index], desc="the body, once", disable=machine.quiet, leave=False):
+    # The largest first: what follows finds room in the memory that they leave. In many sizes, that memory is torn to pieces.
+    mine = sorted(shares[state.process_index], key=lambda each: -len(each.places) * examples.costs[list(each.places)].max())
+    stored: np.ndarray | None = None
+    for micro_batch in tqdm(mine, desc="the body, once", disable=machine.quiet, leave=False):
         vectors = _read_vectors(loaded, to_device(examples.collate(micro_batch.places), state.device), items, machine)
         assert vectors is not None, "the head reads several positions of some rows, and one of those it was asked about"
-        if end == 0:  # one array for all: small ones in between would tear the memory that each forward pass uses anew
-            found = np.empty((len(mine), *vectors.shape[1:]), dtype=np.float32)
+        if stored is None:
+            stored = np.zeros((len(examples), *vectors.shape[1:]), dtype=np.float32)
         if micro_batch.counts:
-            start, end = end, end + len(vectors)
-            found[start:end] = vectors.cpu().numpy()
-    stored = np.empty((len(examples), *found.shape[1:]), dtype=np.float32)
-    for places, rows in gather_object([(mine, found)]):
-        stored[places] = rows
+            stored[list(micro_batch.places)] = vectors.cpu().numpy()
+    assert stored is not None, "no examples"
+    if state.num_processes > 1:
+        places = [place for each in mine if each.counts for place in each.places]
+        for theirs, rows in gather_object([(places, stored[places])]):
+            stored[theirs] = rows
     return stored
 
 
