@@ -4,7 +4,7 @@ import inspect
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from datasets.fingerprint import generate_random_fingerprint
 
 from hf_sft.batching import BLOCK, Block, Examples
 from hf_sft.cache import cache_folder, digest, made_once
-from hf_sft.errors import DataError
+from hf_sft.errors import DataError, list_few
 from hf_sft.splitting import Splits, hash_rows
 from hf_sft.tasks import Labels, Task
 
@@ -106,11 +106,6 @@ def _refuse_flaws(encoded: Dataset, of: str) -> None:
         raise DataError(
             "\n".join([*listed, "  Mend them, or leave them out: `data.keep` names a column that is false there."])
         )
-
-
-def list_few(rows: Sequence[int], most: int = 5) -> str:
-    """Numbers of rows, for people."""
-    return ", ".join(map(str, rows[:most])) + (", …" if len(rows) > most else "")
 
 
 def _require_items(encoded: Dataset, count: int, split: str, task: Task) -> None:

@@ -6,8 +6,9 @@ The command line prints it without a traceback and exits with 2.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class HfSftError(Exception):
@@ -46,6 +47,11 @@ def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 def _plain(name: str) -> str:
     return name.lower().replace("-", "_")
+
+
+def list_few(things: Sequence[Any], most: int = 5) -> str:
+    """Of rows, or of what else there may be many, those that a message has room for."""
+    return ", ".join(map(str, things[:most])) + (", …" if len(things) > most else "")
 
 
 def suggest(name: str | None) -> str:

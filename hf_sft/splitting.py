@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, LargeList, List, ReadInstruction, Valu
 
 from hf_sft.cache import digest
 from hf_sft.draws import assign, strata_of, subsample, units_of
-from hf_sft.errors import DataError, nearest, suggest
+from hf_sft.errors import DataError, list_few, nearest, suggest
 from hf_sft.images import hash_image
 from hf_sft.sources import SPLITS, DataSource, folder_of, load_source
 from hf_sft.tasks import Labels, Task
@@ -246,10 +246,7 @@ def _without_invalid(
     problems, kept = [], {}
     for name, split in rows.items():
         invalid = task.invalid_rows(split, labels)
-        listed = []
-        for problem, places in invalid.items():
-            few = ", ".join(str(place) for place in places[:5]) + (", …" if len(places) > 5 else "")
-            listed.append(f"{problem} in {len(places)} row(s) of split `{name}`: {few}")
+        listed = [f"{what} in {len(places)} row(s) of split `{name}`: {list_few(places)}" for what, places in invalid.items()]
         problems += listed
         bad = {place for places in invalid.values() for place in places}
         if bad and drop:
@@ -310,7 +307,7 @@ def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes
             )
         absent = sorted({*strata} - {*map(strata.__getitem__, places[name]), ""})
         if absent:
-            shown = ", ".join(f"`{each}`" for each in absent[:5]) + (", …" if len(absent) > 5 else "")
+            shown = list_few([f"`{each}`" for each in absent])
             what = f"values of column `{source.stratify}`" if source.stratify else "classes"
             notes.append(f"{len(absent)} of {len(set(strata))} {what} have no row in split `{name}`: {shown}.")
     return {**{name: rows[name] for name in SPLITS if name in rows}, **made}

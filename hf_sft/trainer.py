@@ -29,8 +29,7 @@ from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples, MicroBatch, StepSampler, cut_step, to_device
 from hf_sft.curves import TrainingCurve
 from hf_sft.dropout import CpuDropout
-from hf_sft.encoding import list_few
-from hf_sft.errors import Diverged, built_by
+from hf_sft.errors import Diverged, built_by, list_few
 from hf_sft.evaluation import Kept, Write, run_blocks
 from hf_sft.losses import Items
 from hf_sft.methods import Phase
