@@ -200,8 +200,7 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
     for heading in ("metric", "what it is") if kind == "metrics" else ("type", "what it is", "fields"):
         table.add_column(heading, no_wrap=heading in ("type", "metric"))
     if kind == "metrics":
-        with quick_imports():
-            from hf_sft.metrics import list_metrics
+        from hf_sft.metrics import list_metrics
 
         for name, metrics in list_metrics().items():
             table.add_row(name, "\n".join(metric.description for metric in metrics))

@@ -14,13 +14,14 @@ from typing import Any
 def quick_imports() -> Iterator[None]:
     """What is imported stays, and the garbage collector never looks at it: not meanwhile, not later, not on leaving.
 
-    All import transformers, so it comes first, with two shortcuts.
+    For what needs transformers, which comes first, with two shortcuts; a version that has no use for them goes without.
     """
     gc.disable()
     try:
-        with _later("scipy.optimize", "linear_sum_assignment"):  # of object detection: 0.15 s
-            import transformers.loss.loss_utils  # noqa: F401
-        _list_models_once()
+        with contextlib.suppress(ImportError, AttributeError):
+            with _later("scipy.optimize", "linear_sum_assignment"):  # of object detection: 0.15 s
+                import transformers.loss.loss_utils  # noqa: F401
+            _list_models_once()
         yield
     finally:
         gc.freeze()

@@ -22,6 +22,21 @@ def test_importing_the_package_and_asking_for_help_do_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_metrics_are_listed_without_torch():
+    code = """
+import sys
+from hf_sft import cli
+sys.argv = ["hf-sft", "list", "metrics"]
+try:
+    cli.main()
+except SystemExit as left:
+    assert not left.code
+assert not {"torch", "transformers", "datasets"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "f1_macro" in done.stdout, done.stderr
+
+
 def test_help_answers_in_under_four_tenths_of_a_second():
     def seconds() -> float:
         start = time.perf_counter()
