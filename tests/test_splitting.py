@@ -56,6 +56,17 @@ def test_splits_depend_on_the_data_seed_alone(tmp_path):
     assert test_rows(1) == test_rows(1) != test_rows(2)
 
 
+@pytest.mark.parametrize(
+    ("group", "test", "train"),
+    [(None, [3, 5, 33, 36, 47], [30, 2, 12, 41, 31]), ("g", [30, 31, 32, 33, 34], [35, 2, 9, 43, 36])],
+)
+def test_a_seed_gives_the_split_that_it_gave_in_earlier_versions(group, test, train, tmp_path):
+    files = write(tmp_path / "a.jsonl", many(100))
+    rows = load_splits(DataSource(dataset="json", data_files=files, group=group, rows=20), TASK).rows
+    assert rows["test"]["text"][::2] == [f"text {number}" for number in test]
+    assert rows["train"]["text"][:5] == [f"text {number}" for number in train]
+
+
 @pytest.mark.parametrize("field", ["rows", "rows_per_label"])
 def test_a_smaller_subset_is_inside_a_larger_one(field, tmp_path):
     files = write(tmp_path / "a.jsonl", [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(200)])
