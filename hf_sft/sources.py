@@ -234,7 +234,7 @@ def _find_numbers(brought: dict[str, Dataset], texts: set[str]) -> dict[str, Dat
     """Columns all of whose cells, in all splits, are numbers (or true and false) become such."""
     kinds: dict[str, str] = {}
     compute: Any = pc  # its functions are made when it is imported
-    for column in (column for column in next(iter(brought.values())).column_names if column not in texts):
+    for column in [each for each in next(iter(brought.values())).column_names if each not in texts]:
         cells = [rows.data.table[column] for rows in brought.values() if column in rows.column_names]
         for kind, pattern in (("int64", INTEGER), ("float64", NUMBER), ("bool", "(?i:true|false)")):
             found = [compute.match_substring_regex(each, f"^({pattern})$") for each in cells]
