@@ -82,9 +82,7 @@ def begin(saved: Path, run: Path, device: str, write: Callable[[], None] = lambd
     logits were compared, their `largest_difference`, its `bound`, and whether it is `within`. It raises `CheckpointError`
     where the saved model can't be loaded.
     """
-    ask = fresh_process(str(saved), str(run), device)
-    write()
-    answer = ask()
+    answer = fresh_process(write, str(saved), str(run), device)
 
     def end() -> dict[str, Any]:
         try:
@@ -107,9 +105,9 @@ def require(facts: dict[str, Any], saved: Path | str) -> None:
         )
 
 
-def fresh_process(*arguments: str) -> Callable[[], Callable[[], dict[str, Any]]]:
-    """A process of its own, which runs `compare` when it is asked to, and says what that says when it is asked for it. That
-    raises `ValueError` with its last words."""
+def fresh_process(write: Callable[[], None], *arguments: str) -> Callable[[], dict[str, Any]]:
+    """What `compare` says in a process of its own, which gets ready while `write` runs, and then compares; what is given back
+    waits for it. That raises `ValueError` with its last words."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_LAUNCH) and name not in RANKS}
     begun = subprocess.Popen(
         [sys.executable, "-c", FRESH, *arguments],
@@ -122,12 +120,11 @@ def fresh_process(*arguments: str) -> Callable[[], Callable[[], dict[str, Any]]]
     if hasattr(os, "setpriority"):  # two that share their cores evenly wait for each other's threads: four times the time
         os.setpriority(os.PRIO_PROCESS, begun.pid, LAST)
 
-    def ask() -> Callable[[], dict[str, Any]]:
-        with contextlib.suppress(BrokenPipeError):  # it has ended already, and `end` says why
-            assert begun.stdin is not None
-            begun.stdin.write("\n")
-            begun.stdin.flush()
-        return end
+    write()
+    with contextlib.suppress(BrokenPipeError):  # it has ended already, and `end` says why
+        assert begun.stdin is not None
+        begun.stdin.write("\n")
+        begun.stdin.flush()
 
     def end() -> dict[str, Any]:
         out, err = begun.communicate()
@@ -135,7 +132,7 @@ def fresh_process(*arguments: str) -> Callable[[], Callable[[], dict[str, Any]]]
             raise ValueError((err.strip().splitlines() or [f"exit status {begun.returncode}"])[-1])
         return json.loads(out.splitlines()[-1])
 
-    return ask
+    return end
 
 
 def compare(saved: str, run: str, device: str) -> dict[str, Any]:

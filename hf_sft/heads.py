@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from hf_sft.errors import list_few
 from hf_sft.tasks import Labels
 
 
@@ -34,9 +35,10 @@ def fit_head(
     if rows <= missing:
         return new
     matched = match_rows(names, labels)
-    known, few = sum(row is not None for row in matched), ", ".join(f"`{name}`" for name in names[:5])
+    known = sum(row is not None for row in matched)
     if not known:
-        notes.append(f"the checkpoint's head is for other classes ({few}{', …' if len(names) > 5 else ''}): it is drawn anew.")
+        few = list_few([f"`{name}`" for name in names])
+        notes.append(f"the checkpoint's head is for other classes ({few}): it is drawn anew.")
         draw_again(model, outside)
         return new | outside
     source = model if len(names) == len(labels) else load_theirs()
@@ -44,7 +46,7 @@ def fit_head(
     draw_again(model, rows)
     copy_rows(model, brought, matched)
     unknown = [f"`{name}`" for name, row in zip(labels.names, matched, strict=True) if row is None]
-    rest = f"; new for {', '.join(unknown[:5])}{', …' if len(unknown) > 5 else ''}" if unknown else ""
+    rest = f"; new for {list_few(unknown)}" if unknown else ""
     notes.append(f"of the checkpoint's head the rows of {known} class(es) are taken, by name{rest}.")
     return new | rows if unknown else new - rows
 

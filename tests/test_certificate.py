@@ -92,7 +92,7 @@ def fresh(run: str) -> Callable[[], dict[str, Any]]:
     """A real process, which the suite spares otherwise."""
     from tests.conftest import FRESH_PROCESS
 
-    return FRESH_PROCESS(run, run, "cpu")()
+    return FRESH_PROCESS(lambda: None, run, run, "cpu")
 
 
 def test_a_fresh_process_whose_parent_is_gone_says_nothing():

@@ -196,7 +196,12 @@ ALL_FAMILIES = {**FAMILIES, **IMAGE_FAMILIES, **CAUSAL_FAMILIES, **SEQ2SEQ_FAMIL
 
 def certify_here() -> None:
     """Spare the process of its own, which takes seconds, that loads what was saved."""
-    hf_sft.certificate.fresh_process = lambda *arguments: lambda: lambda: hf_sft.certificate.compare(*arguments)
+
+    def here(write: Callable[[], None], *arguments: str) -> Callable[[], dict[str, Any]]:
+        write()
+        return lambda: hf_sft.certificate.compare(*arguments)
+
+    hf_sft.certificate.fresh_process = here
 
 
 def build(family: str, folder: Path) -> Path:
