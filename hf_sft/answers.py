@@ -39,6 +39,8 @@ class Answers(ABC):
     """The prediction for a row that can't be answered."""
     counted: ClassVar[str] = "rows"
     """What is counted by class."""
+    stratified: ClassVar[bool] = False
+    """Whether a reference is the name of one class, which made splits share evenly."""
     written: ClassVar[bool] = False
     """A model writes them token by token, which takes many passes."""
 
@@ -165,6 +167,7 @@ class ClassAnswers(Scored):
     """One class per row: the probabilities add up to 1. References are the classes' ids, shape (rows,)."""
 
     called: ClassVar[str] = "one class"
+    stratified: ClassVar[bool] = True
     nothing: ClassVar[dict[str, None]] = dict.fromkeys(("label", "score", "scores"))
 
     @cached_property

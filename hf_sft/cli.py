@@ -114,6 +114,9 @@ def predict(
         float | None, typer.Option(min=0.0, help="Of a language model: above 0 tokens are drawn; 0 takes the likeliest.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of a language model: what tokens are drawn by.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="How the input is written: encoding=…, delimiter=… or quoting=…; may be repeated.")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ):
     """Answer rows with a finished run: one JSON object per row, in order. A row without text is answered by null.
@@ -139,7 +142,9 @@ def predict(
     if output and (output.is_dir() or not output.absolute().parent.is_dir()):
         what = "is a folder" if output.is_dir() else "lies in a folder that is not there"
         raise RecipeError(f"`--output {output}` {what}.  Give the name of a file in a folder that is there.")
-    lines = (dump_json(each) + "\n" for each in answer(run, texts or input or "-", strict, trust_remote_code, writing))
+    lines = (
+        dump_json(each) + "\n" for each in answer(run, texts or input or "-", strict, trust_remote_code, writing, data or ())
+    )
     if output is None or not _is_main_process():
         sys.stdout.writelines(lines)
         return

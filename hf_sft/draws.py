@@ -40,8 +40,7 @@ def strata_of(rows: Dataset, source: DataSource, task: Task) -> list[str]:
 
 def labels_of(rows: Dataset, task: Task) -> list[str]:
     """The class of each row; all empty where rows have not one class."""
-    references = task.references(rows)
-    return references if references and isinstance(references[0], str) else [""] * len(rows)
+    return task.references(rows) if task.answer_kind().stratified else [""] * len(rows)
 
 
 def assign(units: np.ndarray, strata: list[str], fractions: dict[str, float], seed: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from hf_sft.checkpoint import Checkpoint, find_checkpoint
-from hf_sft.sources import SPLITS
+from hf_sft.data_files import SPLITS
 from hf_sft.splitting import Splits
 from hf_sft.tasks import Task
 

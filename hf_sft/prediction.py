@@ -10,14 +10,18 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
+from hf_sft.data_files import KINDS, kind_of
 from hf_sft.encoding import encode_blocks
 from hf_sft.errors import DataError, RecipeError
 from hf_sft.evaluation import answer_blocks, run_blocks
+from hf_sft.recipe import load_recipe
 from hf_sft.runs import load_run
-from hf_sft.sources import KINDS, DataSource, load_source
+from hf_sft.sources import DataSource, load_source
 from hf_sft.tasks import Task, Writing
 
 STDIN = "-"
+FORMAT = ("encoding", "delimiter", "quoting")
+"""Fields of the data block that say how a file is written."""
 FILE = "file"
 """A column that says which file a row is; answers say it too."""
 
@@ -28,15 +32,17 @@ def predict(
     strict: bool = False,
     trust_remote_code: bool = False,
     writing: Writing | None = None,
+    data: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Answers as in `predictions/`: `row`, the answer, and `reference` where the input knows it; on the main process.
 
     `inputs` is a file (csv, tsv, json, jsonl, parquet, arrow, txt), `-` for standard input (lines of text, lines of JSON,
     or one JSON array), a list of texts, or a list of rows; where the task is about pictures also a picture, a folder of them,
     or a list of such. A language model goes on with a text, as `writing` says, or fills its masks. A row without text keeps
-    its place and its answer is None; `strict` refuses it. Raises `RecipeError` and `DataError`.
+    its place and its answer is None; `strict` refuses it. A file is read with the run's encoding, delimiter and quoting, or
+    with those in `data`: `key=value` words like `encoding=cp1252`. Raises `RecipeError` and `DataError`.
     """
-    return list(answer(run, inputs, strict, trust_remote_code, writing))
+    return list(answer(run, inputs, strict, trust_remote_code, writing, data))
 
 
 def answer(
@@ -45,13 +51,20 @@ def answer(
     strict: bool = False,
     trust_remote_code: bool = False,
     writing: Writing | None = None,
+    data: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """As `predict`, one answer after the other; what is wrong with the input is raised before the first."""
     finished = load_run(run, trust_remote_code)
     if writing is not None and not finished.task.writes:
         raise RecipeError(f"`{run}` does not write: it answers with {finished.task.answer_kind().called}.")
     task, columns = finished.task, list(finished.task.input_columns())
-    rows = _read(inputs, task)
+    try:
+        rows = _read(inputs, task, _read_format(finished.folder, data))
+    except UnicodeEncodeError as error:
+        shown = ascii(error.object[max(0, error.start - 20) : error.end + 20])
+        raise DataError(
+            f"the input holds half of a surrogate pair, which is no character: {shown}.  Expected Unicode."
+        ) from None
     if not len(rows):
         raise DataError("there is nothing to answer: no rows came in.")
     missing = [column for column in columns if column not in rows.column_names]
@@ -107,11 +120,19 @@ def _references(task: Task, rows: Dataset) -> list[Any]:
     return [by_row.get(i) for i in range(len(rows))]
 
 
-def _read(inputs: Any, task: Task) -> Dataset:
+def _read_format(run: Path, words: Sequence[str]) -> DataSource:
+    """A run's data block, with another encoding, delimiter or quoting where `words` say so. Raises `RecipeError`."""
+    for word in words:
+        if word.partition("=")[0] not in FORMAT:
+            raise RecipeError(f"`--data {word}`: expected {', '.join(f'{name}=VALUE' for name in FORMAT)}.")
+    return load_recipe(run / "recipe.yaml", [f"data.{word}" for word in words]).data
+
+
+def _read(inputs: Any, task: Task, source: DataSource) -> Dataset:
     if isinstance(inputs, str | Path):
-        return (
-            _read_text(sys.stdin.buffer.read(), "standard input", task) if str(inputs) == STDIN else _read_file(inputs, task)
-        )
+        if str(inputs) == STDIN:
+            return _read_text(sys.stdin.buffer.read(), "standard input", task, source)
+        return _read_file(inputs, task, source)
     rows = list(inputs)
     if all(isinstance(row, dict) for row in rows):
         return Dataset.from_list(rows)
@@ -121,32 +142,37 @@ def _read(inputs: Any, task: Task) -> Dataset:
     return task.from_words(rows)
 
 
-def _read_file(path: str | Path, task: Task) -> Dataset:
+def _read_file(path: str | Path, task: Task, source: DataSource) -> Dataset:
     path = Path(path).expanduser()
-    if task.reads_files and path.suffix.lower() not in KINDS:
+    if task.reads_files and kind_of(path) is None:
         return task.from_words([str(path)])
-    if path.suffix.lower() not in KINDS or not path.is_file():
-        there = "there is no such file" if path.suffix.lower() in KINDS else "its name says not what it holds"
+    if kind_of(path) is None or not path.is_file():
+        there = "there is no such file" if kind_of(path) else "its name says not what it holds"
         raise DataError(f"`{path}`: {there}.  Expected a file ending in {', '.join(KINDS)}, or - for standard input.")
-    if KINDS[path.suffix.lower()] == "text":
-        return _read_text(path.read_bytes(), f"`{path}`", task)
-    brought, _ = load_source(DataSource(dataset=str(path)), task.input_columns(), [])
+    if path.suffix.lower() == ".txt":
+        return _read_text(path.read_bytes(), f"`{path}`", task, source)
+    file = DataSource(dataset=str(path), **{name: getattr(source, name) for name in FORMAT})
+    brought, _ = load_source(file, task.input_columns(), [])
     return next(iter(brought.values()))
 
 
-def _read_text(content: bytes, where: str, task: Task) -> Dataset:
+def _read_text(content: bytes, where: str, task: Task, source: DataSource) -> Dataset:
     """Lines of text, lines of JSON objects, or one JSON array of either. An empty line keeps its place."""
+    encoding = source.encoding or "utf-8-sig"
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{where} is not UTF-8 text (line {line}).  Save it as UTF-8.") from None
+        told = encoding if source.encoding else "UTF-8"
+        raise DataError(
+            f"{where} is not {told} text (line {line}).  Save it as {told}, or name its encoding: --data encoding=cp1252."
+        ) from None
     lines = text.removesuffix("\n").split("\n") if text else []
     lines = [line.removesuffix("\r") for line in lines]
     first = text.lstrip()[:1]
     if first == "[":
         try:
-            return _read(json.loads(text), task)
+            return _read(json.loads(text), task, source)
         except json.JSONDecodeError:
             pass  # a text may begin with a bracket
     if first != "{":

@@ -1,29 +1,31 @@
 """The `data` block: where rows come from, and how files become rows."""
 
-import glob
+import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas
+import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, LargeList, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from pydantic import Field
 
 from hf_sft.block import Block
 from hf_sft.checkpoint import find_commit
-from hf_sft.errors import DataError, nearest, suggest
+from hf_sft.csv_files import CsvFormat, find_delimiter, read_csv, read_header
+from hf_sft.data_files import exists, files_in, is_label, kind_of, label_folders, list_files, locate_files, suffix_of
+from hf_sft.errors import DataError, list_few
 from hf_sft.packages import locate
 
 FILES = ("csv", "json", "parquet", "arrow", "text")
-KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
-KINDS |= {".parquet": "parquet", ".arrow": "arrow"}
-"""What a file holds, by the end of its name."""
-SPLITS = ("train", "validation", "test")
+FOLDERS = ("textfolder", "imagefolder")
+REPLACED = 0.01
+"""The largest share of rows in which letters may be lost to a wrong encoding."""
 
 INTEGER, NUMBER = r"-?(0|[1-9]\d{0,17})", r"-?(0|[1-9]\d{0,14})(\.\d+)?([eE][-+]?\d+)?"
 """Cells that are numbers and nothing else: `01` is written otherwise than 1, and a number holds no more digits than these."""
@@ -44,11 +46,13 @@ class DataSource(Block):
     data_dir: str | None = None
     """A folder; for textfolder and imagefolder one with a sub-folder per label; package:NAME/PATH too."""
     encoding: str | None = None
-    """Of text files; utf-8 when not given. What can't be read is replaced by U+FFFD and counted."""
+    """Of text files; utf-8 when not given. What can't be read is replaced by U+FFFD, counted, and refused above 1% of rows."""
     sample_by: Literal["line", "paragraph", "document"] | None = None
     """Of files of text: what a row is; a line when not given."""
     delimiter: str | None = None
-    """Between the cells of a csv; a tab for .tsv, else a comma, or what splits a header that would be one column."""
+    """Between the cells of a csv; when not given a comma, semicolon, tab or |: by which the header has the task's columns."""
+    quoting: bool | None = None
+    """Whether quotation marks enclose cells of a csv; when not given: yes, but for .tsv, and refused where both may be."""
     splits: dict[Literal["train", "validation", "test"], str | float] = Field(default_factory=dict)
     """By split: a name, a `datasets` slice like train[:80%], or a fraction of train (0.1 or 10%). Without an entry: the
     split of that name, or 0.1 of train."""
@@ -76,9 +80,9 @@ class DataSource(Block):
                 return {name: seen(each) for name, each in path.items()}
             if isinstance(path, tuple):
                 return tuple(seen(each) for each in path)
-            if not isinstance(path, str) or ":" in path or Path(path).is_absolute() or path.startswith("~") or _exists(path):
+            if not isinstance(path, str) or ":" in path or Path(path).is_absolute() or path.startswith("~") or exists(path):
                 return path
-            return str(folder / path) if _exists(str(folder / path)) else path
+            return str(folder / path) if exists(str(folder / path)) else path
 
         where = {name: seen(getattr(self, name)) for name in ("data_files", "data_dir")}
         if self.dataset not in FILES:
@@ -93,41 +97,142 @@ def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> t
     """
     source = _name_kind(source)
     try:
-        folder, files = locate(source.data_dir) if source.data_dir else None, _locate_files(source.data_files)
+        folder = Path(locate(source.data_dir)).expanduser() if source.data_dir else None
     except LookupError as error:
         raise DataError(error.args[0]) from None
-    folder = str(Path(folder).expanduser()) if folder else None
+    if folder is not None and not folder.is_dir() and (source.dataset in FILES or source.dataset in FOLDERS):
+        raise DataError(f"`data.data_dir`: there is no folder `{source.data_dir}`.")
     try:
         if source.dataset == "textfolder":
             return _load_textfolder(source, folder, notes), source
-        if source.dataset not in FILES and Path(source.dataset).expanduser().is_dir():
-            saved = load_from_disk(str(Path(source.dataset).expanduser()))
-            saved = saved if isinstance(saved, DatasetDict) else {"train": saved}
-            return {str(name): rows for name, rows in saved.items()}, source
-        if source.dataset in FILES and not (files or folder):
+        if source.dataset not in FILES and (path := Path(source.dataset).expanduser()).is_dir():
+            if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+                saved = load_from_disk(str(path))
+                saved = saved if isinstance(saved, DatasetDict) else {"train": saved}
+                return {str(name): rows for name, rows in saved.items()}, source
+            if not _has_configs(path):
+                kind = suffix_of(list_files(path))
+                if kind is None:
+                    raise DataError(
+                        f"`data.dataset`: folder `{source.dataset}` holds no data set: no {', '.join(FILES)} file."
+                    )
+                source = source.model_copy(update={"dataset": kind, "data_dir": source.dataset})
+                folder = path
+        if source.dataset in FILES and not (source.data_files or folder):
             raise DataError(f"`data.dataset: {source.dataset}` needs `data.data_files`: a file, or files by split.")
-        options: dict[str, Any] = {"encoding": source.encoding} if source.encoding else {}
-        if source.dataset in ("csv", "json", "text") and source.encoding:
-            options["encoding_errors"] = "replace"
-        if source.sample_by is not None:
-            if source.dataset != "text":
-                raise DataError(f"`data.sample_by` goes with files of text; `{source.dataset}` has rows of its own.")
-            options["sample_by"] = source.sample_by
+        files = _list_files(source, folder, notes)
         if source.dataset == "csv":
-            source = _find_delimiter(source, files, folder, notes)
-            options |= _read_as_written(source, _first_file(files, folder))
-        source = _pin(source)
-        loaded: Any = load_dataset(
-            source.dataset, source.config, data_files=files, data_dir=folder, revision=source.revision, **options
-        )
+            source = _find_delimiter(source, files, [*texts], notes)
+            written = CsvFormat(source.delimiter or ",", source.quoting, source.encoding)
+            brought = {name: read_csv(paths, written, source.drop_invalid, notes) for name, paths in files.items()}
+            brought = _find_numbers(brought, set(texts))
+        else:
+            source, brought = _load(source, files, folder)
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, OfflineModeIsEnabled, HfHubHTTPError) as error:
         raise DataError(_explain_missing(source, error)) from error
     except (DatasetsError, ValueError, RuntimeError, OSError, pa.ArrowInvalid) as error:
         raise DataError(_explain_unreadable(source, error)) from error
-    brought = {str(name): rows for name, rows in loaded.items()}
-    if source.dataset == "csv":
-        brought = _find_numbers(brought, set(texts))
+    for name, rows in brought.items():
+        if source.dataset in ("csv", "json", "text"):
+            _count_replaced(rows, name, source, notes)
     return brought, source
+
+
+def _list_files(source: DataSource, folder: Path | None, notes: list[str]) -> Any:
+    """The files by split of a source that is made of files; None for others."""
+    if source.data_files is not None:
+        return locate_files(source.data_files)
+    if folder is not None and source.dataset in FILES:
+        return files_in(folder, source.dataset, notes)
+    if folder is not None and source.dataset == "imagefolder":
+        return _list_pictures(folder, notes)
+    return None
+
+
+def _load(source: DataSource, files: Any, folder: Path | None) -> tuple[DataSource, dict[str, Dataset]]:
+    """What `datasets` reads."""
+    options: dict[str, Any] = {"encoding": source.encoding} if source.encoding else {}
+    if source.dataset in ("json", "text") and source.encoding:
+        options["encoding_errors"] = "replace"
+    if source.dataset == "json" and (source.encoding or "utf-8").lower() == "utf-8":
+        options["encoding"] = "utf8"  # by that name it is decoded, and what is no UTF-8 is found (datasets 5.2)
+    if source.sample_by is not None:
+        if source.dataset != "text":
+            raise DataError(f"`data.sample_by` goes with files of text; `{source.dataset}` has rows of its own.")
+        options["sample_by"] = source.sample_by
+    source = _pin(source)
+    below = None if files or folder is None else str(folder)
+    loaded: Any = load_dataset(
+        source.dataset, source.config, data_files=files, data_dir=below, revision=source.revision, **options
+    )
+    brought = {str(name): rows for name, rows in loaded.items()}
+    if source.dataset == "json":
+        brought = {name: _as_written(rows, files[name], source) for name, rows in brought.items()}
+    return source, brought
+
+
+def _as_written(rows: Dataset, paths: list[str], source: DataSource) -> Dataset:
+    """JSON knows no dates: texts that pyarrow took for dates or times are read again as what they are."""
+    dated = [name for name, feature in rows.features.items() if _holds_dates(feature)]
+    if not dated:
+        return rows
+    records: list[Any] = []
+    for path in paths:
+        codec = source.encoding or "utf-8-sig"
+        errors = "replace" if source.encoding else "strict"
+        with fsspec.open(path, "rt", encoding=codec, errors=errors, compression="infer") as file:
+            content: str = file.read()  # type: ignore[union-attr]
+        first = content.lstrip()[:1]
+        records += json.loads(content) if first == "[" else [json.loads(line) for line in content.split("\n") if line.strip()]
+    beside = Dataset.from_dict({name: [record.get(name) for record in records] for name in dated})
+    for name in dated:
+        add: Any = Dataset.add_column  # a decorator hides what it takes
+        rows = add(rows.remove_columns(name), name, beside[name][:], feature=beside.features[name])
+    return rows
+
+
+def _holds_dates(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return any(map(_holds_dates, feature.values()))
+    if isinstance(feature, List | LargeList):
+        return _holds_dates(feature.feature)
+    return isinstance(feature, Value) and feature.dtype.startswith(("timestamp", "date", "time", "duration"))
+
+
+def _count_replaced(rows: Dataset, split: str, source: DataSource, notes: list[str]) -> None:
+    """Note, or refuse, rows with U+FFFD, the sign of a letter that could not be read."""
+    lost: set[int] = set()
+    for name, feature in rows.features.items():
+        if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+            compute: Any = pc  # its functions are made when it is imported
+            found = compute.match_substring(rows.data.table[name], "\ufffd")
+            lost |= set(compute.indices_nonzero(compute.fill_null(found, False)).to_pylist())
+        elif source.encoding and not isinstance(feature, Value | ClassLabel):
+            lost |= {
+                i for i, cell in enumerate(rows[name][:]) if "\ufffd" in json.dumps(cell, ensure_ascii=False, default=str)
+            }
+    if lost and source.encoding:
+        _refuse_replaced(f"rows of split `{split}`", sorted(lost), len(rows), source.encoding, notes)
+    elif lost:
+        notes.append(
+            f"{len(lost)} row(s) of split `{split}` hold U+FFFD, a letter that was lost before ({list_few(sorted(lost))})."
+        )
+
+
+def _refuse_replaced(what: str, lost: list[Any], count: int, encoding: str, notes: list[str]) -> None:
+    """Note rows or files that are not of an encoding. Raises `DataError` for more than a few."""
+    told = f"{len(lost)} of {count} {what} are not {encoding}: what can't be read is U+FFFD ({list_few(lost)})."
+    if len(lost) > REPLACED * count:
+        raise DataError(
+            f"{told}\n  Expected {REPLACED:.0%} at most.  Name the files' encoding (`data.encoding`): utf-8, cp1252 …"
+        )
+    notes.append(told)
+
+
+def _has_configs(folder: Path) -> bool:
+    """Whether a folder is a data set of the Hub whose card says which files it has."""
+    card = folder / "README.md"
+    return card.is_file() and bool(re.match(r"---\n(.*\n)*?configs:", card.read_text(encoding="utf-8", errors="replace")))
 
 
 def folder_of(source: DataSource) -> Path:
@@ -142,10 +247,10 @@ def folder_of(source: DataSource) -> Path:
 
 def _name_kind(source: DataSource) -> DataSource:
     """`dataset: file.csv` is a csv with that file."""
-    suffix = Path(source.dataset).suffix.lower()
-    if suffix not in KINDS or Path(source.dataset).is_dir() or source.data_files or source.data_dir:
+    kind = kind_of(source.dataset)
+    if kind is None or Path(source.dataset).is_dir() or source.data_files or source.data_dir:
         return source
-    return source.model_copy(update={"dataset": KINDS[suffix], "data_files": source.dataset})
+    return source.model_copy(update={"dataset": kind, "data_files": source.dataset})
 
 
 def _pin(source: DataSource) -> DataSource:
@@ -155,79 +260,15 @@ def _pin(source: DataSource) -> DataSource:
     return source.model_copy(update={"revision": find_commit(source.dataset, source.revision, "dataset")})
 
 
-def _exists(path: str) -> bool:
-    return Path(path).exists() or bool(glob.has_magic(path) and glob.glob(path, recursive=True))
-
-
-def _locate_files(files: Any) -> Any:
-    if isinstance(files, dict):
-        return {name: _locate_files(each) for name, each in files.items()}
-    if isinstance(files, tuple):
-        return [_locate_files(each) for each in files]
-    if files is None:
-        return None
-    located = locate(files)
-    if "://" in located:
-        return located
-    path = Path(located).expanduser()
-    if path.is_dir():
-        raise LookupError(
-            f"`data.data_files`: `{files}` is a folder.  It holds: {_list_folder(path)}.\n"
-            f"  Name its files, or a pattern like {files.rstrip('/')}/*.csv; folders go into `data.data_dir`."
-        )
-    if not _exists(str(path)):
-        what = "no file fits the pattern" if glob.has_magic(located) else "there is no file"
-        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-        near = nearest(path.name, [each.name for each in folder.iterdir()])
-        hint = suggest(near) or f" `{folder.name}` holds: {_list_folder(folder)}."
-        raise LookupError(
-            f"`data.data_files`: {what} `{files}`. {hint}\n"
-            "  Paths are read from the folder you are in, then from the recipe's."
-        )
-    return str(path)
-
-
-def _list_folder(folder: Path) -> str:
-    names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
-
-
-def _first_file(files: Any, folder: str | None) -> str:
-    if files is None:
-        paths = sorted(path for path in Path(str(folder)).rglob("*") if path.suffix in (".csv", ".tsv"))
-        if not paths:
-            raise DataError(f"`data.data_dir`: there is no csv below `{folder}`.")
-        return str(paths[0])
-    while not isinstance(files, str):
-        files = next(iter(files.values())) if isinstance(files, dict) else files[0]
-    return sorted(glob.glob(files, recursive=True))[0] if glob.has_magic(files) and "://" not in files else files
-
-
-def _find_delimiter(source: DataSource, files: Any, folder: str | None, notes: list[str]) -> DataSource:
-    first = _first_file(files, folder)
-    if source.delimiter is not None:
-        return source
-    if Path(first).suffix.lower() == ".tsv":
-        return source.model_copy(update={"delimiter": "\t"})
-    if len(_header(source, first, ",")) > 1:
-        return source
-    for delimiter in (";", "\t", "|"):
-        if len(header := _header(source, first, delimiter)) > 1:
-            notes.append(f"the csv's cells stand between {delimiter!r}: its columns are {', '.join(header)}.")
-            return source.model_copy(update={"delimiter": delimiter})
-    return source
-
-
-def _header(source: DataSource, file: str, delimiter: str) -> list[str]:
-    read = pandas.read_csv(file, sep=delimiter, nrows=0, encoding=source.encoding or "utf-8", encoding_errors="replace")
-    return [str(name) for name in read.columns]
-
-
-def _read_as_written(source: DataSource, file: str) -> dict[str, Any]:
-    """Every cell is text, and only an empty one is missing: pandas would make 1 of `01`, and nothing of `NA` and `None`."""
-    delimiter = source.delimiter or ","
-    text = Features({name: Value("string") for name in _header(source, file, delimiter)})
-    return {"features": text, "sep": delimiter, "keep_default_na": False, "na_values": [""]}
+def _find_delimiter(source: DataSource, files: dict[str, list[str]], wanted: list[str], notes: list[str]) -> DataSource:
+    first = next(iter(files.values()))[0]
+    usual = source.delimiter or ("\t" if ".tsv" in Path(first).name.lower() else None)
+    written = CsvFormat(source.delimiter or ",", source.quoting, source.encoding)
+    delimiter = find_delimiter(first, written, wanted, usual)
+    if delimiter != (usual or ","):
+        header = read_header(first, replace(written, delimiter=delimiter))
+        notes.append(f"the csv's cells stand between {delimiter!r}: its columns are {', '.join(header)}.")
+    return source.model_copy(update={"delimiter": None if delimiter == "," else delimiter})
 
 
 def _find_numbers(brought: dict[str, Dataset], texts: set[str]) -> dict[str, Dataset]:
@@ -286,31 +327,50 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _load_textfolder(source: DataSource, folder: str | None, notes: list[str]) -> dict[str, Dataset]:
-    """One file per row, in one folder per label; below folders named as splits, if there are any."""
-    if not folder:
+def _load_textfolder(source: DataSource, top: Path | None, notes: list[str]) -> dict[str, Dataset]:
+    """One file per row, in one folder per label; below folders named as splits, if they hold such."""
+    if top is None:
         raise DataError("`data.dataset: textfolder` needs `data.data_dir`: a folder with one sub-folder per label.")
-    top = Path(folder)
-    if not top.is_dir():
-        raise DataError(f"`data.data_dir`: there is no folder `{source.data_dir}`.")
-    parts = {name: top / name for name in SPLITS if (top / name).is_dir()} or {"train": top}
-    names = sorted({folder.name for part in parts.values() for folder in part.iterdir() if _is_label(folder)})
+    parts = _find_parts(top, notes)
+    names = sorted({folder.name for part in parts.values() for folder in part.iterdir() if is_label(folder)})
     if not names:
         raise DataError(f"`{source.data_dir}` has no sub-folders.  Expected one per label, with a text file per row in it.")
     features = Features(text=Value("string"), label=ClassLabel(names=names), file=Value("string"))
-    splits, replaced = {}, 0
+    splits, replaced, count = {}, [], 0
     for split, part in parts.items():
         files = sorted(path for name in names if (part / name).is_dir() for path in (part / name).iterdir() if path.is_file())
         files = [path for path in files if not path.name.startswith((".", "__"))]
         texts = [path.read_text(encoding=source.encoding or "utf-8", errors="replace") for path in files]
-        replaced += sum("\ufffd" in text for text in texts)
         columns = {"text": texts, "label": [path.parent.name for path in files]}
         columns["file"] = [path.relative_to(top).as_posix() for path in files]
+        replaced += [name for name, text in zip(columns["file"], texts, strict=True) if "\ufffd" in text]
+        count += len(files)
         splits[split] = Dataset.from_dict(columns, features=features)
     if replaced:
-        notes.append(f"{replaced} file(s) are not {source.encoding or 'utf-8'}: what can't be read was replaced by U+FFFD.")
+        _refuse_replaced("files", replaced, count, source.encoding or "utf-8", notes)
     return splits
 
 
-def _is_label(folder: Path) -> bool:
-    return folder.is_dir() and not folder.name.startswith((".", "__"))
+def _find_parts(top: Path, notes: list[str]) -> dict[str, Path]:
+    """The folders of classes by split; in `notes` what is left out."""
+    parts = label_folders(top)
+    if top not in parts.values():
+        out = [each.name for each in sorted(top.iterdir()) if is_label(each) and each not in parts.values()]
+        if out:
+            notes.append(f"`{top}` holds the splits {', '.join(parts)}; {len(out)} folder(s) left out: {list_few(out)}.")
+    return parts
+
+
+def _list_pictures(top: Path, notes: list[str]) -> dict[str, list[str]]:
+    """The files of an imagefolder by split: those in folders of classes, or all where there are none."""
+    by_split = {}
+    for split, part in _find_parts(top, notes).items():
+        files = list_files(part)
+        inside = [path for path in files if path.parent != part]
+        if inside and (
+            apart := [path.name for path in files if path.parent == part and not path.name.startswith("metadata.")]
+        ):
+            notes.append(f"`{part}` holds folders of classes; {len(apart)} file(s) beside them left out: {list_few(apart)}.")
+            files = [path for path in files if path.name not in apart or path.parent != part]
+        by_split[split] = [str(path) for path in files]
+    return by_split

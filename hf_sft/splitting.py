@@ -12,15 +12,14 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, LargeList, List, ReadInstruction, Value, concatenate_datasets
 
 from hf_sft.cache import digest
+from hf_sft.data_files import ALIASES, SPLITS
 from hf_sft.draws import assign, strata_of, subsample, units_of
 from hf_sft.errors import DataError, list_few, nearest, suggest
 from hf_sft.images import hash_image
-from hf_sft.sources import SPLITS, DataSource, folder_of, load_source
+from hf_sft.sources import DataSource, folder_of, load_source
 from hf_sft.tasks import Labels, Task
 
 HELD_OUT = 0.1
-ALIASES = ("dev", "valid", "val", "eval")
-"""What others call the validation split."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from transformers import Trainer
 from hf_sft import certificate, hub
 from hf_sft.baselines import Fit
 from hf_sft.curves import TrainingCurve
+from hf_sft.data_files import SPLITS
 from hf_sft.encoding import encode_blocks
 from hf_sft.errors import RecipeError, SaveError
 from hf_sft.evaluation import Evaluation, answer_blocks, evaluate_blocks, run_blocks, writer
@@ -28,7 +29,7 @@ from hf_sft.recipe import Output, dump_recipe, load_recipe
 from hf_sft.report import Report, gather_facts, read_report, write_report
 from hf_sft.runs import CHECKPOINTS, Prepared, RecipeLike, as_recipe, claim_folder, is_finished, load_run, prepare, say
 from hf_sft.signals import Listening
-from hf_sft.sources import SPLITS, DataSource
+from hf_sft.sources import DataSource
 from hf_sft.splitting import hash_rows, load_rows, load_splits
 from hf_sft.strict_json import dump_json
 from hf_sft.tasks import Writing

@@ -2,12 +2,14 @@
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 import hf_sft
@@ -77,6 +79,46 @@ def test_an_empty_line_keeps_its_place_and_is_answered_by_null(run, monkeypatch,
 def test_labels_of_a_csv_come_back_as_references(run, tmp_path):
     (tmp_path / "a.csv").write_text("text,label\ngoal,law\nbank,\n")
     assert [answer["reference"] for answer in hf_sft.predict(run, tmp_path / "a.csv")] == ["law", None]
+
+
+@pytest.fixture(scope="module")
+def latin(run, tmp_path_factory) -> Path:
+    """The run, as if its rows were read from a latin-1 csv with semicolons and plain quotation marks."""
+    folder = tmp_path_factory.mktemp("latin") / "run"
+    shutil.copytree(run, folder)
+    recipe = YAML(typ="safe").load(folder / "recipe.yaml")
+    recipe["data"] |= {"dataset": "csv", "encoding": "latin-1", "delimiter": ";", "quoting": False}
+    YAML(typ="safe").dump(recipe, folder / "recipe.yaml")
+    return folder
+
+
+def test_a_file_is_read_with_the_run_s_encoding_delimiter_and_quoting(latin, tmp_path, monkeypatch):
+    texts = ["café goal", '"bank', "shares, fell"]
+    wanted = hf_sft.predict(latin, texts)
+    (tmp_path / "a.csv").write_bytes(("text;n\n" + "".join(f"{text};1\n" for text in texts)).encode("latin-1"))
+    (tmp_path / "a.txt").write_bytes("\n".join(texts).encode("latin-1"))
+    assert hf_sft.predict(latin, tmp_path / "a.csv") == wanted
+    assert hf_sft.predict(latin, tmp_path / "a.txt") == wanted
+    assert ask(monkeypatch, latin, "\n".join(texts).encode("latin-1")) == wanted
+
+
+def test_another_encoding_delimiter_or_quoting_can_be_given(latin, tmp_path):
+    (tmp_path / "a.csv").write_text('n|text\n1|"café ""goal"""\n', encoding="utf-8")
+    given = ["encoding=utf-8", "delimiter='|'", "quoting=true"]
+    assert hf_sft.predict(latin, tmp_path / "a.csv", data=given) == hf_sft.predict(latin, ['café "goal"'])
+    with pytest.raises(hf_sft.RecipeError, match="expected encoding=VALUE, delimiter=VALUE, quoting=VALUE"):
+        hf_sft.predict(latin, tmp_path / "a.csv", data=["splits=x"])
+
+
+def test_a_file_by_another_delimiter_than_the_run_s_is_read_by_its_header(latin, tmp_path):
+    (tmp_path / "a.csv").write_text("n,text\n1,goal match\n", encoding="latin-1")
+    assert hf_sft.predict(latin, tmp_path / "a.csv") == hf_sft.predict(latin, ["goal match"])
+
+
+@pytest.mark.parametrize("content", ['{"text": "a \\ud83d b"}\n', '["a \\ud83d b"]', '[{"text": "a \\ude00"}]'])
+def test_half_of_a_surrogate_pair_is_named(content, run, monkeypatch):
+    with pytest.raises(hf_sft.DataError, match=r"surrogate pair, which is no character: 'a .ud"):
+        ask(monkeypatch, run, content)
 
 
 @pytest.mark.parametrize(

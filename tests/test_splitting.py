@@ -9,6 +9,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hf_sft.errors import DataError
 from hf_sft.sources import DataSource
 from hf_sft.splitting import hash_rows, load_splits
+from hf_sft.tasks.chat import Chat
+from hf_sft.tasks.seq2seq import Seq2Seq
 from hf_sft.tasks.sequence_classification import SequenceClassification
 
 TASK = SequenceClassification(type="sequence_classification")
@@ -65,6 +67,33 @@ def test_a_seed_gives_the_split_that_it_gave_in_earlier_versions(group, test, tr
     rows = load_splits(DataSource(dataset="json", data_files=files, group=group, rows=20), TASK).rows
     assert rows["test"]["text"][::2] == [f"text {number}" for number in test]
     assert rows["train"]["text"][:5] == [f"text {number}" for number in train]
+
+
+def answered(kind, answers):
+    """Rows of a task that writes, one for each answer."""
+    if kind == "seq2seq":
+        return Seq2Seq(type="seq2seq"), [{"source": f"source {i}", "target": answer} for i, answer in enumerate(answers)]
+    if kind == "prompt":
+        task = Chat(type="chat", chat_template="plain", prompt="prompt")
+        return task, [{"prompt": f"prompt {i}", "completion": answer} for i, answer in enumerate(answers)]
+    turns = [[f"question {i}", answer] for i, answer in enumerate(answers)]
+    talks = [[{"role": r, "content": c} for r, c in zip(("user", "assistant"), each, strict=True)] for each in turns]
+    return Chat(type="chat", chat_template="plain"), [{"messages": talk} for talk in talks]
+
+
+@pytest.mark.parametrize("kind", ["chat", "prompt", "seq2seq"])
+def test_answers_that_are_written_are_no_strata(kind, tmp_path):
+    own, stock = [f"answer {i}" for i in range(160)], ["I can't say.", "Ask again."] * 20
+    for answers in (own, [*own, *stock]):
+        task, rows = answered(kind, answers)
+        splits = load_splits(DataSource(dataset=write(tmp_path / "a.jsonl", rows)), task)
+        tenth = len(answers) // 10
+        assert {name: len(split) for name, split in splits.rows.items()} == {
+            "train": len(answers) - 2 * tenth,
+            "validation": tenth,
+            "test": tenth,
+        }
+        assert not any("stratified" in note or "classes" in note for note in splits.notes)
 
 
 @pytest.mark.parametrize("field", ["rows", "rows_per_label"])
