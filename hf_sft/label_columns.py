@@ -1,6 +1,8 @@
 """What a column of labels holds: one class, any number of classes, or a number; and what it can't be read as."""
 
 import re
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -55,9 +57,22 @@ def find_problem_type(train: Dataset, columns: list[str]) -> ProblemType:
     return REGRESSION if isinstance(inner, Value) and inner.dtype.startswith(("float", "decimal")) else SINGLE
 
 
+def _holds_fractions(train: Dataset, column: str) -> bool:
+    feature = train.features[column]
+    if not isinstance(feature, Value) or not feature.dtype.startswith(("float", "decimal")):
+        return False
+    return any(value is not None and value not in (0, 1) for value in train[column][:])
+
+
 def require_kind(train: Dataset, columns: list[str], kind: ProblemType) -> None:
     """Raises `DataError` when the columns can't be read as the recipe wants them."""
     feature = train.features[columns[0]]
+    several = [column for column in columns if _holds_fractions(train, column)] if len(columns) > 1 else []
+    if several:
+        raise DataError(
+            f"`task.label` names {len(columns)} columns, of which {', '.join(several)} hold decimal numbers.\n"
+            "  A row can have one number to regress on: name one column, and train a run for each."
+        )
     if kind != MULTI and (len(columns) > 1 or isinstance(feature, List | LargeList)):
         what = "several columns" if len(columns) > 1 else f"column `{columns[0]}`, which holds lists"
         raise DataError(
@@ -66,12 +81,24 @@ def require_kind(train: Dataset, columns: list[str], kind: ProblemType) -> None:
         )
     if kind == REGRESSION and not (isinstance(feature, Value) and feature.dtype.startswith(NUMBERS)):
         values = list(dict.fromkeys(str(value) for value in train[columns[0]] if value is not None))[:5]
-        comma = any(re.fullmatch(r"-?\d+,\d+", value) for value in values)
-        remedy = "Write decimal points instead of commas" if comma else "Name a column of numbers"
+        remedy = remedy_of_commas(values) or "Name a column of numbers"
         raise DataError(
             f"`task.problem_type: {kind}` needs numbers, but column `{columns[0]}` holds {', '.join(values)}.\n"
             f"  {remedy}, or use `{SINGLE}`."
         )
+
+
+def remedy_of_commas(values: Sequence[str]) -> str | None:
+    """What to do about commas in numbers, which stand before thousands in some countries and before tenths in others."""
+    commas = [value for value in values if re.fullmatch(r"-?\d+(,\d+)+(\.\d+)?", value)]
+    if not commas:
+        return None
+    if not all(re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", value) for value in commas):
+        return "Write decimal points instead of commas"
+    plain, first = commas[0].replace(",", ""), commas[0]
+    if first.count(",") > 1 or "." in first:
+        return f"Write {plain} for {first}"
+    return f"Write {plain} for {first}, or {float(first.replace(',', '.')):g} where the comma is a decimal point"
 
 
 def require_classes(train: Dataset, column: str) -> None:
@@ -86,7 +113,8 @@ def require_classes(train: Dataset, column: str) -> None:
     if written and any(set(value) & {".", ","} for value in different):
         raise DataError(
             f"column `{column}` holds fractions that are written as text: {few}.\n"
-            f"  To regress on them, write them as numbers, with decimal points and without quotes.\n{said}"
+            f"  To regress on them, write them as numbers, without quotes.  "
+            f"{remedy_of_commas(different) or 'Write decimal points'}.\n{said}"
         )
     if len(values) >= MANY and 2 * len(different) > len(values):
         raise DataError(
@@ -132,3 +160,11 @@ def find_label_names(train: Dataset, columns: list[str], asked: tuple[str, ...] 
     if len(names) != count:
         raise DataError(f"`task.label_names` has {len(names)} names, but the lists of column `{column}` {count} places.")
     return names
+
+
+def alike(names: Sequence[str]) -> list[list[str]]:
+    """Names that differ only in case, in spaces, or in how Unicode writes them."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]

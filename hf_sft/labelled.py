@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hf_sft.answers import AnswerKind, Answers, ClassAnswers, NumberAnswers, SetAnswers
 from hf_sft.baselines import Answerer, Features, Fit, of_classes, of_numbers, of_sets
 from hf_sft.block import Block
-from hf_sft.errors import DataError
+from hf_sft.errors import DataError, list_few
 from hf_sft.label_columns import (
     MULTI,
     NUMBERS,
@@ -29,6 +29,7 @@ from hf_sft.label_columns import (
     SINGLE,
     Labels,
     ProblemType,
+    alike,
     as_list,
     find_label_names,
     find_problem_type,
@@ -36,6 +37,9 @@ from hf_sft.label_columns import (
     require_kind,
 )
 from hf_sft.losses import Items
+
+NEAR = 10.0
+"""A mean and a standard deviation within this need no scale: a new head answers numbers of that size."""
 
 
 class Labelled(Block):
@@ -50,6 +54,10 @@ class Labelled(Block):
     """The classes of a column of lists of 0 and 1, in their order; their numbers when not given."""
     problem_type: ProblemType | None = None
     """Hugging Face's word for the kind of label; inferred from the column when not given."""
+    scale: tuple[float, float] | None = None
+    """Mean and standard deviation by which numbers are standardised in the loss; train's, where they are far from 0 and 1."""
+    minus_one_is_class: bool | None = None
+    """Whether the number -1 is a class; when not given it is no label where it stands beside 0, 1, … and no other negative."""
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
@@ -67,12 +75,20 @@ class Labelled(Block):
         if kind == SINGLE and self.problem_type is None:
             require_classes(train, self.label_columns[0])
         names = find_label_names(train, self.label_columns, self.label_names)
-        resolved = self.model_copy(update={"problem_type": kind, "label_names": names})
+        scale = self.scale or (_find_scale(train[self.label_columns[0]][:]) if kind == REGRESSION else None)
+        resolved = self.model_copy(update={"problem_type": kind, "label_names": names, "scale": scale})
         return resolved, resolved._labels(train), self._remarks(resolved, train)
 
     def _remarks(self, resolved: Self, train: Dataset) -> list[str]:
         column = self.label_columns[0]
         feature = train.features[column]
+        labels = None if resolved.problem_type == REGRESSION else resolved._labels(train)
+        if labels is not None and (groups := alike(labels.names)):
+            few = list_few(["; ".join(map(repr, group)) for group in groups])
+            return [
+                f"column `{column}` has classes that differ only in case, spaces or Unicode form: {few}.  "
+                "Each is a class of its own: write them alike if they are one."
+            ]
         if resolved.label_names is not None and self.label_names is None:
             return [
                 f"column `{column}` holds lists of 0 and 1: a place for each of {len(resolved.label_names)} classes, "
@@ -82,7 +98,7 @@ class Labelled(Block):
             return []
         if resolved.problem_type == REGRESSION:
             return [
-                f"column `{column}` holds fractions: a number to regress on.  "
+                f"column `{column}` holds decimal numbers: a number to regress on.  "
                 f"If its values are classes: `task.problem_type={SINGLE}`."
             ]
         return [
@@ -158,7 +174,8 @@ class Labelled(Block):
         return [[str(name) for name in as_list(value)] for value in columns[0]]
 
     def items(self, model: nn.Module, batch: dict[str, Tensor]) -> Items:
-        return Items(self._logits(model, batch), batch["labels"])
+        mean, deviation = self.scale or (0.0, 1.0)
+        return Items(self._logits(model, batch), (batch["labels"] - mean) / deviation if self.scale else batch["labels"])
 
     def keep(self, model: nn.Module, batch: dict[str, Tensor]) -> list[np.ndarray]:
         """The logits of each row, float32, shape (labels,)."""
@@ -173,7 +190,8 @@ class Labelled(Block):
     def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
         logits = np.concatenate(kept).astype(np.float64)
         if labels is None:
-            return NumberAnswers(logits[:, 0].astype(np.float32))
+            mean, deviation = self.scale or (0.0, 1.0)
+            return NumberAnswers((logits[:, 0] * deviation + mean).astype(np.float32))
         if self.problem_type == SINGLE:
             return ClassAnswers(scipy.special.softmax(logits, axis=-1), labels.names)
         return SetAnswers(scipy.special.expit(logits), labels.names)
@@ -191,6 +209,13 @@ class Labelled(Block):
             methods = fit(inputs, targets, labels.names, self.simple_features)
         return {name: partial(self._read_inputs, fit) for name, fit in methods.items()}
 
+    def in_own_units(self, call: str) -> str:
+        """The Python that asks a pipeline for an answer, with numbers in the data's own units."""
+        if self.scale is None:
+            return call
+        mean, deviation = self.scale
+        return f'[{mean!r} + {deviation!r} * each["score"] for each in {call}]'
+
     def _read_inputs(self, fit: Fit) -> Answerer:
         answer = fit()
         return lambda rows: answer(self.simple_inputs(rows))
@@ -202,3 +227,11 @@ class Labelled(Block):
         if self.problem_type == SINGLE:
             return [str(value) for value in columns[0]]
         return self._named(columns)
+
+
+def _find_scale(cells: list[Any]) -> tuple[float, float] | None:
+    """Mean and standard deviation of numbers that a head would take many steps to reach; None for others."""
+    numbers = np.array([cell for cell in cells if cell is not None and math.isfinite(cell)], dtype=np.float64)
+    if not len(numbers) or numbers.std() == 0 or (NEAR >= numbers.std() >= 1 / NEAR and abs(numbers.mean()) <= NEAR):
+        return None
+    return float(numbers.mean()), float(numbers.std())

@@ -14,10 +14,13 @@ from hf_sft.data_files import KINDS, kind_of
 from hf_sft.encoding import encode_blocks
 from hf_sft.errors import DataError, RecipeError
 from hf_sft.evaluation import answer_blocks, run_blocks
+from hf_sft.label_cells import read_labels
+from hf_sft.labelled import Labelled
 from hf_sft.recipe import load_recipe
-from hf_sft.runs import load_run
+from hf_sft.runs import Run, load_run
 from hf_sft.sources import DataSource, load_source
-from hf_sft.tasks import Task, Writing
+from hf_sft.tasks import Labels, Task, Writing
+from hf_sft.training import Machine
 
 STDIN = "-"
 FORMAT = ("encoding", "delimiter", "quoting")
@@ -73,38 +76,62 @@ def answer(
     files = rows["file"] if FILE in rows.column_names else None
     folder = Path(inputs).expanduser().parent if isinstance(inputs, str | Path) else Path()
     asked = task.read(rows.select_columns(columns), folder)
-    empty = {i for column in columns for i, cell in enumerate(asked[column]) if _is_blank(cell)}
-    filled = [i for i in range(len(rows)) if strict or i not in empty]
-    asked = asked.select(filled)
-    invalid = task.invalid_rows(asked, finished.labels)
+    filled = range(len(rows)) if strict else _list_filled(asked)
+    invalid = task.invalid_rows(asked.select(filled), finished.labels)
     if invalid:
         problems = "; ".join(f"{problem} in row(s) {[filled[i] for i in places[:5]]}" for problem, places in invalid.items())
         raise DataError(f"the input can't be answered: {problems}")
-    references, nothing = _references(task, rows), dict(task.writes or task.answer_kind().nothing)
+    references = _references(task, rows, finished)
+    answers = answer_rows(
+        asked, task, finished.labels, finished.processor, finished.model, finished.machine, writing, filled=filled
+    )
+    for row, answered in enumerate(answers):
+        named = {"row": row, "file": files[row]} if files else {"row": row}
+        yield {**named, **answered, **({"reference": references[row]} if references else {})}
+
+
+def answer_rows(
+    rows: Dataset,
+    task: Task,
+    labels: Labels | None,
+    processor: Any,
+    model: Any,
+    machine: Machine,
+    writing: Writing | None = None,
+    filled: Sequence[int] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The answer of each row, in order, on the main process; all processes iterate. Rows that are not `filled`, by default
+    those without text, get the answer None."""
+    filled = _list_filled(rows) if filled is None else filled
+    some, nothing = rows.select(filled), dict(task.writes or task.answer_kind().nothing)
     if task.writes:
-        budget = finished.machine.micro_batch_tokens
-        answers = task.complete(finished.model, asked, finished.processor, writing or Writing(), budget)
+        answers = task.complete(model, some, processor, writing or Writing(), machine.micro_batch_tokens)
     else:
-        blocks = encode_blocks(asked, task, finished.labels, finished.processor)
-        ran = run_blocks(finished.model, blocks, task.keep, finished.machine)
-        answers = chain.from_iterable(block.as_json() for _, _, block in answer_blocks(ran, task, finished.labels))
-    answered = set(filled)
+        ran = run_blocks(model, encode_blocks(some, task, labels, processor), task.keep, machine)
+        answers = chain.from_iterable(block.as_json() for _, _, block in answer_blocks(ran, task, labels))
     if not PartialState().is_main_process:
         for _ in answers:  # of which it runs its share
             pass
         return
+    answered = {*filled}
     for row in range(len(rows)):
-        said = next(answers) if row in answered else nothing
-        named = {"row": row, "file": files[row]} if files else {"row": row}
-        yield {**named, **said, **({"reference": references[row]} if references else {})}
+        yield next(answers) if row in answered else nothing
+
+
+def _list_filled(rows: Dataset) -> list[int]:
+    """The rows that have a text in each column."""
+    blank = {i for column in rows.column_names for i, cell in enumerate(rows[column]) if _is_blank(cell)}
+    return [i for i in range(len(rows)) if i not in blank]
 
 
 def _is_blank(cell: Any) -> bool:
     return cell is None or not (cell if isinstance(cell, list) else str(cell).strip())
 
 
-def _references(task: Task, rows: Dataset) -> list[Any]:
+def _references(task: Task, rows: Dataset, run: Run) -> list[Any]:
     """The true answers, None where a row has none; an empty list when the input brings no such column."""
+    if isinstance(task, Labelled):
+        rows = read_labels({"input": rows}, task, run.recipe.data, run.labels, [], drop=False)["input"]
     named = (column for names in task.columns().values() for column in names)
     columns = [column for column in named if column not in task.input_columns()]
     if not columns:  # what is asked may hold an answer too: a conversation's last turn

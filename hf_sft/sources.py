@@ -53,6 +53,8 @@ class DataSource(Block):
     """Between the cells of a csv; when not given a comma, semicolon, tab or |: by which the header has the task's columns."""
     quoting: bool | None = None
     """Whether quotation marks enclose cells of a csv; when not given: yes, but for .tsv, and refused where both may be."""
+    label_delimiter: str | None = None
+    """Between the classes of a cell that holds several, like | in bug|login."""
     splits: dict[Literal["train", "validation", "test"], str | float] = Field(default_factory=dict)
     """By split: a name, a `datasets` slice like train[:80%], or a fraction of train (0.1 or 10%). Without an entry: the
     split of that name, or 0.1 of train."""
@@ -120,6 +122,8 @@ def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> t
                 folder = path
         if source.dataset in FILES and not (source.data_files or folder):
             raise DataError(f"`data.dataset: {source.dataset}` needs `data.data_files`: a file, or files by split.")
+        if source.sample_by is not None and source.dataset != "text":
+            raise DataError(f"`data.sample_by` goes with files of text; `{source.dataset}` has rows of its own.")
         files = _list_files(source, folder, notes)
         if source.dataset == "csv":
             source = _find_delimiter(source, files, [*texts], notes)
@@ -157,8 +161,6 @@ def _load(source: DataSource, files: Any, folder: Path | None) -> tuple[DataSour
     if source.dataset == "json" and (source.encoding or "utf-8").lower() == "utf-8":
         options["encoding"] = "utf8"  # by that name it is decoded, and what is no UTF-8 is found (datasets 5.2)
     if source.sample_by is not None:
-        if source.dataset != "text":
-            raise DataError(f"`data.sample_by` goes with files of text; `{source.dataset}` has rows of its own.")
         options["sample_by"] = source.sample_by
     source = _pin(source)
     below = None if files or folder is None else str(folder)

@@ -16,6 +16,8 @@ from hf_sft.data_files import ALIASES, SPLITS
 from hf_sft.draws import assign, strata_of, subsample, units_of
 from hf_sft.errors import DataError, list_few, nearest, suggest
 from hf_sft.images import hash_image
+from hf_sft.label_cells import UNLABELLED, read_labels
+from hf_sft.labelled import Labelled
 from hf_sft.sources import DataSource, folder_of, load_source
 from hf_sft.tasks import Labels, Task
 
@@ -32,6 +34,8 @@ class Splits:
     task: Task
     labels: Labels | None
     notes: tuple[str, ...]
+    unlabelled: Dataset | None = None
+    """The test split of the data, if it has no labels: it is predicted, and `test` is made from train."""
     seen: dict[str, np.ndarray] = field(default_factory=dict)
     """For validation and test the rows whose input was trained on: train has it too, or the checkpoint knows it."""
 
@@ -82,20 +86,31 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     notes: list[str] = []
     brought, source_as_read = load_source(source, task.input_columns(), notes)
     loaded, named = _name_splits(source, brought, notes)
+    lacking = _lacks_labels(loaded.get("test"), task)
     for name, rows in loaded.items():
-        _require_columns(rows, name, task, source, ("keep", "group", "stratify") if name == "train" else ("keep",))
+        extra = ("keep", "group", "stratify") if name == "train" else ("keep",)
+        _require_columns(rows, name, task, source, extra, inputs_only=lacking and name == "test")
     kept = {name: _keep(rows, source, name, notes) for name, rows in loaded.items()}
+    kept = _read_labels(kept, task, None, source, notes)
     loaded = {name: task.divide(task.read(rows, folder_of(source))) for name, rows in kept.items()}
+    unlabelled = loaded.pop("test") if _lacks_labels(loaded.get("test"), task) else None
+    if unlabelled is not None:
+        unlabelled = unlabelled.select_columns([*task.input_columns()])
+        notes.append(
+            f"split `test` has no labels: its {len(unlabelled)} rows are predicted (predictions/unlabelled.jsonl) and not "
+            "scored.  To score another split: `data.splits.test=validation data.splits.validation=0.1`."
+        )
     resolved, labels, remarks = task.resolve(loaded)
     notes += remarks
     rows = {name: _name_classes(rows, resolved, source.stratify) for name, rows in loaded.items()}
     rows = _without_invalid(rows, resolved, labels, source.drop_invalid, notes)
-    rows = _make_splits(rows, source, resolved, notes)
+    rows = _make_splits(rows, source, resolved, unlabelled is not None, notes)
     rows["train"] = subsample(rows["train"], source, resolved, labels, notes)
-    splits = {name: named[name] if name in loaded or name in source.splits else HELD_OUT for name in SPLITS}
+    found = {*loaded, *source.splits, *(("test",) if unlabelled is not None else ())}
+    splits = {name: named[name] if name in found else HELD_OUT for name in SPLITS}
     source_as_read = source_as_read.model_copy(update={"splits": splits})
     seen = _find_seen(rows, [*loaded], resolved, notes)
-    return Splits(rows, source_as_read, resolved, labels, tuple(notes), seen)
+    return Splits(rows, source_as_read, resolved, labels, tuple(notes), unlabelled, seen)
 
 
 def load_rows(
@@ -111,8 +126,9 @@ def load_rows(
         asked = f"has no split `{split}`" if split else "has several splits, none of them called `test`"
         raise DataError(f"data set `{source.dataset}` {asked}.\n  It has: {', '.join(brought)}.  Say which: --split NAME.")
     _require_columns(brought[name], name, task, source, ("keep",))
-    rows = task.divide(task.read(_keep(brought[name], source, name, notes), folder_of(source)))
-    rows = _name_classes(rows, task)
+    rows = _keep(brought[name], source, name, notes)
+    rows = _read_labels({name: rows}, task, labels, source, notes)[name]
+    rows = _name_classes(task.divide(task.read(rows, folder_of(source))), task)
     return name, _without_invalid({name: rows}, task, labels, source.drop_invalid, notes)[name]
 
 
@@ -166,8 +182,36 @@ def _slice(brought: dict[str, Dataset], expression: str) -> Dataset:
     return cut[0] if len(cut) == 1 else concatenate_datasets(cut)
 
 
-def _require_columns(rows: Dataset, split: str, task: Task, source: DataSource, extra: tuple[str, ...]) -> None:
-    named = [(f"task.{field}", column) for field, columns in task.columns().items() for column in columns]
+def _read_labels(
+    splits: dict[str, Dataset], task: Task, labels: Labels | None, source: DataSource, notes: list[str]
+) -> dict[str, Dataset]:
+    if isinstance(task, Labelled):
+        return read_labels(splits, task, source, labels, notes)
+    if source.label_delimiter is not None:
+        raise DataError(f"`data.label_delimiter` goes with a label for each row, which `{task.type}` does not have.")
+    return splits
+
+
+def _lacks_labels(rows: Dataset | None, task: Task) -> bool:
+    """Whether rows have the inputs of a task, and no answer: no such columns, or nothing but null and -1 in them."""
+    columns = [column for named in task.columns().values() for column in named if column not in task.input_columns()]
+    if rows is None or not columns or not {*task.input_columns()} <= {*rows.column_names}:
+        return False
+    there = [column for column in columns if column in rows.column_names]
+    return all(
+        cell in (None, "") or (cell == UNLABELLED and isinstance(rows.features[column], ClassLabel))
+        for column in there
+        for cell in rows[column][:]
+    )
+
+
+def _require_columns(
+    rows: Dataset, split: str, task: Task, source: DataSource, extra: tuple[str, ...], inputs_only: bool = False
+) -> None:
+    asked = task.columns()
+    if inputs_only:
+        asked = {name: columns for name, columns in asked.items() if {*columns} <= {*task.input_columns()}}
+    named = [(f"task.{field}", column) for field, columns in asked.items() for column in columns]
     named += [(f"data.{field}", column) for field in extra if (column := getattr(source, field))]
     problems = []
     for where, column in named:
@@ -260,19 +304,24 @@ def _without_invalid(
     return kept
 
 
-def _make_splits(rows: dict[str, Dataset], source: DataSource, task: Task, notes: list[str]) -> dict[str, Dataset]:
-    """Hold out what no split of the data set brings. Equal texts, and rows of one group, stay together."""
+def _make_splits(
+    rows: dict[str, Dataset], source: DataSource, task: Task, is_unlabelled: bool, notes: list[str]
+) -> dict[str, Dataset]:
+    """Hold out what no split of the data set brings, a test split too if the data's `is_unlabelled`. Equal texts, and rows of
+    one group, stay together."""
     fractions: dict[str, float] = {}
     strata = strata_of(rows["train"], source, task)
     held_out = f"{'stratified, ' if any(strata) else ''}equal inputs on one side"
     for name in SPLITS[1:]:
         if name in rows:
             continue
-        share = share_of(source.splits.get(name, HELD_OUT))
+        lacks = is_unlabelled and name == "test"
+        share = HELD_OUT if lacks else share_of(source.splits.get(name, HELD_OUT))
         if share is None or not 0 < share < 1:
             raise DataError(f"`data.splits.{name}` must be a split's name or a fraction between 0 and 1; got {share!r}.")
         fractions[name] = share
-        how = "as the recipe says" if name in source.splits else "since the data set has no such split"
+        absent = "since the data set's has no labels" if lacks else "since the data set has no such split"
+        how = "as the recipe says" if name in source.splits and not lacks else absent
         notes.append(f"split `{name}` is {share:g} of train, {how}: {held_out}.")
     kept = share_of(source.splits.get("train", "train"))
     if kept is not None and not 0 < kept <= 1:

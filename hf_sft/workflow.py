@@ -25,6 +25,7 @@ from hf_sft.hub_checkpoints import sent_meanwhile
 from hf_sft.hub_trouble import hide_tokens
 from hf_sft.lineage import write_known
 from hf_sft.models import save_model
+from hf_sft.prediction import answer_rows
 from hf_sft.recipe import Output, dump_recipe, load_recipe
 from hf_sft.report import Report, gather_facts, read_report, write_report
 from hf_sft.runs import CHECKPOINTS, Prepared, RecipeLike, as_recipe, claim_folder, is_finished, load_run, prepare, say
@@ -106,6 +107,7 @@ def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool)
     baselines = {"test": {**simple_baselines(prepared), **untrained}, "validation": {}}
     evaluations = [evaluate_split(prepared, model, split, folder, baselines[split]) for split in baselines][::-1]
 
+    predict_unlabelled(prepared, model, folder)
     samples = [(*first, after) for first, (_, after) in zip(before, write_samples(prepared, model), strict=True)]
     if PartialState().is_main_process:
         write_known(folder, prepared.splits, recipe.model)
@@ -174,6 +176,17 @@ def evaluate_split(prepared: Prepared, model: Any, split: str, folder: Path, bas
         return evaluate_blocks(
             split, prepared.run(model, split), task, labels, plan, baselines, prepared.splits.seen[split], write
         )
+
+
+def predict_unlabelled(prepared: Prepared, model: Any, folder: Path) -> None:
+    """Answer the rows of a test split without labels, into the run folder."""
+    splits, machine = prepared.splits, prepared.machine
+    if splits.unlabelled is None:
+        return
+    answers = answer_rows(splits.unlabelled, splits.task, splits.labels, prepared.processor, model, machine)
+    with written_lines(folder / "predictions" / "unlabelled.jsonl") as write:
+        for row, answer in enumerate(answers):
+            write({"row": row, **answer})
 
 
 def write_samples(prepared: Prepared, model: Any) -> list[tuple[str, str]]:

@@ -119,7 +119,7 @@ class ImageClassification(Labelled, Task):
             yield from asked[start : start + AT_ONCE][self.image]
 
     def example_call(self) -> str:
-        return 'answer("picture.jpg")'
+        return self.in_own_units('answer("picture.jpg")')
 
     def show(self, example: dict[str, Any], processor: Any, labels: Labels | None) -> str:
         """The picture's size in its file and as the model gets it."""

@@ -112,7 +112,7 @@ class SequenceClassification(Labelled, Task):
         text = '[{"text": "One text.", "text_pair": "Another."}]' if self.text_pair else '["A text."]'
         every = ", top_k=None" if self.problem_type == MULTI else ""
         longest = f", max_length={self.max_length}" if self.max_length else ""
-        return f"answer({text}{every}, truncation=True{longest})"
+        return self.in_own_units(f"answer({text}{every}, truncation=True{longest})")
 
     @classmethod
     def sample(cls) -> tuple[Self, Dataset]:
