@@ -198,11 +198,7 @@ def _lacks_labels(rows: Dataset | None, task: Task) -> bool:
     if rows is None or not columns or not {*task.input_columns()} <= {*rows.column_names}:
         return False
     there = [column for column in columns if column in rows.column_names]
-    return all(
-        cell in (None, "") or (cell == UNLABELLED and isinstance(rows.features[column], ClassLabel))
-        for column in there
-        for cell in rows[column][:]
-    )
+    return all(cell in (None, "", UNLABELLED) for column in there for cell in rows[column][:])
 
 
 def _require_columns(

@@ -89,6 +89,48 @@ def test_several_columns_are_endings_and_letters_are_places(checkpoints, tmp_pat
     ]
 
 
+def named(labels, endings=("red", "green", "blue", "grey"), **fields):
+    """The places that a task reads, of rows with these endings; None for what it refuses."""
+    rows = Dataset.from_dict({"context": ["a"] * len(labels), "choices": [list(endings)] * len(labels), "label": labels})
+    resolved, _, notes = task(**fields).resolve({"train": rows})
+    assert resolved.invalid_rows(rows, None) == {}
+    return resolved.references(rows), resolved.label_base, notes
+
+
+@pytest.mark.parametrize(
+    ("labels", "places", "base"),
+    [
+        (["A", "D", "b"], [0, 3, 1], "letter"),
+        (["0", "3", "1"], [0, 3, 1], 0),
+        ([0, 2], [0, 2], 0),
+        ([1, 4, 2], [0, 3, 1], 1),
+        (["1", " 4"], [0, 3], 1),
+        (["red", "grey ", "green"], [0, 3, 1], "text"),
+    ],
+)
+def test_a_label_names_an_ending_by_place_letter_or_text(labels, places, base):
+    found, how, notes = named(labels)
+    assert found == places and how == base and bool(notes) is (base == 1)
+
+
+def test_numbers_that_are_endings_and_no_places_name_endings():
+    assert named(["30", "7", "30"], endings=("7", "30")) == ([1, 0, 1], "text", [])
+
+
+@pytest.mark.parametrize("labels", [["A", "B", "1", "3"], ["B", "2"], ["red", "1"], ["a", "blue", "0"]])
+def test_labels_of_two_kinds_are_refused(labels):
+    with pytest.raises(hf_sft.DataError, match=r"names the right ending in two ways: .* in \d rows, '\d' in"):
+        named(labels)
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3], ["1", "3"], [2, 2]])
+def test_places_of_which_none_is_zero_are_asked_about(labels):
+    with pytest.raises(hf_sft.DataError, match=r"`task.label_base=1`.*`task.label_base=0`"):
+        named(labels)
+    assert named(labels, label_base=1)[0] == [int(label) - 1 for label in labels]
+    assert named(labels, label_base=0)[0] == [int(label) for label in labels]
+
+
 GOOD = {"context": "the goal", "choices": ["was", "lost"], "label": 0}
 
 

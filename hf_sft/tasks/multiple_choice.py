@@ -1,7 +1,8 @@
 """Which of some endings goes with a context: the next sentence, the answer to a question?
 
-The data: a column of context; the endings as one column of lists, or as several columns; and the place of the right one,
-counted from 0, or as a letter. Rows may have different numbers of endings. The model gives each ending a logit of its own.
+The data: a column of context; the endings as one column of lists, or as several columns; and a label that names the right one:
+its place, counted from 0 or 1, a letter, or its text. Rows may have different numbers of endings. The model gives each ending
+a logit of its own.
 """
 
 from collections import Counter
@@ -20,7 +21,7 @@ from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Answerer, Fit
-from hf_sft.choices import ChoiceAnswers, read_place, words_of
+from hf_sft.choices import ChoiceAnswers, LabelBase, find_base, read_place, words_of
 from hf_sft.errors import DataError
 from hf_sft.losses import FAR, Items
 from hf_sft.tasks import Batch, Labels, Task
@@ -40,7 +41,9 @@ class MultipleChoice(Task):
     choices: str | tuple[str, ...] = "choices"
     """The column of the endings, a list for each row; or several columns, one for each ending."""
     label: str = "label"
-    """The column of the right ending's place, counted from 0 (or as a letter: A is the first)."""
+    """The column that names the right ending."""
+    label_base: LabelBase | None = None
+    """How: by its place, counted from 0 or 1, by a `letter` (A is the first), or by its own `text`; found when not given."""
     max_length: int | None = Field(default=None, ge=8)
     """Tokens kept of a context with one ending (the longer side loses); as many as the checkpoint allows when not given."""
 
@@ -64,7 +67,13 @@ class MultipleChoice(Task):
                 f"column `{self.choices}` (`task.choices`) holds {splits['train'].features[self.choices]}.\n"
                 "  Expected a list of endings for each row.  For a column for each ending: `task.choices=[ONE, OTHER]`."
             )
-        return self, None, []
+        if self.label_base is not None:
+            return self, None, []
+        labels = [label for rows in splits.values() if self.label in rows.column_names for label in rows[self.label][:]]
+        endings = [row for rows in splits.values() if self.label in rows.column_names for row in self._endings(rows)]
+        base = find_base(labels, endings, self.label)
+        notes = [f"column `{self.label}` counts endings from 1.  From 0: `task.label_base=0`."] if base == 1 else []
+        return self.model_copy(update={"label_base": base}), None, notes
 
     def _endings(self, rows: Dataset | dict[str, list]) -> list[list[str]]:
         columns = [rows[column][:] for column in self._choice_columns]
@@ -83,7 +92,7 @@ class MultipleChoice(Task):
                 problem = "an ending is empty, or no text,"
             elif len(endings) < 2:
                 problem = f"there are less than two endings to choose from (`task.choices`: {', '.join(self._choice_columns)})"
-            elif places is not None and read_place(places[row]) not in range(len(endings)):
+            elif places is not None and self._place(places[row], endings) not in range(len(endings)):
                 problem = f"column `{self.label}` has the value {places[row]!r}, which is the place of no ending,"
             if problem:
                 problems.setdefault(problem, []).append(row)
@@ -116,7 +125,10 @@ class MultipleChoice(Task):
         return examples
 
     def targets(self, rows: dict[str, list], labels: Labels | None) -> list[int]:
-        return [read_place(value) for value in rows[self.label]]
+        return [self._place(*pair) for pair in zip(rows[self.label], self._endings(rows), strict=True)]
+
+    def _place(self, label: Any, endings: list[str]) -> int:
+        return read_place(label, self.label_base, endings)
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
         def collate(examples: list[dict[str, Any]]) -> Batch:
@@ -160,7 +172,7 @@ class MultipleChoice(Task):
         return ChoiceAnswers([scipy.special.softmax(logits.astype(np.float64)) for (logits,) in kept], self._endings(rows))
 
     def references(self, rows: Dataset) -> list[Any]:
-        return self.targets({self.label: rows[self.label]}, None)
+        return self.targets(rows.select_columns([self.label, *self._choice_columns])[:], None)
 
     def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
         def majority() -> Answerer:
