@@ -107,15 +107,22 @@ class Chosen(Judged):
     def right(self, references: np.ndarray) -> np.ndarray:
         said, true = self.chosen(references)
         right = said == true if said.ndim == 1 else (said == true).all(1)
-        return self.sum_by_row(np.stack([right, np.ones(len(right))], axis=1))
+        return self.sum_by_row(np.stack([right, np.ones(len(right))], axis=1), references)
 
     @abstractmethod
     def chosen(self, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The classes of each item, as answered and as referred to: ids, shape (items,), or 0 and 1, (items, classes)."""
 
-    def sum_by_row(self, items: np.ndarray) -> np.ndarray:
+    def count_items(self, references: np.ndarray) -> np.ndarray:
+        """How many items `chosen` gives of each row, shape (rows,)."""
+        return np.ones(len(references), dtype=np.int64)
+
+    def sum_by_row(self, items: np.ndarray, references: np.ndarray) -> np.ndarray:
         """Numbers of shape (items, k) to (rows, k)."""
-        return items
+        counts = self.count_items(references)
+        if (counts == 1).all():
+            return items
+        return np.stack([some.sum(0) for some in np.split(items, np.cumsum(counts)[:-1])])
 
 
 def count_pairs(referred: np.ndarray, predicted: np.ndarray, names: tuple[str, ...]) -> Counter[tuple[str | None, str | None]]:

@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 from hf_sft.tasks import Batch
 
-BOOKKEEPING = ("row", "cost", "items", "truncated", "lost", "slid", "silent", "shortened", "flaw")
+BOOKKEEPING = ("row", "cost", "items", "truncated", "lost", "slid", "silent", "shortened", "flaw", "inside")
 """Columns of examples that the model is not shown."""
 BLOCK = 2048
 """Rows that are evaluated at a time: what is in memory does not grow with their number."""
@@ -127,6 +127,7 @@ class Examples(TorchDataset):
             "lost": "have an answer that no window holds whole",
             "shortened": "have a longer target than the model learns to write, and are learned up to there",
             "silent": "are cut before what carries loss, and teach nothing",
+            "inside": "have a span that begins or ends inside a word or token, where no answer can",
             "slid": "are longer than the model takes, and are scored with a sliding context",
         }
         counts = {what: self.count_rows(what) for what in said}

@@ -52,7 +52,7 @@ def find_delimiter(path: str, written: CsvFormat, wanted: Sequence[str], usual: 
     the first rows have equally many cells. A comma comes before a semicolon, a tab and a vertical bar."""
     alike: list[str] = []
     for delimiter in dict.fromkeys((usual or ",", *DELIMITERS)):
-        with _open(path, written.encoding) as lines:
+        with open_text(path, written.encoding) as lines:
             reader = _reader(path, replace(written, delimiter=delimiter), lines)
             rows = [row for row, _ in zip(reader, range(LOOKED_AT), strict=False) if row]
         if wanted and rows and {*wanted} <= {*rows[0]}:
@@ -64,7 +64,7 @@ def find_delimiter(path: str, written: CsvFormat, wanted: Sequence[str], usual: 
 
 def read_header(path: str, written: CsvFormat) -> list[str]:
     """The names of a file's columns. One without a name is `Unnamed: 0` by its place; a second `a` is `a.1`."""
-    with _open(path, written.encoding) as lines:
+    with open_text(path, written.encoding) as lines:
         return _name_columns(next(_reader(path, written, lines), []))
 
 
@@ -90,7 +90,9 @@ def read_csv(paths: Sequence[str], written: CsvFormat, drop_invalid: bool, notes
     return Dataset(table, fingerprint=generate_random_fingerprint())
 
 
-def _open(path: str, encoding: str | None) -> Any:
+def open_text(path: str, encoding: str | None) -> Any:
+    """A file of text, compressed or not, with its line ends as they are. Of UTF-8, bytes of other encodings are an error where
+    no encoding is named; otherwise they become U+FFFD."""
     named = encoding or "utf-8"
     codec = "utf-8-sig" if named.lower().replace("_", "-") in ("utf-8", "utf8") else named
     errors = "strict" if encoding is None else "replace"
@@ -101,7 +103,7 @@ def _is_enclosed(path: str, written: CsvFormat) -> bool | None:
     """Whether quotation marks enclose cells: as the format says, or since they enclose all of the header; None if unknown."""
     if written.quoting is not None:
         return written.quoting
-    with _open(path, written.encoding) as lines:
+    with open_text(path, written.encoding) as lines:
         header = next(iter(lines), "").strip("\r\n").split(written.delimiter)
     return True if all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in header) else None
 
@@ -142,7 +144,7 @@ def _chunks(rows: Iterable[list[str | None]]) -> Iterator[list[list[str | None]]
 
 def _read_rows(path: str, written: CsvFormat, drop_invalid: bool, notes: list[str]) -> Iterator[list[str | None]]:
     odd, quoted, count, last, width = _Lines(), _is_quoted(path, written), 0, 0, 0
-    with _open(path, written.encoding) as lines:
+    with open_text(path, written.encoding) as lines:
         reader = _reader(path, written, lines, strict=True)
         try:
             for row in reader:
@@ -208,7 +210,7 @@ def _refuse_or_note(
 def _count_plain_rows(path: str, written: CsvFormat, width: int) -> int:
     """The rows of a file if quotation marks are plain characters; 0 if a line has another number of cells than the header."""
     rows = 0
-    with _open(path, written.encoding) as lines:
+    with open_text(path, written.encoding) as lines:
         for row in csv.reader(lines, delimiter=written.delimiter, quoting=csv.QUOTE_NONE):
             if row and len(row) != width:
                 return 0

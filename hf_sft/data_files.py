@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 ALIASES = ("dev", "valid", "val", "eval")
 """What others call the validation split."""
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".txt": "text"}
-KINDS |= {".parquet": "parquet", ".arrow": "arrow"}
+KINDS |= {".parquet": "parquet", ".arrow": "arrow", **dict.fromkeys((".conll", ".conllu", ".iob", ".bio"), "conll")}
 """What a file holds, by the end of its name."""
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 """Ends of names behind those: `rows.csv.gz`."""

@@ -81,7 +81,7 @@ def answer(
     if invalid:
         problems = "; ".join(f"{problem} in row(s) {[filled[i] for i in places[:5]]}" for problem, places in invalid.items())
         raise DataError(f"the input can't be answered: {problems}")
-    references = _references(task, rows, finished)
+    references = _references(task, rows, finished, folder)
     answers = answer_rows(
         asked, task, finished.labels, finished.processor, finished.model, finished.machine, writing, filled=filled
     )
@@ -128,7 +128,7 @@ def _is_blank(cell: Any) -> bool:
     return cell is None or not (cell if isinstance(cell, list) else str(cell).strip())
 
 
-def _references(task: Task, rows: Dataset, run: Run) -> list[Any]:
+def _references(task: Task, rows: Dataset, run: Run, folder: Path) -> list[Any]:
     """The true answers, None where a row has none; an empty list when the input brings no such column."""
     if isinstance(task, Labelled):
         rows = read_labels({"input": rows}, task, run.recipe.data, run.labels, [], drop=False)["input"]
@@ -140,8 +140,9 @@ def _references(task: Task, rows: Dataset, run: Run) -> list[Any]:
     if not set(columns) <= set(rows.column_names):
         return []
     labelled = [i for i, values in enumerate(zip(*(rows[column][:] for column in columns), strict=True)) if None not in values]
+    known = rows.select(labelled)
     try:
-        by_row = dict(zip(labelled, task.references(rows.select(labelled)), strict=True))
+        by_row = dict(zip(labelled, task.references(known if task.reads_files else task.read(known, folder)), strict=True))
     except (TypeError, ValueError) as error:
         raise DataError(f"column(s) {', '.join(columns)} of the input hold no labels of this task: {error}") from None
     return [by_row.get(i) for i in range(len(rows))]

@@ -17,12 +17,13 @@ from pydantic import Field
 
 from hf_sft.block import Block
 from hf_sft.checkpoint import find_commit
+from hf_sft.conll_files import read_conll
 from hf_sft.csv_files import CsvFormat, find_delimiter, read_csv, read_header
 from hf_sft.data_files import exists, files_in, is_label, kind_of, label_folders, list_files, locate_files, suffix_of
 from hf_sft.errors import DataError, list_few
 from hf_sft.packages import locate
 
-FILES = ("csv", "json", "parquet", "arrow", "text")
+FILES = ("csv", "json", "parquet", "arrow", "text", "conll")
 FOLDERS = ("textfolder", "imagefolder")
 REPLACED = 0.01
 """The largest share of rows in which letters may be lost to a wrong encoding."""
@@ -35,8 +36,8 @@ class DataSource(Block):
     """Where the rows come from, and which of them are for training, for choosing, and for the score."""
 
     dataset: str
-    """A Hub id; a file; csv, json, parquet, arrow or text with `data_files`; textfolder or imagefolder with `data_dir`; a
-    save_to_disk folder."""
+    """A Hub id; a file; csv, json, parquet, arrow, text or conll with `data_files`; textfolder or imagefolder with `data_dir`;
+    a folder of such files, of the Hub's, or of save_to_disk."""
     config: str | None = None
     """The configuration of a Hub data set, like mrpc of nyu-mll/glue."""
     revision: str | None = None
@@ -130,6 +131,8 @@ def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> t
             written = CsvFormat(source.delimiter or ",", source.quoting, source.encoding)
             brought = {name: read_csv(paths, written, source.drop_invalid, notes) for name, paths in files.items()}
             brought = _find_numbers(brought, set(texts))
+        elif source.dataset == "conll":
+            brought = {name: read_conll(paths, source.encoding) for name, paths in files.items()}
         else:
             source, brought = _load(source, files, folder)
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, OfflineModeIsEnabled, HfHubHTTPError) as error:
@@ -137,7 +140,7 @@ def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> t
     except (DatasetsError, ValueError, RuntimeError, OSError, pa.ArrowInvalid) as error:
         raise DataError(_explain_unreadable(source, error)) from error
     for name, rows in brought.items():
-        if source.dataset in ("csv", "json", "text"):
+        if source.dataset in ("csv", "json", "text", "conll"):
             _count_replaced(rows, name, source, notes)
     return brought, source
 
@@ -300,8 +303,8 @@ def _explain_missing(source: DataSource, error: Exception) -> str:
     at = f" at revision `{source.revision}`" if source.revision else ""
     return (
         f"data set `{where}`{at} can't be had: {_first_line(error)}\n"
-        "  Expected a Hub id (online, or in the cache), a file, one of csv, json, parquet, arrow, text with\n"
-        "  `data.data_files`, textfolder or imagefolder with `data.data_dir`, or a folder written by save_to_disk."
+        "  Expected a Hub id (online, or in the cache), a file, one of csv, json, parquet, arrow, text,\n"
+        "  conll with `data.data_files`, textfolder or imagefolder with `data.data_dir`, or a folder of such files."
     )
 
 

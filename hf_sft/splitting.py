@@ -215,7 +215,11 @@ def _require_columns(
             hint = suggest(nearest(column, rows.column_names))
             problems.append(f"`{where}` names column `{column}`, which split `{split}` doesn't have.{hint}")
     if problems:
-        raise DataError("\n".join([*problems, f"  It has: {', '.join(rows.column_names)}."]))
+        tables = source.dataset == "text" and task.type == "token_classification"
+        hint = (
+            "  For files with a word and its tag on each line: `data.dataset=conll`, with `data.data_files`." if tables else ""
+        )
+        raise DataError("\n".join([*problems, f"  It has: {', '.join(rows.column_names)}.{hint}"]))
 
 
 def _keep(rows: Dataset, source: DataSource, split: str, notes: list[str]) -> Dataset:

@@ -6,7 +6,7 @@ Inside the house entities are marked by IOB2 alone: B- at their first word, I- a
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -17,16 +17,46 @@ from hf_sft.answers import Chosen, Mistake, count_pairs
 
 Scheme: TypeAlias = Literal["plain", "iob", "iobes", "bilou"]
 OUTSIDE = "O"
+UNTYPED = "ENTITY"
+"""The type of entities whose tags name none."""
+PREFIXES = frozenset("BIESLU")
+MISTAKEN = 0.05
+"""The largest share of tags that may be mistakes."""
 AS_IOB = {"S": "B", "E": "I", "U": "B", "L": "I"}
 """The other schemes' prefixes (single, end; unit, last) in IOB2."""
 Span: TypeAlias = tuple[int, int, str]
 """The first word of an entity, the one after its last, and its type."""
 
 
+def is_mark(tag: str) -> bool:
+    """Whether a tag is one of an entity: a prefix with a type."""
+    return re.fullmatch("[BIESLU]-.+", tag) is not None
+
+
+def is_tag(tag: str | None) -> bool:
+    """Whether a tag may stand among those that mark entities."""
+    return tag is not None and (tag == OUTSIDE or is_mark(tag))
+
+
+def name_tag(tag: str) -> str:
+    """A tag with its type: B, I, … without one are of the type `UNTYPED`."""
+    return f"{tag}-{UNTYPED}" if tag in PREFIXES else tag
+
+
+def name_type(tag: str) -> str:
+    """The type of an entity's tag."""
+    return name_tag(tag)[2:]
+
+
 def find_scheme(tags: Iterable[str]) -> Scheme:
-    """How tags mark entities, by their prefixes; plain where they mark none, as parts of speech."""
-    prefixes = {tag[0] if re.fullmatch("[BIESLU]-.+", tag) else tag for tag in tags} - {OUTSIDE}
-    if not prefixes or not prefixes <= set("BIESLU"):
+    """How tags mark entities, by their prefixes; plain where they mark none, as parts of speech. A `Counter` counts.
+
+    A few tags of another form are mistakes (`0` for `O`), which the rows are refused for.
+    """
+    counts = Counter(tags)
+    prefixes = {tag[0] for tag in counts if is_mark(tag)}
+    odd = sum(count for tag, count in counts.items() if not is_tag(tag))
+    if not prefixes or odd > MISTAKEN * counts.total():
         return "plain"
     return "bilou" if prefixes & set("LU") else "iobes" if prefixes & set("ES") else "iob"
 
@@ -66,7 +96,7 @@ def read_entities(tags: Sequence[str]) -> list[Span]:
 
 @dataclass(frozen=True)
 class TagAnswers(Chosen):
-    """One tag for each word. References are lists of the tags' ids, an array of objects, shape (rows,)."""
+    """One tag for each word. References are arrays of the tags' ids, -1 for words without one; an array of objects."""
 
     called: ClassVar[str] = "one tag for each word"
     nothing: ClassVar[dict[str, None]] = dict.fromkeys(("words", "tags", "scores"))
@@ -82,15 +112,16 @@ class TagAnswers(Chosen):
     def __len__(self) -> int:
         return len(self.scores)
 
+    _parts: ClassVar[tuple[str, ...]] = ("scores", "words", "places")
+    """Fields with a value for each row."""
+
     def take(self, rows: np.ndarray | slice) -> Self:
         chosen = np.arange(len(self))[rows]
-        scores, words, places = ([part[i] for i in chosen] for part in (self.scores, self.words, self.places))
-        return type(self)(scores, self.names, words, places)
+        return replace(self, **{name: [getattr(self, name)[i] for i in chosen] for name in self._parts})
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        scores, words, places = ([each for part in parts for each in getattr(part, n)] for n in ("scores", "words", "places"))
-        return cls(scores, parts[0].names, words, places)
+        return replace(parts[0], **{name: [each for part in parts for each in getattr(part, name)] for name in cls._parts})
 
     @classmethod
     def read_references(cls, targets: Sequence[Any]) -> np.ndarray:
@@ -113,18 +144,18 @@ class TagAnswers(Chosen):
         return [self.read_tags(ids) for ids in self.choices]
 
     def read_tags(self, ids: np.ndarray) -> list[str]:
-        """Tags by name."""
-        return [self.names[i] for i in ids]
+        """Tags by name; of words without one outside any entity."""
+        return [self.names[i] if i >= 0 else OUTSIDE for i in ids]
 
     def chosen(self, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.concatenate(self.choices), np.concatenate(list(references))
+        answered, true = np.concatenate(self.choices), np.concatenate(list(references))
+        return answered[true >= 0], true[true >= 0]
 
     def for_evaluate(self, references: np.ndarray) -> tuple[list, list]:
         return self.tags, [self.read_tags(ids) for ids in references]
 
-    def sum_by_row(self, items: np.ndarray) -> np.ndarray:
-        ends = np.cumsum([len(scores) for scores in self.scores])[:-1]
-        return np.stack([words.sum(0) for words in np.split(items, ends)])
+    def count_items(self, references: np.ndarray) -> np.ndarray:
+        return np.array([int((ids >= 0).sum()) for ids in references])
 
     def as_json(self) -> list[dict[str, Any]]:
         written = []
@@ -142,14 +173,18 @@ class TagAnswers(Chosen):
 
     def mistakes(self, references: np.ndarray) -> list[Mistake]:
         """Rows with wrong tags; their score is the sum of those tags' probabilities."""
-        listed = []
-        for row, (ids, choices, scores) in enumerate(zip(references, self.choices, self.scores, strict=True)):
-            wrong = ids != choices
-            if wrong.any():
-                reference, prediction = (self._mark(self.words[row], self.read_tags(each), wrong) for each in (ids, choices))
-                score, scored = float(scores.max(-1)[wrong].sum()), f"{int(wrong.sum())} wrong tag(s), whose scores add up to"
-                listed.append(Mistake(row, score, reference, prediction, scored))
-        return listed
+        found = [(row, self._mistakes_of(row, reference)) for row, reference in enumerate(references)]
+        return [Mistake(row, wrong[2], wrong[0], wrong[1], wrong[3]) for row, wrong in found if wrong is not None]
+
+    def _mistakes_of(self, row: int, reference: Any) -> tuple[str, str, float, str] | None:
+        """The true tags of a row and the answered ones, as text, the score, and the words before it; None if all are right."""
+        wrong = (reference >= 0) & (reference != self.choices[row])
+        if not wrong.any():
+            return None
+        named = (self.read_tags(reference), self.read_tags(self.choices[row]))
+        true, said = (self._mark(self.words[row], tags, wrong) for tags in named)
+        score = float(self.scores[row].max(-1)[wrong].sum())
+        return true, said, score, f"{int(wrong.sum())} wrong tag(s), whose scores add up to"
 
     def _mark(self, words: list[str], tags: list[str], wrong: np.ndarray) -> str:
         """The sentence, with a tag at each word where the two taggings differ."""

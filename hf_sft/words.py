@@ -1,17 +1,16 @@
-"""The words of a row: where they stand in its text, in marked spans of it, and in overlapping windows of its tokens."""
+"""The words of a row: where they stand in its text, and in overlapping windows of its tokens."""
 
-import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Container
 from math import inf
 from typing import Any
 
+import regex
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from hf_sft.errors import CheckpointError
 
-WORD = re.compile(r"\w+|[^\w\s]")
-"""How text is cut into words where the data does not do it: letters and digits together, every other sign alone."""
+WORD = regex.compile(r"[\w\p{M}\u200c\u200d]+|[^\w\s]")
+"""How text is cut into words where the data does not do it: letters, their marks and digits together, other signs alone."""
 OVERLAP = 0.25
 """The share of a window that the next one shows again."""
 Sentence = tuple[str, list[tuple[int, int]]]
@@ -40,31 +39,20 @@ def flaw_of(cell: Any, is_text: bool) -> str | None:
     return None if cut(cell)[1] else "is empty"
 
 
-def flaw_of_spans(text: str, spans: list[dict[str, Any]], known: Container[str] | None) -> str | None:
-    """What is wrong with the spans of a row's text."""
-    last = 0
-    for span in sorted(spans, key=lambda span: (span.get("start") or 0, span.get("end") or 0)):
-        start, end, label = (span.get(name) for name in ("start", "end", "label"))
-        if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start < end <= len(text):
-            return "has a span that does not lie in the text"
-        if not WORD.search(text[start:end]):
-            return "has a span without a word"
-        if start < last:
-            return "has spans that overlap"
-        if known is not None and str(label) not in known:
-            return f"has the label {label!r}, which `train` never shows,"
-        last = end
-    return None
-
-
-def tag_spans(places: list[tuple[int, int]], spans: list[dict[str, Any]]) -> list[str]:
-    """The words' tags: a word that a span touches belongs to it."""
-    tags = ["O"] * len(places)
-    for span in spans:
-        inside = [i for i, (start, end) in enumerate(places) if start < span["end"] and end > span["start"]]
-        for i in inside:
-            tags[i] = f"{'B' if i == inside[0] else 'I'}-{span['label']}"
-    return tags
+def cut_tokens(text: str, processor: Any) -> list[tuple[int, int]]:
+    """The characters of a text's tokens, without spaces around them; tokens that share a character are one."""
+    offsets = processor(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)["offset_mapping"]
+    places: list[tuple[int, int]] = []
+    for start, end in offsets:
+        piece = text[start:end]
+        start, end = start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
+        if start >= end:
+            continue
+        if places and start < places[-1][1]:
+            start, end = places[-1][0], max(end, places[-1][1])
+            places.pop()
+        places.append((start, end))
+    return places
 
 
 def count_most(processor: Any, max_length: int | None) -> int:

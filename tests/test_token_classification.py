@@ -214,19 +214,257 @@ def test_tags_may_be_names_integers_or_a_class_label(kind):
     assert labels == Labels(("0", "1", "2") if kind == "integers" else tuple(names))
 
 
-def test_spans_of_text_become_tags_of_its_words_and_come_back_as_characters():
+def test_spans_of_text_become_tags_of_its_words_and_come_back_as_characters(processor):
     text = "Ann Lee, of Bern-West, left."
     spans = [{"start": 0, "end": 7, "label": "PER"}, {"start": 12, "end": 21, "label": "LOC"}]
     rows = Dataset.from_dict({"text": [text], "spans": [spans]})
-    asked = task(text="text", spans="spans")
-    found, labels, _ = asked.resolve({"train": rows})
-    (tags,) = found.references(rows)
-    assert tags == ["B-PER", "I-PER", "O", "O", "B-LOC", "I-LOC", "I-LOC", "O", "O", "O"]
+    found, labels, notes = task(text="text", spans="spans").resolve({"train": rows})
+    assert found.units == "words" and notes == [] and found.references(rows) == [spans]
     assert labels is not None and found.invalid_rows(rows, labels) == {}
-    logits = np.log(np.eye(len(labels), dtype=np.float32)[found.targets(rows[:], labels)[0]] + 0.01)
-    (answer,) = found.answer([[logits]], rows, labels).as_json()
-    assert [(e["type"], text[e["start"] : e["end"]]) for e in answer["entities"]] == [("PER", "Ann Lee"), ("LOC", "Bern-West")]
+    answers, tags = answered(found, rows, labels, processor)
+    assert tags == [["B-PER", "I-PER", "O", "O", "B-LOC", "I-LOC", "I-LOC", "O", "O", "O"]]
+    (answer,) = answers.as_json()
+    assert [(e["type"], e["start"], e["end"], e["text"]) for e in answer["entities"]] == [
+        ("PER", 0, 7, "Ann Lee"),
+        ("LOC", 12, 21, "Bern-West"),
+    ]
     assert answer["words"] == ["Ann", "Lee", ",", "of", "Bern", "-", "West", ",", "left", "."]
+
+
+def answered(found, rows, labels, processor):
+    """What a model that knows each unit's true tag answers, and those tags, from the examples themselves."""
+    examples = found.encode(rows[:], processor, labels)
+    kept, tags = [[] for _ in range(len(rows))], [[] for _ in range(len(rows))]
+    for row, ids, places, *units in zip(*(examples[n] for n in ("row", "labels", "words", "starts", "ends")), strict=True):
+        true = [ids[place] for place in places]
+        kept[row].append(np.column_stack([*units, np.log(np.eye(len(labels))[true] + 0.01)]))
+        tags[row] += [labels.names[i] for i in true]
+    return found.answer(kept, rows, labels), tags
+
+
+def seqeval_by_characters(rows, entities, referred):
+    """The F1 of seqeval, strictly, on a tag for each character."""
+
+    def tag(text, spans):
+        tags = ["O"] * len(text)
+        for start, end, kind in spans:
+            tags[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
+        return tags
+
+    texts = rows["text"]
+    true, said = ([tag(*pair) for pair in zip(texts, each, strict=True)] for each in (referred, entities))
+    return seqeval.f1_score(true, said, mode="strict", scheme=IOB2, zero_division=0)
+
+
+MARKED = {
+    "chinese": ("张伟住在北京第0街。", [(0, 2, "PER"), (4, 6, "LOC")]),
+    "japanese": ("田中さんは東京に住む", [(0, 2, "PER"), (5, 7, "LOC")]),
+    "units": ("take 10mg of aspirin", [(5, 7, "DOSE"), (7, 9, "UNIT"), (13, 20, "DRUG")]),
+    "names": ("user0_london said", [(0, 5, "USER"), (6, 12, "CITY")]),
+    "arabic": ("وبرلين جميلة", [(1, 6, "LOC")]),
+    "hindi": ("प्रिया दिल्ली में है", [(0, 6, "PER"), (7, 13, "LOC")]),
+    "thai": ("สมชายอยู่กรุงเทพ", [(0, 5, "PER"), (9, 16, "LOC")]),
+    "mark": ("caf\u0065\u0301 Ann", [(6, 9, "PER")]),
+}
+
+
+@pytest.fixture(scope="module")
+def by_character() -> PreTrainedTokenizerFast:
+    """One character a token, whatever it is."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    characters = sorted({character for text, _ in MARKED.values() for character in text} - {" "})
+    vocabulary = {token: i for i, token in enumerate([*special, *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("", behavior="isolated")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=12, **names)
+
+
+@pytest.mark.parametrize("kind", MARKED)
+def test_spans_of_any_script_come_back_as_the_file_has_them(kind, by_character):
+    text, spans = MARKED[kind]
+    marked = [{"start": start, "end": end, "label": label} for start, end, label in spans]
+    rows = Dataset.from_dict({"text": [text], "spans": [marked]})
+    found, labels, notes = task(text="text", spans="spans").resolve({"train": rows})
+    assert found.units == ("words" if kind in ("hindi", "mark") else "tokens") and bool(notes) is (found.units == "tokens")
+    answers, _ = answered(found, rows, labels, by_character)
+    assert answers.entities == [spans]
+    assert [e["text"] for e in answers.as_json()[0]["entities"]] == [text[start:end] for start, end, _ in spans]
+    references = type(answers).read_references(found.targets(rows[:], labels))
+    assert measure(("f1", "accuracy"), answers, references) == {"f1": 1.0, "accuracy": 1.0}
+
+
+@pytest.mark.parametrize("units", ["words", "tokens"])
+def test_spans_are_scored_as_the_file_has_them_by_seqeval(units, by_character):
+    rows = Dataset.from_list(
+        [
+            {"text": text, "spans": [{"start": start, "end": end, "label": label} for start, end, label in spans]}
+            for text, spans in MARKED.values()
+        ]
+    )
+    found, labels, _ = task(text="text", spans="spans", units=units).resolve({"train": rows})
+    answers, _ = answered(found, rows, labels, by_character)
+    references = type(answers).read_references(found.targets(rows[:], labels))
+    scores = measure(("f1", "precision", "recall"), answers, references)
+    assert scores["f1"] == pytest.approx(seqeval_by_characters(rows, answers.entities, references.tolist()))
+    assert (scores["f1"] == 1) is (units == "tokens")
+    encoded = found.encode(rows[:], by_character, labels)
+    cut_rows = {row for row, inside in zip(encoded["row"], encoded["inside"], strict=True) if inside}
+    assert len(cut_rows) == (0 if units == "tokens" else 6)
+
+
+def test_spans_inside_a_token_are_counted_and_scored_as_missing(processor):
+    """The tokenizer has letters alone: 北京 is one unknown token."""
+    rows = Dataset.from_dict({"text": ["ab北京"] * 2, "spans": [[{"start": 2, "end": 3, "label": "X"}]] * 2})
+    found, labels, _ = task(text="text", spans="spans").resolve({"train": rows})
+    whole = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"[UNK]": 0, "ab北京": 1}, unk_token="[UNK]")), unk_token="[UNK]"
+    )
+    answers, _ = answered(found, rows, labels, whole)
+    assert found.encode(rows[:], whole, labels)["inside"] == [True, True]
+    references = type(answers).read_references(found.targets(rows[:], labels))
+    assert measure(("f1",), answers, references) == {"f1": 0.0}
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [{"start_offset": 0, "end_offset": 3, "label": "PER"}],
+        [[0, 3, "PER"]],
+        [{"start": 0, "end": 3, "entity_group": "PER", "score": 1.0}],
+        [{"start": 0, "end": 3, "type": "PER"}],
+    ],
+)
+def test_spans_as_other_tools_write_them(spans, tmp_path):
+    rows = [{"text": "Ann left", "spans": spans}] * 3
+    splits = load(tmp_path, rows, rows, {"text": "text", "spans": "spans"})
+    assert splits.task.references(splits.rows["test"]) == [[{"start": 0, "end": 3, "label": "PER"}]] * 3
+
+
+def test_the_baseline_and_the_model_are_scored_alike_on_texts(by_character):
+    rows = Dataset.from_dict({"text": ["Ann left", "Ann Lee"], "spans": [[{"start": 0, "end": 3, "label": "PER"}]] * 2})
+    found, labels, _ = task(text="text", spans="spans").resolve({"train": rows})
+    fitted, failed = fit_all(found.baselines(rows, labels))
+    answers = fitted["most_frequent_tag"](rows)
+    references = type(answers).read_references(found.targets(rows[:], labels))
+    assert not failed and measure(("f1",), answers, references) == {"f1": 1.0}
+
+
+@pytest.mark.parametrize("units", ["words", "tokens"])
+def test_a_run_on_spans_answers_and_scores_characters(units, checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "entities", train=20)
+    for path in files.values():
+        made = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        for row in made:
+            (text, places), tags = cut(row.pop("words")), row.pop("tags")
+            spans = [(places[first][0], places[last - 1][1], kind) for first, last, kind in read_entities(tags)]
+            row |= {"text": text, "spans": [dict(zip(("start", "end", "label"), span, strict=True)) for span in spans]}
+        Path(path).write_text("".join(json.dumps(row) + "\n" for row in made))
+    block = {"type": "token_classification", "text": "text", "spans": "spans", "max_length": 8, "units": units}
+    report = hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", task=block))
+    lines = [json.loads(line) for line in (tmp_path / "run/predictions/test.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(files["test"]).read_text().splitlines()]
+    assert [line["reference"] for line in lines] == [row["spans"] for row in rows]
+    said = [[(e["start"], e["end"], e["type"]) for e in line["entities"]] for line in lines]
+    true = [[(s["start"], s["end"], s["label"]) for s in row["spans"]] for row in rows]
+    texts = Dataset.from_list([{"text": row["text"]} for row in rows])
+    assert report.metrics["test"]["f1"]["value"] == pytest.approx(seqeval_by_characters(texts, said, true))
+    again = hf_sft.predict(tmp_path / "run", rows)
+    assert [each["entities"] for each in again] == [line["entities"] for line in lines]
+    assert [each["reference"] for each in again] == [row["spans"] for row in rows]
+    assert all(
+        e["text"] == row["text"][e["start"] : e["end"]]
+        for row, each in zip(rows, again, strict=True)
+        for e in each["entities"]
+    )
+
+
+@pytest.mark.parametrize("odd", ["0", "B_PER", "PER"])
+def test_a_few_tags_of_another_form_are_named_with_their_rows(odd, tmp_path):
+    good = {"words": list("abcde"), "tags": ["B-PER", "I-PER", "O", "O", "O"]}
+    bad = {**good, "tags": ["B-PER", "I-PER", "O", odd, "O"]}
+    with pytest.raises(hf_sft.DataError, match=rf"has the tag '{odd}', which is neither O nor a prefix .* `train`: 7"):
+        load(tmp_path, [good] * 7 + [bad] + [good] * 20, [good])
+    splits = load(tmp_path, [good] * 7 + [bad] + [good] * 20, [good], drop_invalid=True)
+    assert splits.task.scheme == "iob" and splits.labels.names == ("O", "B-PER", "I-PER")
+
+
+CONLL = "-DOCSTART- -X- O O\n\nAnn NNP B-NP B-PER\nleft VBD B-VP O\n. . O O\n\n\nShe PRP B-NP O\nleft VBD B-VP O\n"
+CONLLU = (
+    "# sent_id = 1\n# text = can't go\n1-2\tcan't\t_\t_\t_\t_\t_\t_\t_\t_\n1\tca\tcan\tAUX\t_\t_\t3\taux\t_\t_\n"
+    "2\tn't\tnot\tPART\t_\t_\t3\tadvmod\t_\t_\n3\tgo\tgo\tVERB\t_\t_\t0\troot\t_\t_\n"
+)
+
+
+@pytest.mark.parametrize("name", ["a.conll", "a.txt", "a.iob", "a.conll.gz"])
+def test_files_with_a_word_on_each_line_are_read(name, tmp_path):
+    import gzip
+
+    from hf_sft.sources import DataSource, load_source
+
+    content = CONLL.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    source = {"dataset": "conll", "data_files": str(tmp_path / name)} if name == "a.txt" else {"dataset": str(tmp_path / name)}
+    rows = load_source(DataSource(**source), ("words",), [])[0]["train"]
+    assert rows["words"][:] == [["Ann", "left", "."], ["She", "left"]]
+    assert rows["tags"][:] == [["B-PER", "O", "O"], ["O", "O"]] and rows["column_2"][0] == ["NNP", "VBD", "."]
+
+
+def test_conll_u_has_its_own_columns_and_no_ranges(tmp_path):
+    from hf_sft.sources import DataSource, load_source
+
+    (tmp_path / "a.conllu").write_text(CONLLU)
+    rows = load_source(DataSource(dataset=str(tmp_path / "a.conllu")), ("words",), [])[0]["train"]
+    assert rows[0]["words"] == ["ca", "n't", "go"] and rows[0]["tags"] == ["AUX", "PART", "VERB"]
+    assert rows[0]["deprel"] == ["aux", "advmod", "root"]
+
+
+def test_a_line_with_another_number_of_columns_is_named(tmp_path):
+    from hf_sft.sources import DataSource, load_source
+
+    (tmp_path / "a.conll").write_text("Ann B-PER\nleft\n")
+    with pytest.raises(hf_sft.DataError, match=r"a\.conll`, line 2: 1 columns .'left'.\.\n.*as in .*line 1: 2"):
+        load_source(DataSource(dataset=str(tmp_path / "a.conll")), ("words",), [])
+
+
+def test_tags_without_a_type_mark_entities_of_one_type(tmp_path):
+    rows = [{"words": list("abc"), "tags": ["B", "I", "O"]}, {"words": list("ab"), "tags": ["O", "B"]}]
+    splits = load(tmp_path, rows, rows)
+    assert splits.labels.names == ("O", "B-ENTITY", "I-ENTITY") and splits.task.scheme == "iob"
+    assert splits.task.references(splits.rows["test"]) == [["B-ENTITY", "I-ENTITY", "O"], ["O", "B-ENTITY"]]
+    assert any("have no type" in note for note in splits.notes)
+
+
+@pytest.mark.parametrize("mark", [-1, -100])
+def test_a_word_marked_as_having_no_tag_is_neither_learned_nor_scored(mark, processor, tmp_path):
+    rows = [{"words": list("abcd"), "tags": [0, mark, 2, 1]}, {"words": list("ab"), "tags": [1, 0]}] * 4
+    splits = load(tmp_path, rows, rows)
+    assert splits.labels.names == ("0", "1", "2")
+    encoded = splits.task.encode(splits.rows["test"][:2], processor, splits.labels)
+    assert encoded["labels"] == [[-100, 0, -100, 2, 1, -100], [-100, 1, 0, -100]] and encoded["items"] == [3, 2]
+    examples = [{name: encoded[name][i] for name in ("input_ids", "words", "labels")} for i in range(2)]
+    batch = splits.task.collator(processor)(examples)
+    model = lambda **_: type("Output", (), {"logits": torch.zeros(2, 6, 3)})  # noqa: E731
+    assert splits.task.items(model, batch).targets.tolist() == [0, 2, 1, 1, 0]
+    said, true = [0, 1, 2, 1, 1, 1], [0, 2, 1, 1, 0]
+    scores = np.eye(3)[said]
+    answers = splits.task.answer(
+        [[np.log(scores[:4] + 0.01)], [np.log(scores[4:] + 0.01)]], splits.rows["test"].select([0, 1]), splits.labels
+    )
+    references = type(answers).read_references(splits.task.targets(splits.rows["test"][:2], splits.labels))
+    wanted = np.mean([a == b for a, b in zip([0, 2, 1, 1, 1], true, strict=True)])
+    assert measure(("accuracy",), answers, references) == {"accuracy": pytest.approx(wanted)}
+    assert len(answers.mistakes(references)) == 1 and answers.confusions(references).total() == 5
+
+
+def test_minus_one_is_a_tag_where_the_recipe_says_so(tmp_path):
+    rows = [{"words": list("ab"), "tags": [0, -1]}] * 4
+    assert load(tmp_path, rows, rows, {"minus_one_is_class": True}).labels.names == ("-1", "0")
 
 
 GOOD = {"words": ["a", "b"], "tags": ["B-X", "O"]}

@@ -20,7 +20,7 @@ def count(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.n
         predicted, referred = predicted[:, None] == every, referred[:, None] == every
     ones = np.ones((len(predicted), 1))
     parts = (predicted & referred if not sets else predicted * referred, predicted, referred, ones, ones * sets)
-    return answers.sum_by_row(np.concatenate([part.astype(np.float32) for part in parts], axis=1))
+    return answers.sum_by_row(np.concatenate([part.astype(np.float32) for part in parts], axis=1), references)
 
 
 def _split(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

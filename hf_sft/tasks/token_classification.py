@@ -3,17 +3,18 @@
 The data is one of two:
 
 - a column of lists of words and one of lists of tags, equally long (a `ClassLabel`, names or integers);
-- a column of text and one of character spans: lists of `{start, end, label}`, `end` being the character after the last.
+- a column of text and one of character spans: lists of `{start, end, label}`, `end` being the character after the last (or
+  doccano's `start_offset` and `end_offset`, or lists like `[0, 7, "PER"]`). Scores compare entities with the file's own spans.
 
 Tags that mark entities may follow IOB1, IOB2, IOBES or BILOU; they are read as IOB2, and answered so. An I- that goes on with
 nothing begins an entity, and is counted. Of a word's sub-words the first carries the tag. A sentence that is longer than the
 model takes goes through overlapping windows, and each word is answered once, in the window that shows most on both its sides.
 """
 
-import re
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import scipy
@@ -29,12 +30,41 @@ from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Answerer, Fit
 from hf_sft.errors import DataError
 from hf_sft.losses import Items
-from hf_sft.tags import OUTSIDE, EntityAnswers, Scheme, TagAnswers, count_repaired, find_scheme, is_iob1, to_iob2
+from hf_sft.marked_spans import (
+    NAMES,
+    SpanAnswers,
+    Unit,
+    as_tuples,
+    cuts_a_unit,
+    flaw_of_spans,
+    is_whole,
+    read_spans,
+    tag_units,
+)
+from hf_sft.tags import (
+    OUTSIDE,
+    UNTYPED,
+    EntityAnswers,
+    Scheme,
+    TagAnswers,
+    count_repaired,
+    find_scheme,
+    is_iob1,
+    is_mark,
+    is_tag,
+    name_tag,
+    name_type,
+    to_iob2,
+)
 from hf_sft.tasks import Batch, Labels, Task
-from hf_sft.words import cut, cut_windows, flaw_of, flaw_of_spans, tag_spans
+from hf_sft.words import Sentence, cut, cut_tokens, cut_windows, flaw_of
 
 NOTHING = -100
 """The label of a token without loss."""
+UNMARKED = (-1, -100)
+"""The numbers of words without a tag."""
+INSIDE = 0.01
+"""The share of spans that may begin or end inside a word where words are tagged."""
 
 
 class TokenClassification(Task):
@@ -57,6 +87,10 @@ class TokenClassification(Task):
     """The column of the spans of `text`: lists of {start, end, label}."""
     scheme: Scheme | None = None
     """How tags mark entities: iob, iobes or bilou; plain for tags that mark none; read from the tags when not given."""
+    units: Literal["words", "tokens"] | None = None
+    """What of a text has a tag: its words, or the tokenizer's tokens; words when not given, unless spans cut them in train."""
+    minus_one_is_class: bool | None = None
+    """Whether the number -1 is a tag; otherwise it marks a word without one, and so does -100."""
     max_length: int | None = Field(default=None, ge=8)
     """Tokens of a window; as many as the checkpoint allows when not given."""
 
@@ -83,6 +117,9 @@ class TokenClassification(Task):
     def _tag_column(self) -> str:
         return self.spans or self.tags
 
+    def read(self, rows: Dataset, folder: Path) -> Dataset:
+        return read_spans(rows, self.spans) if self.spans and self.spans in rows.column_names else rows
+
     def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
         train, column = splits["train"], self._tag_column
         self._require_lists(train)
@@ -90,19 +127,48 @@ class TokenClassification(Task):
         inner = inner.feature if isinstance(inner, List | LargeList) else inner
         shown = inner.names if isinstance(inner, ClassLabel) else None
         if self.spans:
-            tags = {f"B-{span['label']}" for row in train[column][:] for span in row or () if span.get("label") is not None}
+            tags = Counter(f"B-{label}" for spans in train[column][:] for *_, label in as_tuples(spans))
         else:
-            tags = {str(tag) for tags in _by_name(train, column) for tag in tags or () if tag is not None}
-        scheme = self.scheme or find_scheme(shown or tags)
+            tags = Counter(tag for row in _by_name(train, column) for tag in self._read_names(row or ()) if tag is not None)
+        scheme = self.scheme or find_scheme(dict.fromkeys(shown, 1) if shown else tags)
         if not tags:
             field = "spans" if self.spans else "tags"
             raise DataError(f"column `{column}` of split `train` shows no tag.  Check `task.{field}`.")
+        resolved, notes = self.model_copy(update={"scheme": scheme}), []
+        if self.spans:
+            resolved, notes = resolved._find_units(splits)
         names = tuple(shown or sorted(tags))
         if scheme != "plain":
-            kinds = [name[2:] for name in names if name != OUTSIDE]
+            kinds = [name_type(name) for name in names if is_mark(name)]
             names = (OUTSIDE, *(f"{mark}-{kind}" for kind in dict.fromkeys(kinds) for mark in "BI"))
-        resolved = self.model_copy(update={"scheme": scheme})
-        return resolved, Labels(names), [] if self.spans else resolved._say_repaired(splits)
+            if UNTYPED in kinds:
+                notes.append(f"tags of column `{column}` have no type: their entities are called {UNTYPED}.")
+        return resolved, Labels(names), notes if self.spans else [*notes, *resolved._say_repaired(splits)]
+
+    def _find_units(self, splits: dict[str, Dataset]) -> tuple[Self, list[str]]:
+        """Words, unless more than a few spans begin or end inside one."""
+        if self.units is not None:
+            return self, []
+        counts = {}
+        for name, rows in splits.items():
+            if self._tag_column not in rows.column_names:
+                continue
+            both = zip(rows[self.input_columns()[0]][:], rows[self._tag_column][:], strict=True)
+            known = [(cut(text)[1], spans or ()) for text, spans in both if isinstance(text, str)]
+            pairs = [(units, span) for units, spans in known for span in spans if is_whole(span)]
+            counts[name] = sum(cuts_a_unit(*pair) for pair in pairs), len(pairs)
+        inside, total = counts["train"]
+        if inside > INSIDE * total:
+            told = f"{inside} of {total} spans of split `train` begin or end inside a word: the tokenizer's tokens are tagged."
+            return self.model_copy(update={"units": "tokens"}), [f"{told}  Words instead: `task.units=words`."]
+        notes = [
+            f"{inside} of {total} spans of split `{name}` begin or end inside a word, and can't be answered by tags of words."
+            for name, (inside, total) in counts.items()
+            if inside
+        ]
+        return self.model_copy(update={"units": "words"}), [
+            f"{note}  Tag tokens instead: `task.units=tokens`." for note in notes
+        ]
 
     def _require_lists(self, train: Dataset) -> None:
         for field, columns in self.columns().items():
@@ -126,7 +192,7 @@ class TokenClassification(Task):
         for name, rows in splits.items() if self.scheme != "plain" else ():
             if self.tags not in rows.column_names:
                 continue
-            sentences = [[str(tag) for tag in tags or () if tag] for tags in _by_name(rows, self.tags)]
+            sentences = [[tag for tag in self._read_names(tags or ()) if tag] for tags in _by_name(rows, self.tags)]
             count = sum(map(count_repaired, sentences))
             if count and is_iob1(sentences):
                 said.append(f"the tags of split `{name}` follow IOB1 (B- only where entities touch): they are read as IOB2.")
@@ -150,14 +216,17 @@ class TokenClassification(Task):
         column = self._tag_column
         if tags is None or any(tag is None for tag in tags):
             return f"column `{column}` is null, or holds a null,"
+        if not self.spans and self.scheme == "plain" and tags and not any(tag is not None for tag in self._read_names(tags)):
+            return f"column `{column}` has no tag, but only -1,"
         if self.spans:
             known = None if labels is None else {name[2:] for name in labels.names}
             return f"column `{column}` {flaw}" if (flaw := flaw_of_spans(cell, tags, known)) else None
         if len(tags) != len(cut(cell)[1]):
             return f"columns `{self.words}` and `{column}` differ in length"
-        if self.scheme != "plain" and (odd := next((t for t in tags if not re.fullmatch("O|[BIESLU]-.+", str(t))), None)):
+        if self.scheme != "plain" and (odd := next((t for t in self._read_names(tags) if not is_tag(t)), None)):
             return f"column `{column}` has the tag {str(odd)!r}, which is neither O nor a prefix with a type,"
-        unknown = next((tag for tag in self._read_tags(tags) if labels is not None and tag not in labels.ids), None)
+        named = [tag for tag in self._read_tags(tags) if tag is not None]
+        unknown = next((tag for tag in named if labels is not None and tag not in labels.ids), None)
         return None if unknown is None else f"column `{column}` has the tag {unknown!r}, which `train` never shows,"
 
     def config_fields(self, labels: Labels | None) -> dict[str, Any]:
@@ -166,35 +235,62 @@ class TokenClassification(Task):
 
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
         """Windows of rows: `input_ids` (with `token_type_ids` where the processor has them), `words` (the places of the
-        tokens that answer for a word), and `labels`, one for each token."""
+        tokens that answer for a word), and `labels`, one for each token. Of texts with spans also `starts` and `ends`, the
+        characters of each word, or token."""
         sentences = [cut(cell) for cell in rows[self.input_columns()[0]]]
+        if self.units == "tokens":
+            sentences = [(text, cut_tokens(text, processor)) for text, _ in sentences]
         windows = cut_windows(sentences, processor, self.max_length)
         examples = {name: column for name, column in windows.items() if name in (*processor.model_input_names, "row", "words")}
         examples["items"] = [len(places) for places in windows["words"]]
         examples["truncated"] = [False] * len(windows["row"])
+        numbered = list(zip(windows["row"], windows["numbers"], strict=True))
+        if self.spans:
+            for place, name in enumerate(("starts", "ends")):
+                examples[name] = [[sentences[row][1][number][place] for number in numbers] for row, numbers in numbered]
         if self._tag_column in rows:
-            targets = self.targets(rows, labels)
+            assert labels is not None, "tags have names"
+            tagged = [[NOTHING if tag is None else labels.ids[tag] for tag in tags] for tags in self._tags_of(rows, sentences)]
             examples["labels"] = []
-            for row, ids, places, numbers in zip(*(windows[n] for n in ("row", "input_ids", "words", "numbers")), strict=True):
+            for (row, numbers), ids, places in zip(numbered, windows["input_ids"], windows["words"], strict=True):
                 tokens = [NOTHING] * len(ids)
                 for place, number in zip(places, numbers, strict=True):
-                    tokens[place] = targets[row][number]
+                    tokens[place] = tagged[row][number]
                 examples["labels"].append(tokens)
+            examples["items"] = [sum(label != NOTHING for label in tokens) for tokens in examples["labels"]]
+        if self.spans and self.spans in rows:
+            pairs = zip(sentences, rows[self.spans], strict=True)
+            inside = [any(cuts_a_unit(units, span) for span in spans) for (_, units), spans in pairs]
+            examples["inside"] = [inside[row] for row in windows["row"]]
         return examples
 
-    def _read_tags(self, tags: list) -> list[str]:
-        named = [str(tag) for tag in tags]
-        return named if self.scheme == "plain" else to_iob2(named)
+    def _tags_of(self, rows: dict[str, list], sentences: list[Sentence]) -> list[list[str | None]]:
+        """Of each row the tags of its words, or of the units of its text."""
+        if self.spans:
+            pairs = zip(sentences, rows[self.spans], strict=True)
+            return [[*tag_units(units, as_tuples(spans))] for (_, units), spans in pairs]
+        return [self._read_tags(tags) for tags in rows[self.tags]]
 
-    def references(self, rows: Dataset | dict[str, list]) -> list[list[str]]:
-        if self.text and self.spans:
-            pairs = zip(rows[self.text][:], rows[self.spans][:], strict=True)
-            return [tag_spans(cut(text)[1], spans) for text, spans in pairs]
+    def _read_names(self, tags: Sequence[Any]) -> list[str | None]:
+        """Tags as texts; None for numbers that mark a word without one."""
+        unmarked = () if self.minus_one_is_class else UNMARKED
+        return [None if tag is None or tag in unmarked else name_tag(str(tag)) for tag in tags]
+
+    def _read_tags(self, tags: Sequence[Any]) -> list[str | None]:
+        named = self._read_names(tags)
+        return named if self.scheme == "plain" else [*to_iob2([tag or OUTSIDE for tag in named])]
+
+    def references(self, rows: Dataset | dict[str, list]) -> list[Any]:
+        """The tags of each row's words, or its spans."""
+        if self.spans:
+            return [[dict(zip(NAMES, span, strict=True)) for span in as_tuples(spans)] for spans in rows[self.spans][:]]
         return [self._read_tags(tags) for tags in rows[self.tags][:]]
 
-    def targets(self, rows: dict[str, list], labels: Labels | None) -> list[list[int]]:
+    def targets(self, rows: dict[str, list], labels: Labels | None) -> list[Any]:
+        if self.spans:
+            return [as_tuples(spans) for spans in rows[self.spans]]
         assert labels is not None, "tags have names"
-        return [[labels.ids[tag] for tag in tags] for tags in self.references(rows)]
+        return [[-1 if tag is None else labels.ids[tag] for tag in self._read_tags(tags)] for tags in rows[self.tags]]
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
         def collate(examples: list[dict[str, Any]]) -> Batch:
@@ -202,6 +298,10 @@ class TokenClassification(Task):
             batch = dict(pad_without_fast_tokenizer_warning(processor, inputs, return_tensors="pt"))
             shape = batch["input_ids"].shape
             batch["words"] = torch.zeros(shape, dtype=torch.bool)
+            for name in [name for name in ("starts", "ends") if name in examples[0]]:
+                batch[name] = torch.zeros(shape, dtype=torch.long)
+                for i, example in enumerate(examples):
+                    batch[name][i, example["words"]] = torch.tensor(example[name], dtype=torch.long)
             labelled = "labels" in examples[0]
             if labelled:
                 batch["labels"] = torch.full(shape, NOTHING)
@@ -214,30 +314,44 @@ class TokenClassification(Task):
         return collate
 
     def items(self, model: nn.Module, batch: Batch) -> Items:
-        return Items(self._logits(model, batch)[batch["words"]], batch["labels"][batch["words"]])
+        carries = batch["words"] & (batch["labels"] != NOTHING)
+        return Items(self._logits(model, batch)[carries], batch["labels"][carries])
 
     def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
-        """The logits of the words that each window answers for, float32, shape (words, tags)."""
-        logits = self._logits(model, batch)[batch["words"]].cpu().numpy()
-        return np.split(logits, np.cumsum(batch["words"].sum(1).cpu().numpy())[:-1])
+        """The logits of the words that each window answers for, float32, shape (words, tags); of texts with spans with each
+        word's first character, and the one after its last, before them, float64, shape (words, 2 + tags)."""
+        words = batch["words"]
+        kept = self._logits(model, batch)[words].cpu().numpy()
+        if "starts" in batch:
+            kept = np.column_stack([batch["starts"][words].cpu().numpy(), batch["ends"][words].cpu().numpy(), kept])
+        return np.split(kept, np.cumsum(words.sum(1).cpu().numpy())[:-1])
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(**{name: tensor for name, tensor in batch.items() if name not in ("labels", "words")}).logits.float()
+        ours = ("labels", "words", "starts", "ends")
+        return model(**{name: tensor for name, tensor in batch.items() if name not in ours}).logits.float()
 
     def answer_kind(self) -> AnswerKind:
-        return TagAnswers if self.scheme == "plain" else EntityAnswers
+        return SpanAnswers if self.spans else TagAnswers if self.scheme == "plain" else EntityAnswers
 
     def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
-        return self._answer(
-            [scipy.special.softmax(np.concatenate(parts).astype(np.float64), axis=-1) for parts in kept], rows, labels
-        )
+        parts = [np.concatenate(windows).astype(np.float64) for windows in kept]
+        units = [[(int(start), int(end)) for start, end in part[:, :2]] for part in parts] if self.spans else None
+        logits = [part[:, 2:] for part in parts] if self.spans else parts
+        return self._answer([scipy.special.softmax(each, axis=-1) for each in logits], rows, labels, units)
 
-    def _answer(self, scores: list[np.ndarray], rows: Dataset, labels: Labels | None) -> TagAnswers:
+    def _answer(
+        self, scores: list[np.ndarray], rows: Dataset, labels: Labels | None, units: list[list[Unit]] | None = None
+    ) -> TagAnswers:
+        """Answers of rows whose words are at `units`; of all their words if it is None."""
         assert labels is not None, "tags have names"
         cells = rows[self.input_columns()[0]]
         sentences = [cut(cell) for cell in cells]
-        words = [[text[start:end] for start, end in places] for text, places in sentences]
-        places = [found if isinstance(cell, str) else None for cell, (_, found) in zip(cells, sentences, strict=True)]
+        found = units or [places for _, places in sentences]
+        texts = [text for text, _ in sentences]
+        words = [[text[start:end] for start, end in places] for text, places in zip(texts, found, strict=True)]
+        places = [each if isinstance(cell, str) else None for cell, each in zip(cells, found, strict=True)]
+        if self.spans:
+            return SpanAnswers(scores, labels.names, words, places, texts, found)
         kind = TagAnswers if self.scheme == "plain" else EntityAnswers
         return kind(scores, labels.names, words, places)
 
@@ -250,10 +364,12 @@ class TokenClassification(Task):
             words = self._words(train)
             seen: dict[str, Counter[int]] = {}
             overall: Counter[int] = Counter()
-            for sentence, ids in zip(words, self.targets(train[:], labels), strict=True):
-                overall.update(ids)
-                for word, tag in zip(sentence, ids, strict=True):
-                    seen.setdefault(word, Counter())[tag] += 1
+            sentences = [cut(cell) for cell in train[self.input_columns()[0]]]
+            for sentence, tags in zip(words, self._tags_of(train[:], sentences), strict=True):
+                for word, tag in zip(sentence, tags, strict=True):
+                    if tag is not None:
+                        overall[labels.ids[tag]] += 1
+                        seen.setdefault(word, Counter())[labels.ids[tag]] += 1
 
             def share(word: str) -> np.ndarray:
                 counts = seen.get(word, overall)
