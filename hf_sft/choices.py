@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_sft.answers import Judged, Mistake
 from hf_sft.errors import DataError
+from hf_sft.scripts import split_words
 
 NOWHERE = -1
 
@@ -66,8 +67,8 @@ def find_base(labels: Sequence[Any], endings: Sequence[Sequence[Any]], column: s
 
 
 def words_of(text: str) -> set[str]:
-    """The words of a text, without case."""
-    return set(re.findall(r"\w+", text.casefold()))
+    """The words of a text, without case; the characters of scripts without spaces."""
+    return {word for part in re.findall(r"\w+", text.casefold()) for word in split_words(part)}
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,14 @@ def check(recipe: RecipePath, overrides: Overrides = None, strict: bool = False,
     """
     with quick_imports():
         from rich.table import Table
+        from rich.text import Text
 
         from hf_sft.checks import check as check_recipe
 
     found = check_recipe(recipe, overrides or (), trust_remote_code)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, fact in found.facts.items():
-        table.add_row(name, fact)
+        table.add_row(Text(name), Text(fact))
     _console().print(table)
     for warning in found.warnings:
         _console().print(f"· {warning}", markup=False)
@@ -198,6 +199,7 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
     Example:  hf-sft list methods
     """
     from rich.table import Table
+    from rich.text import Text
 
     from hf_sft.errors import RecipeError
 
@@ -208,7 +210,7 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
         from hf_sft.metrics import list_metrics
 
         for name, metrics in list_metrics().items():
-            table.add_row(name, "\n".join(metric.description for metric in metrics))
+            table.add_row(name, Text("\n".join(metric.description for metric in metrics)))
     elif kind in ("tasks", "methods", "aids"):
         with quick_imports():
             from hf_sft.block import list_kinds, load_kind
@@ -216,7 +218,7 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
             blocks = {name: load_kind(kind, name) for name in list_kinds(kind)}
         for name, block in blocks.items():
             fields = (f"{field}: {info.description}" for field, info in block.model_fields.items() if field != "type")
-            table.add_row(name, (block.__doc__ or "").strip(), "\n".join(fields))
+            table.add_row(name, Text((block.__doc__ or "").strip()), Text("\n".join(fields)))
     else:
         raise RecipeError(f"there is no list of `{kind}`.  Expected tasks, methods, aids or metrics.")
     _console(sys.stdout, width=110).print(table)

@@ -54,6 +54,11 @@ def list_few(things: Sequence[Any], most: int = 5) -> str:
     return ", ".join(map(str, things[:most])) + (", …" if len(things) > most else "")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def suggest(name: str | None) -> str:
     """What to say of the name that was probably meant: a sentence after a space, or nothing."""
     return f" Did you mean `{name}`?" if name else ""
@@ -65,5 +70,6 @@ def built_by(field: str, name: str, arguments: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RecipeError(f"{field} `{name}` can't be built: {reason}\n  Choose another, or see {arguments}.") from error
+        raise RecipeError(
+            f"{field} `{name}` can't be built: {first_line(error)}\n  Choose another, or see {arguments}."
+        ) from error

@@ -97,7 +97,7 @@ def as_tuples(spans: Sequence[dict[str, Any]] | None) -> list[Span]:
 
 
 @dataclass(frozen=True)
-class SpanAnswers(EntityAnswers):
+class TextEntityAnswers(EntityAnswers):
     """Entities of texts. References are the file's own spans, lists of tuples, an array of objects, shape (rows,)."""
 
     called: ClassVar[str] = "the entities of a text"

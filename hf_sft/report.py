@@ -69,7 +69,7 @@ def score_table(metrics: dict[str, Any], baselines: dict[str, Any], unseen: dict
     names = list(next(iter(metrics.values())))
     for heading in ("", "split", *names):
         text = heading in ("", "split")
-        table.add_column(heading, justify="left" if text else "right", no_wrap=text, overflow="fold")
+        table.add_column(Text(heading), justify="left" if text else "right", no_wrap=text, overflow="fold")
     for split, scores in metrics.items():
         table.add_row("this model", split, *(say_score(scores[name]) for name in names), style="bold")
     for split, scores in unseen.items():

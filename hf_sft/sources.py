@@ -20,8 +20,9 @@ from hf_sft.checkpoint import find_commit
 from hf_sft.conll_files import read_conll
 from hf_sft.csv_files import CsvFormat, find_delimiter, read_csv, read_header
 from hf_sft.data_files import exists, files_in, is_label, kind_of, label_folders, list_files, locate_files, suffix_of
-from hf_sft.errors import DataError, list_few
+from hf_sft.errors import DataError, first_line, list_few
 from hf_sft.packages import locate
+from hf_sft.squad_files import read_squad
 
 FILES = ("csv", "json", "parquet", "arrow", "text", "conll")
 FOLDERS = ("textfolder", "imagefolder")
@@ -112,7 +113,7 @@ def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> t
             if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
                 saved = load_from_disk(str(path))
                 saved = saved if isinstance(saved, DatasetDict) else {"train": saved}
-                return {str(name): rows for name, rows in saved.items()}, source
+                return {str(name): _without_views(rows) for name, rows in saved.items()}, source
             if not _has_configs(path):
                 kind = suffix_of(list_files(path))
                 if kind is None:
@@ -133,6 +134,8 @@ def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> t
             brought = _find_numbers(brought, set(texts))
         elif source.dataset == "conll":
             brought = {name: read_conll(paths, source.encoding) for name, paths in files.items()}
+        elif source.dataset == "json" and (found := _read_squad(source, files)):
+            brought = found
         else:
             source, brought = _load(source, files, folder)
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, OfflineModeIsEnabled, HfHubHTTPError) as error:
@@ -156,6 +159,11 @@ def _list_files(source: DataSource, folder: Path | None, notes: list[str]) -> An
     return None
 
 
+def _read_squad(source: DataSource, files: dict[str, list[str]]) -> dict[str, Dataset] | None:
+    found = {name: read_squad(paths, source.encoding) for name, paths in files.items()}
+    return {name: rows for name, rows in found.items() if rows is not None} if None not in found.values() else None
+
+
 def _load(source: DataSource, files: Any, folder: Path | None) -> tuple[DataSource, dict[str, Dataset]]:
     """What `datasets` reads."""
     options: dict[str, Any] = {"encoding": source.encoding} if source.encoding else {}
@@ -170,10 +178,26 @@ def _load(source: DataSource, files: Any, folder: Path | None) -> tuple[DataSour
     loaded: Any = load_dataset(
         source.dataset, source.config, data_files=files, data_dir=below, revision=source.revision, **options
     )
-    brought = {str(name): rows for name, rows in loaded.items()}
+    brought = {str(name): _without_views(rows) for name, rows in loaded.items()}
     if source.dataset == "json":
         brought = {name: _as_written(rows, files[name], source) for name, rows in brought.items()}
     return source, brought
+
+
+def _without_views(rows: Dataset) -> Dataset:
+    """The rows with Arrow's views of texts as texts, which `datasets` and pyarrow handle everywhere (datasets 5.2)."""
+    features = {name: _without_view(feature) for name, feature in rows.features.items()}
+    return rows if features == {**rows.features} else rows.cast(Features(features))
+
+
+def _without_view(feature: Any) -> Any:
+    if isinstance(feature, dict):
+        return {name: _without_view(each) for name, each in feature.items()}
+    if isinstance(feature, List | LargeList):
+        return type(feature)(_without_view(feature.feature))
+    if isinstance(feature, Value) and feature.dtype.endswith("_view"):
+        return Value(feature.dtype.removesuffix("_view"))
+    return feature
 
 
 def _as_written(rows: Dataset, paths: list[str], source: DataSource) -> Dataset:
@@ -302,7 +326,7 @@ def _explain_missing(source: DataSource, error: Exception) -> str:
     where = source.dataset if source.dataset not in FILES else f"{source.dataset} of {source.data_files or source.data_dir}"
     at = f" at revision `{source.revision}`" if source.revision else ""
     return (
-        f"data set `{where}`{at} can't be had: {_first_line(error)}\n"
+        f"data set `{where}`{at} can't be had: {first_line(error)}\n"
         "  Expected a Hub id (online, or in the cache), a file, one of csv, json, parquet, arrow, text,\n"
         "  conll with `data.data_files`, textfolder or imagefolder with `data.data_dir`, or a folder of such files."
     )
@@ -310,7 +334,7 @@ def _explain_missing(source: DataSource, error: Exception) -> str:
 
 def _explain_unreadable(source: DataSource, error: Exception) -> str:
     if "BuilderConfig" in str(error) or "Config name is missing" in str(error):
-        return f"data set `{source.dataset}`: {_first_line(error)}\n  Name one of its configurations in `data.config`."
+        return f"data set `{source.dataset}`: {first_line(error)}\n  Name one of its configurations in `data.config`."
     if "scripts are no longer supported" in str(error):
         return (
             f"data set `{source.dataset}` is a script, which `datasets` no longer runs.\n"
@@ -322,14 +346,10 @@ def _explain_unreadable(source: DataSource, error: Exception) -> str:
         return f"{where} holds no rows."
     if mixed := re.search(r"Column\(/?([^)/]*)\) (?:was|changed) .*", str(cause)):
         return (
-            f"{where}: column `{mixed[1]}` holds values of several types ({_first_line(cause)}).\n"
+            f"{where}: column `{mixed[1]}` holds values of several types ({first_line(cause)}).\n"
             "  Expected one: write all of them as text, or all as numbers, or all as lists."
         )
-    return f"{where} can't be read: {_first_line(cause)}\n  Check the file's format and `data.encoding`."
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{where} can't be read: {first_line(cause)}\n  Check the file's format and `data.encoding`."
 
 
 def _load_textfolder(source: DataSource, top: Path | None, notes: list[str]) -> dict[str, Dataset]:

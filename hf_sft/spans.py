@@ -1,5 +1,8 @@
 """A span of a context as an answer: where it is, what SQuAD's script compares of it, and where it was meant to be."""
 
+import ast
+import contextlib
+import json
 import re
 import string
 from collections import Counter
@@ -10,31 +13,58 @@ from typing import Any, ClassVar, Self, TypeAlias
 import numpy as np
 
 from hf_sft.answers import Answers, Mistake
+from hf_sft.scripts import split_words
 
 Span: TypeAlias = tuple[int, int]
 """The first character, and the one after the last."""
 AROUND = 60
 """Characters that a report shows on both sides of a span."""
-SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?]+|\n|$)")
+SENTENCE = re.compile("[^.!?\u3002\uff01\uff1f\n]+(?:[.!?\u3002\uff01\uff1f]+|\n|$)")
 
 
-def read_answers(cell: Any) -> list[tuple[Any, Any]]:
-    """Texts and their first characters, from `{text: […], answer_start: […]}` or a list of `{text, answer_start}`."""
+def read_answers(cell: Any) -> list[tuple[Any, int | None]]:
+    """Texts and their first characters; None for a text without one, and an empty list for no answer.
+
+    A cell is `{text: […], answer_start: […]}` as SQuAD has it, a list of `{text, answer_start}`, a text or a list of texts; or
+    one of those written as text.
+    """
+    if isinstance(cell, str) and cell.strip()[:1] in ("{", "["):
+        cell = _read_literal(cell)
     if cell is None:
         return []
     if isinstance(cell, dict):
-        texts, starts = cell.get("text"), cell.get("answer_start")
-        texts, starts = ([each] if not isinstance(each, list) else each for each in (texts, starts))
-        return [(text, start) for text, start in zip(texts, starts, strict=True) if text is not None]
-    return [(each.get("text"), each.get("answer_start")) for each in cell]
+        texts = _as_list(cell.get("text"))
+        starts = _as_list(cell.get("answer_start")) or [None] * len(texts)
+        pairs = list(zip(texts, starts, strict=False)) if len(texts) == len(starts) else [(text, None) for text in texts]
+    else:
+        pairs = [
+            (each.get("text"), each.get("answer_start")) if isinstance(each, dict) else (each, None) for each in _as_list(cell)
+        ]
+    read = [(str(text) if isinstance(text, int | float) else text, start) for text, start in pairs]
+    return [(text, start) for text, start in read if text not in (None, "")]
 
 
-def place_answer(context: str, text: str, start: int) -> Span | None:
-    """Where an answer stands: at its offset; else where its text stands, if that is one place only."""
-    if start >= 0 and context[start : start + len(text)] == text:
+def _as_list(value: Any) -> list:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _read_literal(cell: str) -> Any:
+    """What a text writes in JSON, in Python, or as pandas writes numpy's arrays; the text itself where it is none of them."""
+    plain = re.sub(r"array\((\[.*?\])(?:, dtype=[\w']+)?\)", r"\1", cell, flags=re.DOTALL)
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return read(plain)
+    return cell
+
+
+def place_answer(context: str, text: str, start: int | None) -> Span | None:
+    """Where an answer stands: at its offset; else where its text stands, if that is one place only; without an offset at the
+    first place."""
+    if start is not None and start >= 0 and context[start : start + len(text)] == text:
         return start, start + len(text)
     found = context.find(text)
-    return (found, found + len(text)) if found >= 0 and context.find(text, found + 1) < 0 else None
+    unclear = start is not None and context.find(text, found + 1) >= 0
+    return (found, found + len(text)) if found >= 0 and not unclear else None
 
 
 def normalise(text: str) -> str:
@@ -48,8 +78,8 @@ def exact(prediction: str, reference: str) -> float:
 
 
 def overlap(prediction: str, reference: str) -> float:
-    """F1 of the words; where one side is empty, whether both are."""
-    said, true = normalise(prediction).split(), normalise(reference).split()
+    """F1 of the words, or of the characters of scripts without spaces; where one side is empty, whether both are."""
+    said, true = split_words(normalise(prediction)), split_words(normalise(reference))
     if not said or not true:
         return float(said == true)
     same = sum((Counter(said) & Counter(true)).values())
@@ -58,10 +88,14 @@ def overlap(prediction: str, reference: str) -> float:
 
 def find_sentence(question: str, context: str) -> Span:
     """The sentence of a context that shares most words with a question."""
-    asked = set(re.findall(r"\w+", question.casefold()))
+    asked = _words_of(question)
     sentences = [match.span() for match in SENTENCE.finditer(context)] or [(0, len(context))]
-    best = max(sentences, key=lambda span: len(asked & set(re.findall(r"\w+", context[slice(*span)].casefold()))))
+    best = max(sentences, key=lambda span: len(asked & _words_of(context[slice(*span)])))
     return trim(context, *best)
+
+
+def _words_of(text: str) -> set[str]:
+    return {word for part in re.findall(r"\w+", text.casefold()) for word in split_words(part)}
 
 
 def choose_threshold(above: np.ndarray, gains: np.ndarray) -> float:

@@ -52,3 +52,40 @@ def test_a_baseline_that_fails_while_it_answers_is_struck_out_and_said():
     rivals, failed = {"good": len, "bad": fail}, []
     assert ask_all(rivals, [1, 2], failed) == {"good": 2} and list(rivals) == ["good"]
     assert failed == ["baseline bad could not be asked: no such word"]
+
+
+@pytest.mark.parametrize("calls", [RuntimeError, KeyError, StopIteration])
+def test_a_baseline_that_fails_without_a_word_is_named_by_the_kind_of_its_failure(calls):
+    def fail(*_):
+        raise calls
+
+    assert fit_all({"bad": fail}) == ({}, [f"baseline bad could not be fitted: {calls.__name__}"])
+    failed = []
+    assert ask_all({"bad": fail}, [1], failed) == {} and failed == [f"baseline bad could not be asked: {calls.__name__}"]
+
+
+CHINESE = {"好": "今天的电影很好看{}", "坏": "这部电影太难看了{}", "中": "他们昨天去了公园{}"}
+THAI = {"ดี": "ภาพยนตร์เรื่องนี้สนุกมาก{}", "แย่": "อาหารร้านนี้แย่มาก{}"}
+
+
+@pytest.mark.parametrize("made", [CHINESE, THAI])
+def test_words_without_spaces_are_told_apart_by_characters(made):
+    """Each text is one word of its own: of words alone the majority is all that can be learned."""
+    texts = [text.format(chr(0x4E00 + 37 * i + k)) for i in range(40) for k, text in enumerate(made.values())]
+    labels = [*made] * 40
+    train, test = rows(texts[:60], labels[:60]), rows(texts[60:], labels[60:])
+    found, failed = fit_all(TASK.baselines(train, Labels(tuple(made))))
+    assert not failed and [answer["label"] for answer in found["tfidf_logreg"](test).as_json()] == labels[60:]
+
+
+def test_where_words_have_spaces_the_baseline_is_scikit_learn_s_on_words():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    train = rows(["goal goal", "match goal", "bank rates", "rates fell 東", "bank"] * 9, ["a", "a", "b", "b", "b"] * 9)
+    found, _ = fit_all(TASK.baselines(train, Labels(("a", "b"))))
+    model = make_pipeline(TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)), LogisticRegression(C=10.0, max_iter=1000))
+    model.fit(train["text"], train["label"])
+    scores = [answer["scores"]["a"] for answer in found["tfidf_logreg"](train).as_json()]
+    assert scores == pytest.approx(model.predict_proba(train["text"])[:, 0], abs=1e-6)

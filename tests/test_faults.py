@@ -502,3 +502,15 @@ def test_a_save_to_disk_folder_of_one_split_is_train(tmp_path, checkpoints):
     recipe["data"] = {"dataset": str(tmp_path / "saved")}
     report = hf_sft.train(hf_sft.Recipe.model_validate(recipe))
     assert sum(report.facts["data"]["rows"].values()) == 40
+
+
+@pytest.mark.parametrize("sign", ["[/b]", "[bold]", "[/]", "[link=x]", ":smile:"])
+def test_texts_and_labels_that_look_like_markup_are_shown_as_they_are(sign, tmp_path, checkpoints):
+    from typer.testing import CliRunner
+
+    made = [{"text": f"{sign} text {i}", "label": f"{sign}{'ab'[i % 2]}"} for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text(lines(made))
+    recipe = tiny.recipe(checkpoints["bert"], {}, tmp_path / "run") | {"data": {"dataset": str(tmp_path / "rows.jsonl")}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    told = CliRunner().invoke(app, ["check", str(tmp_path / "recipe.yaml")])
+    assert told.exit_code == 0 and f"{sign} text" in told.output and f"{sign}a, {sign}b" in told.output

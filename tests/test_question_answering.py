@@ -238,6 +238,77 @@ def test_rows_that_cannot_be_learned_from_are_named(row, message, checkpoints, t
         hf_sft.check(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", task={"type": "question_answering"}))
 
 
+CONTEXT = "She lives in Paris, and Ann in Rome since 5 years."
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts"),
+    [
+        ("{'text': ['Paris'], 'answer_start': [13]}", ["Paris"]),
+        ('{"text": ["Paris"], "answer_start": [13]}', ["Paris"]),
+        ("{'text': array(['Paris', 'Rome'], dtype=object), 'answer_start': array([13, 31])}", ["Paris", "Rome"]),
+        ("{'text': array([], dtype=object), 'answer_start': array([], dtype=int32)}", []),
+        ("Paris", ["Paris"]),
+        ("['Paris']", ["Paris"]),
+        (["Paris", "Rome"], ["Paris", "Rome"]),
+        (["5"], ["5"]),
+        ([5], ["5"]),
+        ({"text": ["Paris"]}, ["Paris"]),
+        ({"text": "Paris", "answer_start": 13}, ["Paris"]),
+        ({"text": ["Paris"], "answer_start": []}, ["Paris"]),
+        ([{"text": "Paris"}], ["Paris"]),
+        ({"text": [""], "answer_start": [-1]}, []),
+        ({"text": [], "answer_start": []}, []),
+        ([{"text": "", "answer_start": -1}], []),
+        ("", []),
+        (None, []),
+    ],
+)
+def test_answers_come_in_many_forms(cell, texts, checkpoints):
+    rows = Dataset.from_list([{"question": "Where?", "context": CONTEXT, "answers": cell}])
+    rows = rows if texts or cell is not None else Dataset.from_dict({**rows.to_dict(), "answers": [None]})
+    asked, _, _ = task().resolve({"train": rows})
+    assert asked.references(rows) == [texts] and asked.invalid_rows(rows, None) == {}
+    processor = load_processor(Checkpoint(checkpoint=str(checkpoints["bert"])))
+    encoded = asked.encode(rows[:], processor, None)
+    first, last = encoded["labels"][0]
+    taught = CONTEXT[encoded["starts"][0][first] : encoded["ends"][0][last]] if last else ""
+    assert taught == (texts[0] if texts else "")
+
+
+def test_an_answer_without_an_offset_that_stands_twice_is_counted():
+    rows = Dataset.from_list([{"question": "Where?", "context": "in Rome, or Rome", "answers": ["Rome"]}])
+    _, _, notes = task().resolve({"train": rows})
+    assert any("1 answer(s) of split `train` have no offset and stand in their context more than once" in n for n in notes)
+    rows = Dataset.from_list([{"question": "Where?", "context": "in Rome", "answers": ["Paris"]}])
+    assert any("which stands nowhere" in problem for problem in task().invalid_rows(rows, None))
+
+
+@pytest.mark.parametrize("version", ["1.1", "2.0"])
+def test_squad_s_nested_file_is_read_as_it_is(version, tmp_path):
+    from hf_sft.sources import DataSource, load_source
+
+    asked = [{"id": "a", "question": "Where?", "answers": [{"text": "Paris", "answer_start": 13}]}]
+    if version == "2.0":
+        plausible = {"plausible_answers": [{"text": "Rome", "answer_start": 31}]}
+        asked.append({"id": "b", "question": "Who?", "answers": [], "is_impossible": True, **plausible})
+    article = {"title": "T", "paragraphs": [{"context": CONTEXT, "qas": asked}, {"context": CONTEXT, "qas": asked[:1]}]}
+    (tmp_path / "train.json").write_text(json.dumps({"version": version, "data": [article, article]}, indent=1))
+    rows = load_source(DataSource(dataset=str(tmp_path / "train.json")), (), [])[0]["train"]
+    assert len(rows) == 2 * (len(asked) + 1) and rows[0]["context"] == CONTEXT
+    resolved, _, _ = task().resolve({"train": rows})
+    assert resolved.no_answer is (version == "2.0") and resolved.references(rows)[0] == ["Paris"]
+
+
+def test_characters_of_scripts_without_spaces_are_words_of_the_overlap():
+    assert overlap("北京大学", "北京") == pytest.approx(2 * 2 / (4 + 2))
+    assert overlap("東京 tower", "東京") == pytest.approx(2 * 2 / (3 + 2))
+    assert overlap("the cat sat", "cat") == pytest.approx(2 / 3)
+    rows = Dataset.from_list([{"question": "谁住在北京", "context": "王芳住在上海。张伟住在北京。", "answers": ["张伟"]}])
+    assert any("each character of scripts without spaces" in note for note in task().resolve({"train": rows})[2])
+    assert find_sentence(rows[0]["question"], rows[0]["context"]) == (7, 14)
+
+
 def test_the_baseline_is_the_sentence_that_shares_most_words():
     context = "Ann left early. The bank cut its rates in May! Who knows?"
     start, end = find_sentence("When did the bank cut rates?", context)

@@ -3,6 +3,8 @@
 import gzip
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -303,3 +305,19 @@ def test_a_folder_of_the_hub_with_a_card_that_names_its_files(tmp_path):
     (tmp_path / "d" / "README.md").write_text(card)
     brought, _ = load_source(DataSource(dataset=folder), ("text",), [])
     assert {name: len(rows) for name, rows in brought.items()} == {"train": 6}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_texts_that_arrow_stores_as_views_are_texts(kind, tmp_path):
+    texts = pa.array([f"text {i}" for i in range(60)], pa.string_view())
+    lists = pa.array([["x"], ["y"]] * 30, pa.list_(pa.string_view()))
+    table = pa.table({"text": texts, "label": lists})
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    splits = load_splits(DataSource(dataset=str(path)), TASK)
+    assert splits.labels.names == ("x", "y") and sum(map(len, splits.rows.values())) == 60
+    assert sorted(text for rows in splits.rows.values() for text in rows["text"]) == sorted(texts.to_pylist())

@@ -1,7 +1,8 @@
 """Which span of a context answers a question, or does none?
 
-The data are rows as SQuAD has them: a question, a context, and answers as `{text: […], answer_start: […]}` or as a list of
-`{text, answer_start}`; a row without any has no answer in its context. An answer that does not stand at its offset is read
+The data are rows as SQuAD has them, or SQuAD's own nested file: a question, a context, and answers as
+`{text: […], answer_start: […]}`, a list of `{text, answer_start}`, or texts alone; a row without any has no answer in its
+context. An answer without an offset is read where its text first stands. An answer that does not stand at its offset is read
 where its text stands, if that is one place, and counted.
 
 A context that is longer than the model takes goes through overlapping windows. A span counts when it lies in the context, ends
@@ -24,10 +25,13 @@ from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Answerer, Fit
 from hf_sft.losses import FAR, Items
+from hf_sft.scripts import is_unspaced
 from hf_sft.spans import SpanAnswers, choose_threshold, find_sentence, place_answer, read_answers, trim
 from hf_sft.tasks import Batch, Labels, Task
 from hf_sft.words import count_most
 
+SOME = 200
+"""Contexts that tell how a language is written."""
 QUESTION = 4
 """A question takes at most this part of a window: a fourth."""
 N_BEST = 20
@@ -80,8 +84,16 @@ class QuestionAnswering(Task):
                 f"{text!r} at {place[0]}, not {start}"
                 for context, answers in pairs
                 for text, start in answers
-                if (place := place_answer(str(context), text, start)) and place[0] != start
+                if start is not None and (place := place_answer(str(context), text, start)) and place[0] != start
             ]
+            several = [
+                text for context, answers in pairs for text, start in answers if start is None and str(context).count(text) > 1
+            ]
+            if several:
+                said.append(
+                    f"{len(several)} answer(s) of split `{name}` have no offset and stand in their context more than once: "
+                    f"the first place is taught ({_few(list(map(repr, several)))})."
+                )
             if moved:
                 said.append(
                     f"{len(moved)} answer(s) of split `{name}` stand once in their context, elsewhere than at their offset: "
@@ -89,6 +101,8 @@ class QuestionAnswering(Task):
                 )
             if none := sum(not each for each in known):
                 said.append(f"{none} of {len(known)} rows of split `{name}` have no answer.")
+        if is_unspaced(str(context) for context in splits["train"][self.context][:SOME]):
+            said.append("F1, and the overlap of the baseline, count each character of scripts without spaces as a word.")
         some = any(not read_answers(cell) for cell in splits["train"][self.answers])
         return self.model_copy(update={"no_answer": some if self.no_answer is None else self.no_answer}), None, said
 
@@ -103,9 +117,9 @@ class QuestionAnswering(Task):
                 if not isinstance(text, str) or not text.strip():
                     problems.setdefault(f"column `{column}` is empty, or no text,", []).append(row)
             for text, start in read_answers(cell) if isinstance(context, str) and context.strip() else ():
-                if not text or place_answer(context, text, start) is None:
-                    there = context[start : start + len(text or "")] if start >= 0 else ""
-                    lost[row] = f"{text!r}, where {there!r} stands"
+                if not isinstance(text, str) or place_answer(context, text, start) is None:
+                    there = context[start : start + len(str(text))] if start is not None and start >= 0 else ""
+                    lost[row] = f"{text!r}, where {there!r} stands" if start is not None else f"{text!r}, which stands nowhere"
         if lost:
             shown = _few(list(lost.values()))
             problem = f"column `{self.answers}` has an answer that does not stand in the context at its offset ({shown})"

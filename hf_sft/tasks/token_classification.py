@@ -32,7 +32,7 @@ from hf_sft.errors import DataError
 from hf_sft.losses import Items
 from hf_sft.marked_spans import (
     NAMES,
-    SpanAnswers,
+    TextEntityAnswers,
     Unit,
     as_tuples,
     cuts_a_unit,
@@ -331,7 +331,7 @@ class TokenClassification(Task):
         return model(**{name: tensor for name, tensor in batch.items() if name not in ours}).logits.float()
 
     def answer_kind(self) -> AnswerKind:
-        return SpanAnswers if self.spans else TagAnswers if self.scheme == "plain" else EntityAnswers
+        return TextEntityAnswers if self.spans else TagAnswers if self.scheme == "plain" else EntityAnswers
 
     def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
         parts = [np.concatenate(windows).astype(np.float64) for windows in kept]
@@ -351,7 +351,7 @@ class TokenClassification(Task):
         words = [[text[start:end] for start, end in places] for text, places in zip(texts, found, strict=True)]
         places = [each if isinstance(cell, str) else None for cell, each in zip(cells, found, strict=True)]
         if self.spans:
-            return SpanAnswers(scores, labels.names, words, places, texts, found)
+            return TextEntityAnswers(scores, labels.names, words, places, texts, found)
         kind = TagAnswers if self.scheme == "plain" else EntityAnswers
         return kind(scores, labels.names, words, places)
 
