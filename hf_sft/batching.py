@@ -15,7 +15,20 @@ from torch.utils.data import Sampler
 
 from hf_sft.tasks import Batch
 
-BOOKKEEPING = ("row", "cost", "items", "truncated", "lost", "slid", "silent", "shortened", "flaw", "inside")
+BOOKKEEPING = (
+    "row",
+    "cost",
+    "items",
+    "truncated",
+    "lost",
+    "slid",
+    "silent",
+    "shortened",
+    "flaw",
+    "inside",
+    "forgotten",
+    "spelled",
+)
 """Columns of examples that the model is not shown."""
 BLOCK = 2048
 """Rows that are evaluated at a time: what is in memory does not grow with their number."""
@@ -128,6 +141,8 @@ class Examples(TorchDataset):
             "shortened": "have a longer target than the model learns to write, and are learned up to there",
             "silent": "are cut before what carries loss, and teach nothing",
             "inside": "have a span that begins or ends inside a word or token, where no answer can",
+            "forgotten": "have thoughts before earlier answers, which the chat template leaves out",
+            "spelled": "spell control tokens, which stay text",
             "slid": "are longer than the model takes, and are scored with a sliding context",
         }
         counts = {what: self.count_rows(what) for what in said}

@@ -52,7 +52,7 @@ RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 def write_probes(folder: Path, model: Any, rows: Dataset, task: Task, processor: Any, checkpoint: Checkpoint) -> None:
     """Into a run folder: rows for the task, and what the trained model says to them."""
-    below, columns = folder / FOLDER, [name for name in task.input_columns() if name in rows.column_names]
+    below, columns = folder / FOLDER, [n for n in (*task.input_columns(), *task.optional_columns()) if n in rows.column_names]
     places = np.unique(np.linspace(0, len(rows) - 1, min(PROBES, len(rows))).astype(int))
     probes = rows.select_columns(columns).select(places)
     probes.save_to_disk(str(below / "rows"))

@@ -54,7 +54,8 @@ def encode_rows(rows: Dataset, task: Task, labels: Labels | None, processor: Any
 
 
 def _select(rows: Dataset, task: Task) -> Dataset:
-    return rows.select_columns([c for columns in task.columns().values() for c in columns if c in rows.column_names])
+    named = [column for columns in task.columns().values() for column in columns]
+    return rows.select_columns([each for each in (*named, *task.optional_columns()) if each in rows.column_names])
 
 
 def encode_blocks(rows: Dataset, task: Task, labels: Labels | None, processor: Any) -> Iterator[Block]:

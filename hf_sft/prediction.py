@@ -75,8 +75,9 @@ def answer(
         raise DataError(f"the input lacks column(s) {', '.join(missing)}.  It has: {', '.join(rows.column_names)}.")
     files = rows["file"] if FILE in rows.column_names else None
     folder = Path(inputs).expanduser().parent if isinstance(inputs, str | Path) else Path()
-    asked = task.read(rows.select_columns(columns), folder)
-    filled = range(len(rows)) if strict else _list_filled(asked)
+    beside = [column for column in task.optional_columns() if column in rows.column_names]
+    asked = task.read(rows.select_columns([*columns, *beside]), folder)
+    filled = range(len(rows)) if strict else _list_filled(asked, task)
     invalid = task.invalid_rows(asked.select(filled), finished.labels)
     if invalid:
         problems = "; ".join(f"{problem} in row(s) {[filled[i] for i in places[:5]]}" for problem, places in invalid.items())
@@ -102,7 +103,7 @@ def answer_rows(
 ) -> Iterator[dict[str, Any]]:
     """The answer of each row, in order, on the main process; all processes iterate. Rows that are not `filled`, by default
     those without text, get the answer None."""
-    filled = _list_filled(rows) if filled is None else filled
+    filled = _list_filled(rows, task) if filled is None else filled
     some, nothing = rows.select(filled), dict(task.writes or task.answer_kind().nothing)
     if task.writes:
         answers = task.complete(model, some, processor, writing or Writing(), machine.micro_batch_tokens)
@@ -118,9 +119,9 @@ def answer_rows(
         yield next(answers) if row in answered else nothing
 
 
-def _list_filled(rows: Dataset) -> list[int]:
-    """The rows that have a text in each column."""
-    blank = {i for column in rows.column_names for i, cell in enumerate(rows[column]) if _is_blank(cell)}
+def _list_filled(rows: Dataset, task: Task) -> list[int]:
+    """The rows that have a text in each column that is asked about."""
+    blank = {i for column in task.input_columns() for i, cell in enumerate(rows[column]) if _is_blank(cell)}
     return [i for i in range(len(rows)) if i not in blank]
 
 
@@ -135,7 +136,7 @@ def _references(task: Task, rows: Dataset, run: Run, folder: Path) -> list[Any]:
     named = (column for names in task.columns().values() for column in names)
     columns = [column for column in named if column not in task.input_columns()]
     if not columns:  # what is asked may hold an answer too: a conversation's last turn
-        known = task.references(rows.select_columns(list(task.input_columns())))
+        known = task.references(rows)
         return known if any(each is not None for each in known) else []
     if not set(columns) <= set(rows.column_names):
         return []

@@ -95,7 +95,8 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     loaded = {name: task.divide(task.read(rows, folder_of(source))) for name, rows in kept.items()}
     unlabelled = loaded.pop("test") if _lacks_labels(loaded.get("test"), task) else None
     if unlabelled is not None:
-        unlabelled = unlabelled.select_columns([*task.input_columns()])
+        beside = [column for column in task.optional_columns() if column in unlabelled.column_names]
+        unlabelled = unlabelled.select_columns([*task.input_columns(), *beside])
         notes.append(
             f"split `test` has no labels: its {len(unlabelled)} rows are predicted (predictions/unlabelled.jsonl) and not "
             "scored.  To score another split: `data.splits.test=validation data.splits.validation=0.1`."

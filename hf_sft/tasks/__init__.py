@@ -60,6 +60,10 @@ class Task(Block, ABC):
     def input_columns(self) -> tuple[str, ...]:
         """The columns that a row must have to be predicted."""
 
+    def optional_columns(self) -> tuple[str, ...]:
+        """Columns that are read of rows that have them."""
+        return ()
+
     def raw_columns(self) -> tuple[str, ...]:
         """Columns that the collator is given as the rows have them: what is too large to be written twice."""
         return ()

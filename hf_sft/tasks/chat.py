@@ -1,8 +1,10 @@
 """What does the assistant say next?  Conversations, and prompts with their completions.
 
-The data: a column of conversations, each a list of turns with `role` and `content` (or `from` and `value`); or a column of
-prompts, or several that are put together, and one of completions. A chat template makes text of them. Only what the assistant
-has to write itself carries loss, and so does the token that ends its turn; nothing else does.
+The data: a column of conversations, each a list of turns with `role` and `content` (or `from` and `value`), with tool calls
+and thoughts as transformers' templates take them; or a column of prompts, or several that are put together, and one of
+completions; and beside them a column of system turns, and one of tools. A chat template makes text of them. Only what the
+assistant has to write itself carries loss, its calls and thoughts too, and so does the token that ends its turn; nothing else
+does. Control tokens that the data spells stay text.
 """
 
 import json
@@ -17,7 +19,9 @@ from torch import nn
 
 from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Fit
-from hf_sft.chat_templates import ASSISTANT, NAMED, ChatTemplate, Turn, find_template
+from hf_sft.chat_templates import ASSISTANT, NAMED, SILENT, ChatTemplate, Tools, Turn, Written, find_template
+from hf_sft.control_tokens import control_tokens, encode_written, holds_control
+from hf_sft.conversations import SWITCHES, flaw_of_talk, read_tools, read_turns, say_turn, together, up_to_last_answer
 from hf_sft.errors import CheckpointError, DataError
 from hf_sft.generation import Writing
 from hf_sft.likelihoods import TurnAnswers
@@ -25,8 +29,6 @@ from hf_sft.next_token import Carried, NextToken, flat, gram_baselines, join_pie
 from hf_sft.tasks import Labels, Task
 from hf_sft.words import count_most
 
-ROLES = {"human": "user", "gpt": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT}
-"""What others call them."""
 TOKENS = 256
 """Of an answer, at most, when nobody says how many."""
 
@@ -50,6 +52,10 @@ class Chat(NextToken, Task):
     """`chatml`, `plain` (the prompt, a line break, the answer), or a file, where the checkpoint's own is not what you want."""
     max_length: int | None = Field(default=None, ge=8)
     """Tokens kept of a conversation, from its beginning; as many as the checkpoint allows when not given."""
+    system: str | None = "system"
+    """A column of system turns, read where a row has it and its conversation has none."""
+    tools: str | None = "tools"
+    """A column of tools (lists of JSON schemas, or those as text), read where a row has it."""
     packing: bool = False
     """Train on blocks of several conversations; `training.batch_size` counts blocks then. Otherwise a row is one."""
 
@@ -87,6 +93,9 @@ class Chat(NextToken, Task):
     def input_columns(self) -> tuple[str, ...]:
         return self._prompts or (self._talk,)
 
+    def optional_columns(self) -> tuple[str, ...]:
+        return tuple(column for column in (self.system, self.tools) if column is not None)
+
     def from_words(self, words: Sequence[str | None]) -> Dataset:
         """What the user says first."""
         if self._prompts:
@@ -96,31 +105,54 @@ class Chat(NextToken, Task):
     def conversations(self, rows: dict[str, list]) -> list[list[Turn]]:
         """Of each row its turns, with what its completion says if it has one."""
         if not self._prompts:
-            return [_read_turns(cell) for cell in rows[self._talk]]
+            return self._with_system([read_turns(cell) for cell in rows[self._talk]], rows)
         asked = zip(*(rows[column] for column in self._prompts), strict=True)
-        talks = [_read_turns(cells[0]) or [Turn(role="user", content=_together(cells))] for cells in asked]
+        talks = [read_turns(cells[0]) or [Turn(role="user", content=together(cells))] for cells in asked]
         if self._said not in rows:
+            return self._with_system(talks, rows)
+        said = [read_turns(cell) or [Turn(role=ASSISTANT, content=cell)] for cell in rows[self._said]]
+        return self._with_system([[*talk, *answer] for talk, answer in zip(talks, said, strict=True)], rows)
+
+    def _with_system(self, talks: list[list[Turn]], rows: dict[str, list]) -> list[list[Turn]]:
+        if self.system is None or self.system not in rows:
             return talks
-        said = [_read_turns(cell) or [Turn(role=ASSISTANT, content=cell)] for cell in rows[self._said]]
-        return [[*talk, *answer] for talk, answer in zip(talks, said, strict=True)]
+        return [
+            [Turn(role="system", content=system), *talk]
+            if talk and isinstance(system, str) and system.strip() and talk[0]["role"] != "system"
+            else talk
+            for talk, system in zip(talks, rows[self.system], strict=True)
+        ]
+
+    def _tools_of(self, rows: dict[str, list], count: int) -> list[Tools]:
+        if self.tools is None or self.tools not in rows:
+            return [None] * count
+        return [read_tools(cell) for cell in rows[self.tools]]
 
     def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
         notes = []
         for name, rows in splits.items():
-            open_ended = sum(bool(talk) and talk[-1]["role"] != ASSISTANT for talk in self._talks(rows))
+            talks = self._talks(rows)
+            open_ended = sum(bool(talk) and talk[-1]["role"] != ASSISTANT for talk in talks)
             if open_ended:
                 said = f"{open_ended} of {len(rows)} rows of split `{name}` end with words that nobody answers"
                 notes.append(f"{said}: these are left out.")
+            answers = [turn for talk in talks for turn in talk if turn["role"] == ASSISTANT]
+            if silent := sum(SILENT in turn for turn in answers):
+                told = f"{silent} of {len(answers)} turns of the assistant in split `{name}` carry no loss"
+                notes.append(f"{told}: their {', '.join(SWITCHES)} says so.")
         return self, None, notes
 
     def _talks(self, rows: Dataset) -> list[list[Turn]]:
+        return self.conversations(self._cells(rows))
+
+    def _cells(self, rows: Dataset) -> dict[str, list]:
         names = (*self._prompts, self._said) if self._prompts else (self._talk,)
-        return self.conversations({name: rows[name][:] for name in names if name in rows.column_names})
+        return {name: rows[name][:] for name in (*names, *self.optional_columns()) if name in rows.column_names}
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         problems: dict[str, list[int]] = {}
         for row, talk in enumerate(self._talks(rows)):
-            if flaw := _flaw_of(talk):
+            if flaw := flaw_of_talk(talk):
                 column = f"column `{self._talk}` " if not self._prompts else "prompt and completion: a conversation "
                 problems.setdefault(column + flaw, []).append(row)
         return problems
@@ -154,14 +186,19 @@ class Chat(NextToken, Task):
         template = self._template(processor)
         most = count_most(processor, self.max_length)
         examples: dict[str, list] = {
-            name: [] for name in ("input_ids", "lengths", "loss_mask", "items", "truncated", "silent", "flaw")
+            name: []
+            for name in ("input_ids", "lengths", "loss_mask", "items", "truncated", "silent", "flaw", "forgotten", "spelled")
         }
-        for talk in self.conversations(rows):
-            ids, mask, flaw = [], [], ""
+        control = control_tokens(processor)
+        talks = self.conversations(rows)
+        for talk, tools in zip(talks, self._tools_of(rows, len(talks)), strict=True):
+            ids, mask, flaw, written = [], [], "", None
             try:
-                ids, mask = _tokens(template, _answered(talk), processor)
+                ids, mask, written = _tokens(template, up_to_last_answer(talk), tools, processor)
             except ValueError as error:
                 flaw = str(error)
+            examples["forgotten"].append(written is not None and written.forgotten)
+            examples["spelled"].append(written is not None and holds_control(written.text, written.values, control))
             kept = mask[:most]
             examples["input_ids"].append(ids[:most])
             examples["loss_mask"].append(kept)
@@ -184,7 +221,7 @@ class Chat(NextToken, Task):
 
     def references(self, rows: Dataset) -> list[str | None]:
         """What the assistant says last."""
-        return [talk[-1]["content"] if talk and talk[-1]["role"] == ASSISTANT else None for talk in self._talks(rows)]
+        return [say_turn(talk[-1]) if talk and talk[-1]["role"] == ASSISTANT else None for talk in self._talks(rows)]
 
     def answer_kind(self) -> AnswerKind:
         return TurnAnswers
@@ -195,8 +232,7 @@ class Chat(NextToken, Task):
 
     def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
         def read(rows: Dataset) -> list[Carried]:
-            names = [name for columns in self.columns().values() for name in columns if name in rows.column_names]
-            examples = self.encode({name: rows[name][:] for name in names}, processor, None)
+            examples = self.encode(self._cells(rows), processor, None)
             return list(zip(examples["input_ids"], examples["loss_mask"], strict=True))
 
         return gram_baselines(read, lambda nats, tokens, rows: TurnAnswers(nats, tokens), train, len(processor))
@@ -206,10 +242,10 @@ class Chat(NextToken, Task):
         template = self._template(processor)
 
         def prompts(room: int) -> list[list[int]]:
-            asked = []
-            for row, talk in enumerate(self._talks(rows)):
+            asked, cells = [], self._cells(rows)
+            for row, (talk, tools) in enumerate(zip(self.conversations(cells), self._tools_of(cells, len(rows)), strict=True)):
                 try:
-                    asked.append(self._ask(template, talk, processor, room))
+                    asked.append(self._ask(template, talk, tools, processor, room))
                 except ValueError as error:
                     raise DataError(f"row {row} can't be answered: it {error}.") from None
             return asked
@@ -217,13 +253,16 @@ class Chat(NextToken, Task):
         how = how.at_most(min(TOKENS, processor.model_max_length // 2))
         return self._write(model, prompts, processor, how, {template.end_id, processor.eos_token_id}, budget)
 
-    def _ask(self, template: ChatTemplate, talk: list[Turn], processor: Any, room: int) -> list[int]:
+    def _ask(self, template: ChatTemplate, talk: list[Turn], tools: Tools, processor: Any, room: int) -> list[int]:
         """The tokens that ask for the next turn; the oldest turns are left out where there is no room for all."""
         asked = talk[:-1] if talk[-1]["role"] == ASSISTANT else talk
-        ids = processor(template.write(asked, ask=True), add_special_tokens=False, verbose=False)["input_ids"]
+        text, values = template.write(asked, ask=True, tools=tools), ()
+        if any(token in turn["content"] for turn in asked for token in control_tokens(processor)):
+            values = template.mark(asked, tools, ask=True).values
+        ids, _ = encode_written(text, values, processor)
         start = int(asked[0]["role"] == "system")
         if len(ids) > room and len(asked) > start + 2:
-            return self._ask(template, [*asked[:start], *asked[start + 2 :]], processor, room)
+            return self._ask(template, [*asked[:start], *asked[start + 2 :]], tools, processor, room)
         return ids[-room:]
 
     def prompts(self, rows: Dataset, processor: Any) -> Dataset:
@@ -231,7 +270,7 @@ class Chat(NextToken, Task):
         return rows
 
     def texts(self, rows: Dataset) -> list[str]:
-        return ["\n".join(f"{turn['role']}: {turn['content']}" for turn in talk) for talk in self._talks(rows)]
+        return ["\n".join(f"{turn['role']}: {say_turn(turn)}" for turn in talk) for talk in self._talks(rows)]
 
     def identities(self, rows: Dataset) -> list[str]:
         """What is asked: all but the last answer."""
@@ -262,60 +301,13 @@ class Chat(NextToken, Task):
         return cls(type="chat", chat_template="plain"), Dataset.from_dict({"messages": talks})
 
 
-def _read_turns(cell: Any) -> list[Turn]:
-    """The turns of a cell that has such."""
-    if not isinstance(cell, list):
-        return []
-    return [_read_turn(turn) if isinstance(turn, dict) else Turn(role="", content=turn) for turn in cell]
-
-
-def _read_turn(turn: dict[str, Any]) -> Turn:
-    """transformers' form of a turn, or ShareGPT's."""
-    names = ("role", "content") if "role" in turn else ("from", "value")
-    role, said = map(turn.get, names)
-    read: Any = {"role": ROLES.get(str(role), str(role)), "content": said}  # which may be no text: a flaw, that is named
-    return read
-
-
-def _together(cells: Sequence[Any]) -> Any:
-    """Columns of a prompt as one; what is empty is left out, as in Alpaca's rows without an input."""
-    if not all(cell is None or isinstance(cell, str) for cell in cells):
-        return next(cell for cell in cells if not isinstance(cell, str | None))
-    return "\n\n".join(cell for cell in cells if cell and cell.strip())
-
-
-def _flaw_of(talk: list[Turn]) -> str | None:
-    """What is wrong with a conversation, whatever the template."""
-    if not talk:
-        return "holds no conversation (a list of turns with `role` and `content`)"
-    if all(turn["role"] == ASSISTANT for turn in talk):
-        return "has nothing that an assistant is asked"
-    for turn, before in zip(talk, [None, *talk], strict=False):
-        role, said = turn["role"], turn["content"]
-        if role in ("", "None"):
-            return "has a turn without a role"
-        if not isinstance(said, str):
-            return f"has a turn of `{role}` that is {'null' if said is None else f'{type(said).__name__}, not text'}"
-        if not said.strip() and role != "system":
-            return f"has an empty turn of `{role}`"
-        if before is not None and before["role"] == role:
-            return f"has two turns of `{role}` in a row"
-    return None
-
-
-def _answered(talk: list[Turn]) -> list[Turn]:
-    """Up to the last turn of the assistant."""
-    last = max((i for i, turn in enumerate(talk) if turn["role"] == ASSISTANT), default=len(talk) - 1)
-    return talk[: last + 1]
-
-
-def _tokens(template: ChatTemplate, talk: list[Turn], processor: Any) -> tuple[list[int], list[int]]:
+def _tokens(template: ChatTemplate, talk: list[Turn], tools: Tools, processor: Any) -> tuple[list[int], list[int], Written]:
     """The tokens of a conversation, and 1 for those of which a part is the assistant's own. Raises `ValueError`."""
-    written = template.mark(talk)
-    encoded = processor(written.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    written = template.mark(talk, tools)
+    ids, offsets = encode_written(written.text, written.values, processor)
     own = np.zeros(len(written.text) + 1, dtype=np.int64)
     for start, end in written.own:
         own[start + 1 : end + 1] = 1
     so_far = np.cumsum(own)
-    starts, ends = np.array(encoded["offset_mapping"]).T
-    return encoded["input_ids"], (so_far[ends] > so_far[starts]).astype(int).tolist()
+    starts, ends = np.array(offsets).T
+    return ids, (so_far[ends] > so_far[starts]).astype(int).tolist(), written
