@@ -146,7 +146,20 @@ class Examples(TorchDataset):
             "slid": "are longer than the model takes, and are scored with a sliding context",
         }
         counts = {what: self.count_rows(what) for what in said}
-        return [f"{count} of {len(self.rows)} {rows} {said[what]}." for what, count in counts.items() if count]
+        told = [f"{count} of {len(self.rows)} {rows} {said[what]}." for what, count in counts.items() if count]
+        if "unknown" in self.encoded.column_names and (unknown := sum(self.encoded["unknown"][:])):
+            total = int(self.encoded_tokens)
+            told.append(f"{unknown:,} of {total:,} tokens ({unknown / total:.1%}) of {rows} are unknown to the tokenizer.")
+        return told
+
+    @property
+    def encoded_tokens(self) -> int:
+        """The tokens of all examples, special ones included."""
+        table: Any = self.encoded.with_format("arrow")[:]
+        column = table["input_ids"].combine_chunks()
+        while hasattr(column, "values"):
+            column = column.flatten()
+        return len(column)
 
     def __getitem__(self, micro_batch: MicroBatch) -> tuple[Batch, MicroBatch]:
         return self.collate(micro_batch.places, micro_batch.draw), micro_batch

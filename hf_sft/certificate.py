@@ -18,14 +18,14 @@ import torch
 from datasets import Dataset, load_from_disk
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 
 from hf_sft.batching import to_device
 from hf_sft.block import load_kind
 from hf_sft.checkpoint import Checkpoint, find_checkpoint, source_of
 from hf_sft.encoding import read_examples
 from hf_sft.errors import CheckpointError
-from hf_sft.models import quantisation
+from hf_sft.models import GENERATION, quantisation
 from hf_sft.tasks import Task
 from hf_sft.whole import open_to_readers
 
@@ -35,6 +35,8 @@ PROBES = 32
 """Rows, at most; of a row that has several examples the first is asked."""
 NUMBERS = 1024
 """Logits that are kept of a probe, at most, from all over its answer."""
+WRITTEN = 16
+"""Tokens of an answer that is written, at most."""
 BOUND = 1e-4
 """The largest difference that still is rounding, as a share of the largest logit."""
 FRESH = """
@@ -56,7 +58,9 @@ def write_probes(folder: Path, model: Any, rows: Dataset, task: Task, processor:
     places = np.unique(np.linspace(0, len(rows) - 1, min(PROBES, len(rows))).astype(int))
     probes = rows.select_columns(columns).select(places)
     probes.save_to_disk(str(below / "rows"))
-    asked = {"task": task.model_dump(mode="json"), "model": checkpoint.model_dump(mode="json")}
+    asked: dict[str, Any] = {"task": task.model_dump(mode="json"), "model": checkpoint.model_dump(mode="json")}
+    if (prompt := task.written_prompt(probes.select([0]), processor)) is not None:
+        asked |= {"prompt": prompt, "written": write_answer(model, prompt, processor)}
     (below / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
     save_file(answer_probes(model, probes, task, processor), below / "logits.safetensors")
     open_to_readers(below)
@@ -75,6 +79,16 @@ def answer_probes(model: Any, probes: Dataset, task: Task, processor: Any) -> di
     return said
 
 
+def write_answer(model: Any, prompt: list[int], processor: Any) -> list[int]:
+    """The tokens that plain `generate` writes behind a prompt, by the model's own settings, and no token drawn."""
+    given = torch.tensor([prompt], device=model.device)
+    pad = processor.pad_token_id if processor.pad_token_id is not None else 0
+    told: dict[str, Any] = {"attention_mask": torch.ones_like(given), "pad_token_id": pad, "do_sample": False}
+    with torch.no_grad():
+        (written,) = model.eval().generate(input_ids=given, max_new_tokens=WRITTEN, **told).tolist()
+    return written if model.config.is_encoder_decoder else written[len(prompt) :]
+
+
 def begin(saved: Path, run: Path, device: str, write: Callable[[], None] = lambda: None) -> Callable[[], dict[str, Any]]:
     """Have a fresh process answer a run's probes by what was saved, and go on; what is given back waits for it.
 
@@ -89,13 +103,19 @@ def begin(saved: Path, run: Path, device: str, write: Callable[[], None] = lambd
             facts = answer()
         except ValueError as error:
             raise CheckpointError(f"what was saved in `{saved}` can't be loaded again: {error}") from None
-        return {**facts, "within": facts["largest_difference"] is not None and facts["largest_difference"] <= facts["bound"]}
+        near = facts["largest_difference"] is not None and facts["largest_difference"] <= facts["bound"]
+        return {**facts, "within": near and facts.get("same_text", True)}
 
     return end
 
 
 def require(facts: dict[str, Any], saved: Path | str) -> None:
     """Refuse a model that does not answer as it did when it was trained. Raises `CheckpointError`."""
+    if not facts.get("same_text", True):
+        raise CheckpointError(
+            f"`{saved}` does not write as the model did that was trained, by plain `generate`: its generation_config.json or\n"
+            "  its processor has changed since, or was not saved: train again."
+        )
     if not facts["within"]:
         apart = "not finite" if facts["largest_difference"] is None else f"up to {facts['largest_difference']:.2g} apart"
         raise CheckpointError(
@@ -146,7 +166,10 @@ def compare(saved: str, run: str, device: str) -> dict[str, Any]:
     fit = all(now[row].shape == then[row].shape for row in then)
     apart = max(float(np.abs(now[row] - then[row]).max()) for row in then) if fit else float("inf")
     scale = max(float(np.abs(logits).max()) for logits in then.values())
-    return {"rows": len(rows), "largest_difference": apart if np.isfinite(apart) else None, "bound": BOUND * scale}
+    facts = {"rows": len(rows), "largest_difference": apart if np.isfinite(apart) else None, "bound": BOUND * scale}
+    if "prompt" in asked:
+        facts["same_text"] = write_answer(model, asked["prompt"], processor) == asked["written"]
+    return facts
 
 
 def _load_plainly(saved: Path, task: Task, checkpoint: Checkpoint) -> tuple[Any, Any]:
@@ -156,6 +179,8 @@ def _load_plainly(saved: Path, task: Task, checkpoint: Checkpoint) -> tuple[Any,
         return task.auto_model.from_pretrained(saved, **trust, **exact), processor
     config = AutoConfig.from_pretrained(saved, **trust)
     told = {**source_of(checkpoint), **exact, **quantisation(checkpoint, task, config)}
+    if (saved / GENERATION).is_file():
+        told["generation_config"] = GenerationConfig.from_pretrained(saved)
     base = task.auto_model.from_pretrained(find_checkpoint(checkpoint), config=config, **told)
     return PeftModel.from_pretrained(base, saved), processor
 

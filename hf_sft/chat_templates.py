@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -42,6 +43,9 @@ THINKS = re.compile(r"\s*<think>\n?(.*?)\n?</think>\s*(.*)", re.DOTALL)
 MARK = "\ue000{}\ue001"
 """Of turn i, in characters for private use: no template trims them, and no text has them. 2i is what it says, 2i + 1 what it
 thinks."""
+CLOCK = "strftime_now"
+"""The function by which templates write today's date."""
+CLOCK_CALL = re.compile(rf"{CLOCK}\(\s*(['\"])(.*?)\1\s*\)")
 MARKED = re.compile("\ue000([0-9]+)\ue001")
 NAMED = {
     "chatml": (
@@ -262,6 +266,23 @@ def _split_thoughts(turn: Turn) -> Turn:
 def _shift(place: int, shifts: list[tuple[int, int]]) -> int:
     """A place in the text with marks as one in the text."""
     return place + [shift for start, shift in shifts if start <= place][-1]
+
+
+def uses_clock(template: str) -> bool:
+    """Whether a template writes today's date."""
+    return CLOCK in template
+
+
+def stop_clock(template: str, date: str) -> str:
+    """The template with a date, like 2026-11-29, in place of today's. Raises `CheckpointError`."""
+    day = datetime.fromisoformat(date)
+    fixed = CLOCK_CALL.sub(lambda found: json.dumps(day.strftime(found[2])), template)
+    if re.search(rf"{CLOCK}\s*\(", fixed):
+        raise CheckpointError(
+            "the chat template writes today's date by a format that is no plain text: what is learned would change each day.\n"
+            "  Name another `task.chat_template`: a file in which the date stands as text."
+        )
+    return fixed
 
 
 def find_template(name: str | None, processor: Any) -> str | None:

@@ -19,6 +19,8 @@ from hf_sft.errors import DataError, list_few
 from hf_sft.splitting import Splits, hash_rows
 from hf_sft.tasks import Labels, Task
 
+UNKNOWN = 0.05
+"""The largest share of targets that a tokenizer may not know."""
 CODE = ("hf_sft", "tokenizers", "transformers")
 
 
@@ -33,9 +35,11 @@ def encode_rows(rows: Dataset, task: Task, labels: Labels | None, processor: Any
         count = len(examples["truncated"])
         tokens = [len(ids) for ids in examples["input_ids"]] if "input_ids" in examples else [1] * count
         of_row = [places[row] for row in examples.get("row", range(count))]
+        if unknown is not None:
+            examples |= _count_unknown(examples, unknown, bool(task.writes))
         return {"cost": tokens, "items": [1] * count, **examples, "row": of_row}
 
-    asked = _select(rows, task)
+    asked, unknown = _select(rows, task), _unknown_id(processor)
     encoded = asked.map(
         encode,
         batched=True,
@@ -51,6 +55,34 @@ def encode_rows(rows: Dataset, task: Task, labels: Labels | None, processor: Any
     if "flaw" in encoded.column_names:
         _refuse_flaws(encoded, of)
     return encoded
+
+
+def _unknown_id(processor: Any) -> int | None:
+    """The token for what a tokenizer can't write; None where there is none, or where it means something else too."""
+    unknown = getattr(processor, "unk_token_id", None)
+    others = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
+    return None if unknown in [getattr(processor, name, None) for name in others] else unknown
+
+
+def _count_unknown(examples: dict[str, list], unknown: int, writes: bool) -> dict[str, list[int]]:
+    """Of each example how many tokens of its inputs and of its targets are unknown, and how many its targets are.
+
+    What a model that writes is taught are its labels, where they are tokens of their own, or those of its inputs that carry
+    loss.
+    """
+    counts: dict[str, list[int]] = {"unknown": [], "unknown_targets": [], "targets": []}
+    labels, masks = examples.get("labels"), examples.get("loss_mask")
+    for place, ids in enumerate(examples.get("input_ids", [])):
+        parts = ids if ids and isinstance(ids[0], list) else [ids]
+        counts["unknown"].append(sum(part.count(unknown) for part in parts))
+        taught: list[int] = []
+        if writes and labels is not None:
+            taught = labels[place]
+        elif writes:
+            taught = [token for token, carries in zip(ids, masks[place], strict=True) if carries] if masks else ids
+        counts["unknown_targets"].append(taught.count(unknown))
+        counts["targets"].append(len(taught))
+    return {name: column for name, column in counts.items() if column}
 
 
 def _select(rows: Dataset, task: Task) -> Dataset:
@@ -89,6 +121,7 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
         def make(aside: Path, rows: Dataset = rows, name: str = name, joined: bool = joined) -> None:
             made = encode_rows(rows, splits.task, splits.labels, processor, f"split `{name}`")
             _require_items(made, len(rows), name, splits.task)
+            _refuse_unknown(made, name)
             (splits.task.join(made, processor) if joined else made).save_to_disk(str(aside))
 
         found: Any = load_from_disk(str(made_once(folder, make)))
@@ -106,6 +139,20 @@ def _refuse_flaws(encoded: Dataset, of: str) -> None:
         listed = [f"{len(rows)} row(s) of {of}, each of which {flaw}: {list_few(rows)}" for flaw, rows in places.items()]
         raise DataError(
             "\n".join([*listed, "  Mend them, or leave them out: `data.keep` names a column that is false there."])
+        )
+
+
+def _refuse_unknown(encoded: Dataset, split: str) -> None:
+    """Raises `DataError` where a tokenizer can't write too much of what a model is to learn to write."""
+    if "unknown_targets" not in encoded.column_names:
+        return
+    counts, total = np.array(encoded["unknown_targets"][:]), sum(encoded["targets"][:])
+    if counts.sum() > UNKNOWN * total:
+        rows = list(dict.fromkeys(np.array(encoded["row"][:])[counts > 0].tolist()))
+        raise DataError(
+            f"{counts.sum():,} of {total:,} target tokens of split `{split}` are unknown to the tokenizer, more than "
+            f"{UNKNOWN:.0%}: in row(s) {list_few(rows)}.\n  The model can't learn to write them: take a checkpoint whose "
+            "tokenizer knows them, or write the targets otherwise."
         )
 
 

@@ -21,6 +21,8 @@ from hf_sft.quiet import no_progress_bar
 from hf_sft.tasks import Labels, Task
 from hf_sft.whole import open_to_readers
 
+GENERATION = "generation_config.json"
+"""How a model writes, in a folder of it."""
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -234,5 +236,7 @@ def save_model(model: Any, config: PretrainedConfig, processor: Any, folder: Pat
         config = copy.deepcopy(config)
         delattr(config, "quantization_config")
     config.save_pretrained(folder)
+    if isinstance(model, PeftModel) and model.can_generate():  # PEFT leaves it to the base, which may end its texts otherwise
+        model.generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)
     open_to_readers(folder)

@@ -20,6 +20,7 @@ from hf_sft.batching import Examples
 from hf_sft.checkpoint import Checkpoint
 from hf_sft.curves import TrainingCurve
 from hf_sft.evaluation import Evaluation
+from hf_sft.models import GENERATION
 from hf_sft.pages import best_of, say_certificate, say_rival, say_score, write_pages
 from hf_sft.splitting import Splits
 from hf_sft.strict_json import dump_json, finite
@@ -193,6 +194,7 @@ def write_report(
     """
     (folder / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
     measured, facts = facts, {**finite(facts), "saved": "adapter" if (folder / "adapter_config.json").is_file() else "model"}
+    facts["generates"] = (folder / GENERATION).is_file()
     np.savez_compressed(folder / "resamples.npz", allow_pickle=False, **_gather_resamples(evaluations))
     mistakes = next(evaluation.mistakes for evaluation in evaluations if evaluation.split == "test")
     write_pages(folder, recipe_text, facts, measured, mistakes, samples)

@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 
 from hf_sft.checkpoints import FINISHED, differences, list_steps
 from hf_sft.errors import RecipeError
+from hf_sft.recipe import Recipe
 from hf_sft.report import package_versions
 from hf_sft.runs import CHECKPOINTS, Prepared, say
 
@@ -77,6 +78,15 @@ def _lock(file: IO[str]) -> str | None:
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()
     return None
+
+
+def with_date_of(recipe: Recipe, folder: Path) -> Recipe:
+    """A recipe with the date that an unfinished run of it writes, where its chat template writes one."""
+    record = folder / CHECKPOINTS / RECORD
+    if not record.is_file() or getattr(recipe.task, "date", "") is not None:
+        return recipe
+    then = json.loads(record.read_text(encoding="utf-8"))["recipe"]["task"].get("date")
+    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"date": then})})
 
 
 def begin(prepared: Prepared, folder: Path, resume: bool, anyway: bool) -> Prepared:

@@ -35,7 +35,7 @@ from hf_sft.splitting import hash_rows, load_rows, load_splits
 from hf_sft.strict_json import dump_json
 from hf_sft.tasks import Writing
 from hf_sft.trainer import StepTrainer
-from hf_sft.unfinished import begin, held, newest_kept
+from hf_sft.unfinished import begin, held, newest_kept, with_date_of
 from hf_sft.whole import disk_errors
 
 TOKENS = 40
@@ -70,7 +70,7 @@ def train(
         folder = claim_folder(recipe.output.folder, resume)
         if recipe.output.hub and PartialState().is_main_process:
             hub.check_rights(recipe.output.hub)
-        prepared = prepare(recipe)
+        prepared = prepare(with_date_of(recipe, folder) if resume else recipe)
         with held(folder), told_when_it_ends_early(folder):
             return finish(begin(prepared, folder, resume, resume_anyway), folder, listening, resume)
 

@@ -263,7 +263,7 @@ def test_a_checkpoint_without_a_template_asks_for_one_and_a_file_is_kept_in_the_
         hf_sft.check(recipe)
     with pytest.raises(hf_sft.CheckpointError, match=r"`task.chat_template: chatlm` is neither .* Did you mean `chatml`\?"):
         hf_sft.check({**recipe, "task": {"type": "chat", "chat_template": "chatlm"}})
-    text = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    text = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     (tmp_path / "mine.jinja").write_text(text)
     hf_sft.train({**recipe, "task": {"type": "chat", "chat_template": str(tmp_path / "mine.jinja")}})
     (tmp_path / "mine.jinja").unlink()

@@ -151,3 +151,40 @@ def test_another_row_or_weight_is_another_key_of_what_is_stored(tmp_path, checkp
     save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
     assert things("weight", checkpoint=moved) == [4, 3]
     assert things("field", task={**tiny.task_of(tiny.PROBLEMS[0]), "max_length": 7}) == [7, 4]
+
+
+@pytest.mark.parametrize(("odd", "refused"), [(0, False), (1, False), (12, True)])
+def test_targets_that_the_tokenizer_can_not_write_are_counted_and_refused(odd, refused, checkpoints, tmp_path):
+    """T5's tokenizer has no braces, no quotation marks and no line breaks."""
+    made = [
+        {
+            "source": f"the goal {i}",
+            "target": '{"team": "law"}\n{"goal": 1}' if i < odd else "the goal was lost in the last minute",
+        }
+        for i in range(60)
+    ]
+    files = {"train": str(tmp_path / "a.jsonl"), "validation": str(tmp_path / "b.jsonl"), "test": str(tmp_path / "b.jsonl")}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made[20:]))
+    recipe = tiny.recipe(checkpoints["t5"], files, tmp_path / "run", task={"type": "seq2seq"})
+    if refused:
+        with pytest.raises(
+            hf_sft.DataError, match=r"target tokens of split `train` are unknown to the tokenizer, more than 5%"
+        ):
+            hf_sft.check(recipe)
+        return
+    found = hf_sft.check(recipe)
+    processor = load_processor(Checkpoint(checkpoint=str(checkpoints["t5"])))
+    ids = [token for row in made[:32] for token in processor(row["source"])["input_ids"]]
+    count = ids.count(processor.unk_token_id)
+    told = f"{count} of {len(ids):,} tokens ({count / len(ids):.1%}) of first rows are unknown to the tokenizer."
+    assert (told in found.warnings) is (count > 0)
+
+
+def test_unknown_tokens_of_inputs_are_counted(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "single_label_classification")
+    rows = [json.loads(line) for line in Path(files["train"]).read_text().splitlines()]
+    rows[0]["text"] = "the \u2603 \u2603 goal"
+    Path(files["train"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = hf_sft.check(tiny.recipe(checkpoints["bert"], files, tmp_path / "run"))
+    assert any(warning.startswith("2 of ") and "unknown to the tokenizer" in warning for warning in found.warnings)

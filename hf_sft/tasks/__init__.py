@@ -177,6 +177,10 @@ class Task(Block, ABC):
         """
         raise NotImplementedError
 
+    def written_prompt(self, row: Dataset, processor: Any) -> list[int] | None:
+        """The tokens by which plain `generate` is asked about a row; None for models that don't write."""
+        return None
+
     def prompts(self, rows: Dataset, processor: Any) -> Dataset:
         """What a report asks the model to write about, made from some rows, where `writes` says something."""
         raise NotImplementedError

@@ -117,6 +117,10 @@ class CausalLm(NextToken, Unlabelled, Task):
 
         return self._write(model, prompts, processor, how.at_most(TOKENS), {processor.eos_token_id}, budget)
 
+    def written_prompt(self, row: Dataset, processor: Any) -> list[int] | None:
+        asked = self.prompts(row, processor)
+        return processor(asked[0][self.text])["input_ids"][-processor.model_max_length // 2 :] if len(asked) else None
+
     def prompts(self, rows: Dataset, processor: Any) -> Dataset:
         """The first words of each text."""
         begun = [re.match(rf"\s*(?:\S+\s+){{0,{WORDS - 1}}}\S+", text) for text in rows[self.text][:]]

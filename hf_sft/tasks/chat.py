@@ -7,6 +7,7 @@ assistant has to write itself carries loss, its calls and thoughts too, and so d
 does. Control tokens that the data spells stay text.
 """
 
+import datetime
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Self
@@ -19,7 +20,18 @@ from torch import nn
 
 from hf_sft.answers import AnswerKind, Answers
 from hf_sft.baselines import Fit
-from hf_sft.chat_templates import ASSISTANT, NAMED, SILENT, ChatTemplate, Tools, Turn, Written, find_template
+from hf_sft.chat_templates import (
+    ASSISTANT,
+    NAMED,
+    SILENT,
+    ChatTemplate,
+    Tools,
+    Turn,
+    Written,
+    find_template,
+    stop_clock,
+    uses_clock,
+)
 from hf_sft.control_tokens import control_tokens, encode_written, holds_control
 from hf_sft.conversations import SWITCHES, flaw_of_talk, read_tools, read_turns, say_turn, together, up_to_last_answer
 from hf_sft.errors import CheckpointError, DataError
@@ -52,6 +64,8 @@ class Chat(NextToken, Task):
     """`chatml`, `plain` (the prompt, a line break, the answer), or a file, where the checkpoint's own is not what you want."""
     max_length: int | None = Field(default=None, ge=8)
     """Tokens kept of a conversation, from its beginning; as many as the checkpoint allows when not given."""
+    date: str | None = Field(default=None, pattern=r"\d{4}-\d\d-\d\d")
+    """The date that a template with a clock writes, like 2026-11-29; the day on which training begins when not given."""
     system: str | None = "system"
     """A column of system turns, read where a row has it and its conversation has none."""
     tools: str | None = "tools"
@@ -170,13 +184,18 @@ class Chat(NextToken, Task):
             )
         if text is not None:
             processor.chat_template = text
+        date, said = self.date, []
+        if uses_clock(processor.chat_template):
+            date = date or datetime.date.today().isoformat()
+            text = processor.chat_template = stop_clock(processor.chat_template, date)
+            said.append(f"the chat template writes the date: {date} from now on.  Another one: `task.date`.")
         end, how = ChatTemplate(processor).end_id, getattr(model, "generation_config", None)
         if how is not None:
             ends = how.eos_token_id if isinstance(how.eos_token_id, list) else [how.eos_token_id]
             how.eos_token_id = sorted({end, *(each for each in ends if each is not None)})
         found, notes = super().probe(model, processor)
         told = self.chat_template if self.chat_template in NAMED else text
-        return found.model_copy(update={"chat_template": told}), notes
+        return found.model_copy(update={"chat_template": told, "date": date}), [*said, *notes]
 
     def _template(self, processor: Any) -> ChatTemplate:
         return ChatTemplate(processor, find_template(self.chat_template, processor))
@@ -264,6 +283,11 @@ class Chat(NextToken, Task):
         if len(ids) > room and len(asked) > start + 2:
             return self._ask(template, [*asked[:start], *asked[start + 2 :]], tools, processor, room)
         return ids[-room:]
+
+    def written_prompt(self, row: Dataset, processor: Any) -> list[int] | None:
+        cells = self._cells(row)
+        ((talk,), (tools,)) = self.conversations(cells), self._tools_of(cells, 1)
+        return self._ask(self._template(processor), talk, tools, processor, processor.model_max_length // 2)
 
     def prompts(self, rows: Dataset, processor: Any) -> Dataset:
         """The rows themselves: what is asked in them is asked again."""

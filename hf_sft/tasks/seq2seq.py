@@ -213,6 +213,9 @@ class Seq2Seq(Task):
         written = write_texts(model, sources, how, [processor.eos_token_id], processor.pad_token_id or 0, budget)
         return read_texts(written, processor)
 
+    def written_prompt(self, row: Dataset, processor: Any) -> list[int] | None:
+        return self.encode({self.source: row[self.source][:]}, processor, None)["input_ids"][0]
+
     def prompts(self, rows: Dataset, processor: Any) -> Dataset:
         return rows
 
