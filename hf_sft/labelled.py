@@ -64,6 +64,11 @@ class Labelled(Block):
         return ("pearson", "spearman", "mse") if self.problem_type == REGRESSION else ("accuracy", "f1_macro")
 
     @property
+    def in_parts(self) -> bool:
+        """Whether a row may have several examples, whose answers are averaged by their shares of it."""
+        return False
+
+    @property
     def label_columns(self) -> list[str]:
         """The columns of the label."""
         return [self.label] if isinstance(self.label, str) else list(self.label)
@@ -175,26 +180,38 @@ class Labelled(Block):
 
     def items(self, model: nn.Module, batch: dict[str, Tensor]) -> Items:
         mean, deviation = self.scale or (0.0, 1.0)
-        return Items(self._logits(model, batch), (batch["labels"] - mean) / deviation if self.scale else batch["labels"])
+        targets = (batch["labels"] - mean) / deviation if self.scale else batch["labels"]
+        return Items(self._logits(model, batch), targets, weights=batch.get("share"))
 
     def keep(self, model: nn.Module, batch: dict[str, Tensor]) -> list[np.ndarray]:
-        """The logits of each row, float32, shape (labels,)."""
-        return list(self._logits(model, batch).cpu().numpy())
+        """The logits of each example, float32, shape (labels,), and behind them its share of its row if it is a part of one."""
+        logits = self._logits(model, batch).cpu().numpy()
+        return list(np.column_stack([logits, batch["share"].cpu().numpy()]) if "share" in batch else logits)
 
     def _logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return model(**{key: value for key, value in batch.items() if key != "labels"}).logits.float()
+        return model(**{name: tensor for name, tensor in batch.items() if name not in ("labels", "share")}).logits.float()
 
     def answer_kind(self) -> AnswerKind:
         return {SINGLE: ClassAnswers, MULTI: SetAnswers, REGRESSION: NumberAnswers}[self.problem_type or SINGLE]
 
     def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
-        logits = np.concatenate(kept).astype(np.float64)
+        numbers = np.concatenate([np.stack(parts) for parts in kept]).astype(np.float64)
+        if self.in_parts:
+            shares, numbers = numbers[:, -1:], self._read_logits(numbers[:, :-1])
+            starts = np.cumsum([0, *map(len, kept[:-1])])
+            numbers = np.add.reduceat(numbers * shares, starts) / np.add.reduceat(shares, starts)
+        else:
+            numbers = self._read_logits(numbers)
         if labels is None:
+            return NumberAnswers(numbers[:, 0].astype(np.float32))
+        return (ClassAnswers if self.problem_type == SINGLE else SetAnswers)(numbers, labels.names)
+
+    def _read_logits(self, logits: np.ndarray) -> np.ndarray:
+        """Probabilities, or numbers in the data's units, of logits, shape (examples, labels)."""
+        if self.problem_type == REGRESSION:
             mean, deviation = self.scale or (0.0, 1.0)
-            return NumberAnswers((logits[:, 0] * deviation + mean).astype(np.float32))
-        if self.problem_type == SINGLE:
-            return ClassAnswers(scipy.special.softmax(logits, axis=-1), labels.names)
-        return SetAnswers(scipy.special.expit(logits), labels.names)
+            return logits * deviation + mean
+        return scipy.special.softmax(logits, axis=-1) if self.problem_type == SINGLE else scipy.special.expit(logits)
 
     def simple_inputs(self, rows: Dataset) -> Any:
         """What the baselines are given of rows, as `simple_features` takes it."""

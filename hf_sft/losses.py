@@ -23,6 +23,8 @@ class Items:
     """The class of each item, long, shape (items,); 0 and 1 for each class, float, (items, outputs); or a number, (items,)."""
     real: Tensor | None = None
     """Where items have different numbers of outputs: which are their own, bool, (items, outputs); others' logits are `FAR`."""
+    weights: Tensor | None = None
+    """Where several items are parts of one: the share of each, float32, shape (items,)."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -71,4 +73,10 @@ def sum_by_example(said: Tensor, counts: Tensor) -> list[np.ndarray]:
 
 def sum_items(item_loss: ItemLoss, forward: Forward, batch: dict[str, Any]) -> Tensor:
     """One forward pass, and the sum of the items' losses."""
-    return item_loss(forward(batch)).sum()
+    items = forward(batch)
+    return weigh(item_loss(items), items).sum()
+
+
+def weigh(losses: Tensor, items: Items) -> Tensor:
+    """The losses of items, shape (items,), each times its share."""
+    return losses if items.weights is None else losses * items.weights

@@ -60,6 +60,12 @@ def count_most(processor: Any, max_length: int | None) -> int:
     return min(max_length or processor.model_max_length, processor.model_max_length)
 
 
+def shorten(text: str, processor: Any, most: int) -> str:
+    """The beginning of a text, of so many tokens at most."""
+    tokens = processor(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)["offset_mapping"]
+    return text if len(tokens) <= most else text[: tokens[most - 1][1]]
+
+
 def cut_windows(sentences: list[Sentence], processor: Any, max_length: int | None) -> dict[str, list]:
     """The processor's columns for each window, its `row`, and for the words that it answers for the `words`' places among its
     tokens and their `numbers` in the row."""

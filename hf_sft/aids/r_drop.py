@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hf_sft.aids import Aid
-from hf_sft.losses import Forward, ItemLoss, Items
+from hf_sft.losses import Forward, ItemLoss, Items, weigh
 from hf_sft.methods import Phase
 from hf_sft.tasks import Task
 
@@ -32,7 +32,7 @@ def agree(alpha: float, item_loss: ItemLoss, forward: Forward, batch: dict[str, 
     """The mean loss of two passes, and `alpha` times how far apart they are, summed over the items."""
     first, second = forward(batch), forward(batch)
     losses = (item_loss(first) + item_loss(second)) / 2
-    return (losses + alpha * distance(first, second)).sum()
+    return weigh(losses + alpha * distance(first, second), first).sum()
 
 
 def distance(first: Items, second: Items) -> Tensor:

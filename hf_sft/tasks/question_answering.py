@@ -28,7 +28,7 @@ from hf_sft.losses import FAR, Items
 from hf_sft.scripts import is_unspaced
 from hf_sft.spans import SpanAnswers, choose_threshold, find_sentence, place_answer, read_answers, trim
 from hf_sft.tasks import Batch, Labels, Task
-from hf_sft.words import count_most
+from hf_sft.words import count_most, shorten
 
 SOME = 200
 """Contexts that tell how a language is written."""
@@ -135,7 +135,7 @@ class QuestionAnswering(Task):
         or 0, 0."""
         most = count_most(processor, self.max_length)
         longest = most // QUESTION
-        questions = [self._shorten(question, processor, longest) for question in rows[self.question]]
+        questions = [shorten(question, processor, longest) for question in rows[self.question]]
         room = most - longest - processor.num_special_tokens_to_add(pair=True)
         windows = processor(
             questions,
@@ -166,11 +166,6 @@ class QuestionAnswering(Task):
             held = {i for i, (_, last) in zip(of_row, examples["labels"], strict=True) if last}
             examples["lost"] = [spans[i] is not None and i not in held for i in of_row]
         return examples
-
-    def _shorten(self, question: str, processor: Any, most: int) -> str:
-        """The beginning of a question that would leave the context no room."""
-        tokens = processor(question, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
-        return question if len(tokens) <= most else question[: tokens[most - 1][1]]
 
     def targets(self, rows: dict[str, list], labels: Labels | None) -> list[list[str]]:
         return [[text for text, _ in read_answers(cell)] for cell in rows[self.answers][:]]

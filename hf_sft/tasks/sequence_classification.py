@@ -4,8 +4,9 @@ The data: one text column, or two (`text_pair`), and a label, as `hf_sft/labelle
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from datasets import Dataset
 from pydantic import Field, model_validator
@@ -17,7 +18,7 @@ from hf_sft.baselines import WORDS, Features
 from hf_sft.label_columns import MULTI, REGRESSION, SINGLE
 from hf_sft.labelled import Labelled
 from hf_sft.tasks import Batch, Labels, Task
-from hf_sft.words import count_most
+from hf_sft.words import OVERLAP, count_most, shorten
 
 
 class SequenceClassification(Labelled, Task):
@@ -44,6 +45,10 @@ class SequenceClassification(Labelled, Task):
     """The column of a second text, for tasks on pairs."""
     max_length: int | None = Field(default=None, ge=4)
     """Tokens kept of a row (pairs lose from the longer side); as many as the checkpoint allows when not given."""
+
+    long: Literal["cut", "windows"] = "cut"
+    """What is done with longer texts: `cut` keeps their beginning; `windows` reads all, in overlapping windows (of a pair the
+    second text), each trained on by its share of the row, and averages the answers by length."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
@@ -77,15 +82,45 @@ class SequenceClassification(Labelled, Task):
                     note(f"column `{column}` holds {type(text).__name__}, not text,", row)
         return problems | self.invalid_labels(rows, labels)
 
+    @property
+    def in_parts(self) -> bool:
+        return self.long == "windows"
+
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
-        """Adds `input_ids` (with `token_type_ids` where the processor has them), `truncated` and `labels`."""
+        """Adds `input_ids` (with `token_type_ids` where the processor has them), `truncated` and `labels`; of windows also
+        `row` and their `share` of its tokens."""
         texts = [rows[column] for column in self.input_columns()]
         most = count_most(processor, self.max_length)
-        encoded = processor(*texts, truncation="longest_first", max_length=most, return_attention_mask=False)
-        examples = dict(encoded)
-        examples["truncated"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
+        if self.in_parts:
+            examples = self._encode_windows(texts, processor, most)
+        else:
+            encoded = processor(*texts, truncation="longest_first", max_length=most, return_attention_mask=False)
+            examples = {**encoded, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
         if set(self.label_columns) <= set(rows):
-            examples["labels"] = self.targets(rows, labels)
+            targets = self.targets(rows, labels)
+            examples["labels"] = [targets[row] for row in examples["row"]] if self.in_parts else targets
+        return examples
+
+    def _encode_windows(self, texts: list[list[str]], processor: Any, most: int) -> dict[str, list]:
+        inner = most - processor.num_special_tokens_to_add(pair=len(texts) > 1)
+        if len(texts) > 1:  # the first text leaves half of a window to the second
+            inner -= inner // 2
+            texts = [[shorten(text, processor, inner) for text in texts[0]], texts[1]]
+        windows = processor(
+            *texts,
+            truncation="only_second" if len(texts) > 1 else True,
+            max_length=most,
+            stride=int(OVERLAP * inner),
+            return_overflowing_tokens=True,
+            return_attention_mask=False,
+        )
+        examples: dict[str, list] = {name: column for name, column in windows.items() if name in processor.model_input_names}
+        of_row = list(windows["overflow_to_sample_mapping"])
+        lengths = np.array([sum(part == len(texts) - 1 for part in each.sequence_ids) for each in windows.encodings])
+        lengths = np.maximum(1, lengths)
+        examples["row"], examples["truncated"] = of_row, [False] * len(of_row)
+        examples["share"] = (lengths / np.bincount(of_row, weights=lengths)[of_row]).tolist()
+        examples["items"] = [int(row != before) for before, row in zip([None, *of_row], of_row, strict=False)]
         return examples
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
@@ -97,6 +132,8 @@ class SequenceClassification(Labelled, Task):
             if "labels" in examples[0]:
                 dtype = torch.long if single else torch.float32
                 batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=dtype)
+            if "share" in examples[0]:
+                batch["share"] = torch.tensor([example["share"] for example in examples], dtype=torch.float32)
             return batch
 
         return collate
@@ -112,7 +149,8 @@ class SequenceClassification(Labelled, Task):
         text = '[{"text": "One text.", "text_pair": "Another."}]' if self.text_pair else '["A text."]'
         every = ", top_k=None" if self.problem_type == MULTI else ""
         longest = f", max_length={self.max_length}" if self.max_length else ""
-        return self.in_own_units(f"answer({text}{every}, truncation=True{longest})")
+        first = "  # of a long text the first window; `hf-sft predict` reads all of it" if self.in_parts else ""
+        return self.in_own_units(f"answer({text}{every}, truncation=True{longest})") + first
 
     @classmethod
     def sample(cls) -> tuple[Self, Dataset]:
