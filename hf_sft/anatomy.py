@@ -22,6 +22,8 @@ class LoadedModel:
     """What became of a head that the checkpoint brings."""
     card: Mapping[str, Any] = field(default_factory=dict)
     """Licence and language, as far as the checkpoint's own card says."""
+    unused: frozenset[str] = frozenset()
+    """Parameters of the body that the task does not use."""
 
     @property
     def body(self) -> nn.Module:

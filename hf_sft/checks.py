@@ -28,7 +28,7 @@ class Findings:
 
 
 def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Findings:
-    """Prepare what training would, of 32 rows of each split, and rehearse every phase: one step of the very same trainer,
+    """Prepare what training would, of 32 rows of each split, and rehearse every phase: two steps of the very same trainer,
     one evaluation, one checkpoint, in a folder that is gone afterwards.
 
     Writes nothing else but caches. Raises what training would before its first step.
@@ -73,8 +73,9 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
 
 
 def _rehearse(prepared: Prepared) -> list[TrainingCurve]:
-    """One step of each phase as training would take it, but that no tracker hears of it."""
-    once = {"max_steps": 1, "report_to": "none"}
+    """Two steps of each phase as training would take them, but that no tracker hears of it: some mistakes show in the second,
+    as parameters without a gradient do where several processes wait for it."""
+    once = {"max_steps": 2, "report_to": "none"}
     phases = tuple(replace(phase, training=phase.training.model_copy(update=once)) for phase in prepared.phases)
     with _passing_folder() as folder:
         settings = [prepared.setting(folder, place, store=False) for place in range(len(phases))]

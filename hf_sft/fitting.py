@@ -27,6 +27,7 @@ from hf_sft.signals import Interrupted
 from hf_sft.states import count_resting, passed_layers, store_states
 from hf_sft.trainer import Asked, Setting, StepTrainer, explain_divergence
 from hf_sft.training import Machine
+from hf_sft.unused import freeze_unused
 from hf_sft.vocabulary_in_use import only_tokens_in_use
 
 GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Read error")
@@ -54,6 +55,7 @@ def fit(
     Gives the finished model, in eval mode, and how it went. Raises `Diverged`, and `Interrupted` when it was asked to end.
     """
     model, use_cache = phase.prepare(loaded), getattr(loaded.model.config, "use_cache", None)
+    freeze_unused(model, loaded.unused)
     sizes = [(count_weights(p), p.requires_grad) for p in model.parameters()]
     curve = TrainingCurve(phase.name, parameters=sum(n for n, _ in sizes), trainable=sum(n for n, moves in sizes if moves))
     begun = checkpoints.find_newest(setting.folder) if setting.resume else None

@@ -36,6 +36,7 @@ from hf_sft.strict_json import dump_json
 from hf_sft.tasks import Writing
 from hf_sft.trainer import StepTrainer
 from hf_sft.unfinished import begin, held, newest_kept, with_date_of
+from hf_sft.unused import freeze_unused
 from hf_sft.whole import disk_errors
 
 TOKENS = 40
@@ -149,6 +150,7 @@ def build_trainer(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remot
     prepared = prepare(as_recipe(recipe, overrides, trust_remote_code))
     phase, folder = prepared.phases[0], Path(prepared.recipe.output.folder) / CHECKPOINTS
     model, curve = phase.prepare(prepared.loaded), TrainingCurve(phase.name)
+    freeze_unused(model, prepared.loaded.unused)
     return StepTrainer(phase, prepared.loaded, model, prepared.examples, prepared.asked, prepared.setting(folder), curve)
 
 
