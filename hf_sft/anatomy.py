@@ -24,6 +24,8 @@ class LoadedModel:
     """Licence and language, as far as the checkpoint's own card says."""
     unused: frozenset[str] = frozenset()
     """Parameters of the body that the task does not use."""
+    untrained_tokens: tuple[int, ...] = ()
+    """Tokens that the task has the model write, and whose embedding was never trained."""
 
     @property
     def body(self) -> nn.Module:

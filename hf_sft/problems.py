@@ -28,9 +28,20 @@ OTHER_NAMES = {
     "optimizer": "optim",
     "rank": "r",
     "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
     "max_seq_length": "max_length",
 }
 """What others call a field, and what it is called here."""
+PEFT_NAMES = {
+    "use_dora": "write `variant: dora`",
+    "use_rslora": "write `variant: rslora`",
+    "init_lora_weights": "write `variant: pissa`, or nothing",
+    "bias": "biases of the body are frozen under LoRA; `method: full` trains them",
+    "modules_to_save": "the head is always trained and saved",
+    "task_type": "the task says it",
+    "layers_to_transform": "name layers in `target_modules`",
+}
+"""Fields of PEFT's LoraConfig, and what to do here."""
 OWN_WORDS = ("value_error", "assertion_error")
 SHAPES = {*get_args(ErrorType)} - {"missing", "extra_forbidden", *OWN_WORDS}
 """pydantic's errors about a value's type or size; those of our validators bring their own words."""
@@ -141,6 +152,8 @@ def _explain_unknown(place: Place, top: type[Block], written: Any) -> tuple[str,
     what = f"is not a field of {called}"
     if name in OWNED and name != "type":
         return f"{what}; it {refuse_owned(name)}", None
+    if name in PEFT_NAMES and place[0] == "method":
+        return f"{what}: {PEFT_NAMES[name]}.", None
     homes = _find_homes(name, place[:-1], top, written)
     if homes:
         return f"{what}; it belongs to {' or '.join(homes)}.", None

@@ -30,7 +30,7 @@ from hf_sft.splitting import Splits, load_splits
 from hf_sft.tasks import Labels, Task
 from hf_sft.trainer import Asked, Setting
 from hf_sft.training import Machine, resolve_machine
-from hf_sft.unused import find_unused
+from hf_sft.unused import find_untrained_tokens, find_unused
 from hf_sft.vocabulary import NewTokenizer, trained_tokenizer
 
 CHECKPOINTS = "checkpoints"
@@ -160,7 +160,8 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     splits, loaded = replace(splits, task=able), replace(loaded, notes=(*loaded.notes, *said))
     examples = encode_splits(splits, processor, rows)
     unused, told = find_unused(loaded, examples["train"], able.items)
-    loaded = replace(loaded, unused=unused, notes=(*loaded.notes, *told))
+    untrained = find_untrained_tokens(loaded, able.control_tokens(processor))
+    loaded = replace(loaded, unused=unused, untrained_tokens=untrained, notes=(*loaded.notes, *told))
     loaded = recipe.method.reshape(loaded, recipe.model, examples["train"], able.items)
     for note in loaded.notes:
         tell(note)

@@ -3,7 +3,7 @@
 Left among what trains they get no gradient, and several processes that wait for one another's gradients end with an error.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from torch.utils.hooks import RemovableHandle
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples
 from hf_sft.losses import Batch, Items, item_loss
+
+TINY = 0.1
+"""An embedding that is shorter than this share of the median one was never trained."""
 
 
 def find_unused(
@@ -64,6 +67,24 @@ def _is_reached(model: nn.Module, part: nn.Module, batch: Batch, items: Callable
         model.train(was_training)
         for parameter, required in zip(parameters, before, strict=True):
             parameter.requires_grad_(required)
+
+
+def find_untrained_tokens(loaded: LoadedModel, tokens: Iterable[int]) -> tuple[int, ...]:
+    """Those of some tokens whose row among the output's weights was never trained: it is tiny, or equal to another token's.
+
+    Unused rows of a vocabulary keep the values that they were given: all the same ones, or ones near zero.
+    """
+    layer: Any = loaded.output_layer
+    if layer is None or not isinstance(getattr(layer, "weight", None), torch.Tensor):
+        return ()
+    rows = layer.weight.detach().float()
+    norms = rows.norm(dim=1)
+    usual = float(norms.median())
+    return tuple(
+        token
+        for token in sorted({*tokens})
+        if token < len(rows) and (norms[token] < TINY * usual or int((rows == rows[token]).all(1).sum()) > 1)
+    )
 
 
 def freeze_unused(model: nn.Module, unused: frozenset[str]) -> None:

@@ -8,11 +8,13 @@ from textwrap import dedent
 
 import pytest
 
+import hf_sft
 from hf_sft.errors import RecipeError
 from hf_sft.recipe import Recipe, dump_recipe, load_recipe, schema
 from hf_sft.tasks.sequence_classification import SequenceClassification
 from hf_sft.training import OWNED
 from hf_sft.yaml_reader import NotYaml, read_scalar, read_yaml
+from tests import tiny
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -583,3 +585,24 @@ def test_lines_are_those_of_the_keys():
     }  # fmt: skip
     with pytest.raises(NotYaml, match="second document"):
         read_yaml("a\n---\nb\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"type": "lora", "use_dora": True}, r"method\.use_dora +is not a field of lora: write `variant: dora`"),
+        ({"type": "lora", "bias": "all"}, r"method\.bias +is not a field of lora: biases of the body are frozen"),
+        ({"type": "lora", "target_modules": "all-linear"}, r"method\.target_modules +leave it out: all linear layers"),
+        ({"type": "lora", "lora_dropout": 0.1}, r"Did you mean `dropout`\?"),
+    ],
+)
+def test_peft_s_own_names_are_answered_with_ours(method, message, tmp_path):
+    made = tiny.recipe(tmp_path, {"train": "x"}, tmp_path / "run") | {"method": method}
+    with pytest.raises(hf_sft.RecipeError, match=message):
+        hf_sft.check(made)
+
+
+def test_an_aid_that_is_not_offered_is_not_named(tmp_path):
+    made = tiny.recipe(tmp_path, {"train": "x"}, tmp_path / "run", training={"neftune_noise_alpha": 5})
+    with pytest.raises(hf_sft.RecipeError, match=r"noise on embeddings is not among the aids \(`hf-sft list aids`\)"):
+        hf_sft.check(made)

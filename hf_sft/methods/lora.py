@@ -4,19 +4,22 @@ Its relatives change one thing each: rsLoRA the scale (2312.03732), DoRA learns 
 (2402.09353), LoRA+ the rate of one factor (2402.12354), PiSSA where the factors begin (2404.02948).
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_sft.anatomy import LoadedModel
+from hf_sft.batching import Examples
+from hf_sft.checkpoint import Checkpoint
 from hf_sft.errors import RecipeError, nearest, suggest
-from hf_sft.methods import Method, Phase, constant, unchanged
+from hf_sft.methods import ItemsOf, Method, Phase, constant, unchanged
 from hf_sft.tasks import Task
 from hf_sft.training import Training
 
@@ -55,14 +58,62 @@ class Lora(Method):
     """Dropout before the update."""
     target_modules: tuple[str, ...] | None = None
     """Names (or ends of names) of linear layers; all of the body's when not given."""
+    output_layer: Literal["whole", "lora", "frozen"] = "whole"
+    """What is trained of an output layer that scores tokens and is not tied to the embeddings (lm_head): all of it, a low-rank
+    update, or nothing."""
     merge: bool = True
     """Add the updates to the weights at the end; otherwise the run folder holds an adapter."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _all_linear_is_the_default(cls, names: Any) -> Any:
+        if names == "all-linear":
+            raise PydanticCustomError("target_modules", "leave it out: all linear layers of the body are the default")
+        return names
 
     @model_validator(mode="after")
     def _merged_where_it_must_be(self) -> "Lora":
         if self.variant == "pissa" and not self.merge:
             raise PydanticCustomError("merge", "pissa changes what it adapts: its adapter fits no checkpoint; merge it")
         return self
+
+    def reshape(self, loaded: LoadedModel, checkpoint: Checkpoint, examples: Examples, items: ItemsOf) -> LoadedModel:
+        notes, output = [], self._own_output(loaded)
+        total = sum(parameter.numel() for parameter in loaded.model.parameters())
+        if output is not None:
+            name, size = output
+            told = {"whole": "trained whole", "lora": "trained by a low-rank update", "frozen": "frozen"}[self.output_layer]
+            other = "" if self.output_layer != "whole" else "  A low-rank update instead: `method.output_layer=lora`."
+            notes.append(f"`{name}`, {size / total:.0%} of the weights, is not tied to the embeddings and is {told}.{other}")
+        if experts := self._experts(loaded):
+            notes.append(f"{len(experts)} weights of experts ({experts[0]} …) take low-rank updates too.")
+        if loaded.untrained_tokens:
+            if output is None:
+                told = "their embeddings are trained too"
+            else:
+                told = f"`{output[0]}` learns them" if self.output_layer == "whole" else "use `method.output_layer=whole`"
+            ids = ", ".join(map(str, loaded.untrained_tokens))
+            notes.append(f"token(s) {ids} that end a turn have embeddings that were never trained: {told}.")
+        return replace(loaded, notes=(*loaded.notes, *notes))
+
+    def _own_output(self, loaded: LoadedModel) -> tuple[str, int] | None:
+        """The name and the size of an output layer of its own that the checkpoint brings."""
+        layer = loaded.output_layer
+        name = next((name for name, module in loaded.model.named_modules() if module is layer), None)
+        if layer is None or name is None or name not in loaded.head_modules or f"{name}.weight" in loaded.new:
+            return None
+        return name, sum(parameter.numel() for parameter in layer.parameters())
+
+    def _experts(self, loaded: LoadedModel) -> list[str]:
+        """Weights of mixtures of experts, which are parameters of three dimensions and no layers."""
+        if self.target_modules is not None or self.variant not in ("lora", "rslora") or self.dropout:
+            return []
+        layers = {name.rpartition(".")[0] for name, m in loaded.model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+        return [
+            name
+            for name, parameter in loaded.model.named_parameters()
+            if parameter.ndim == 3 and name.rpartition(".")[0] not in layers and name not in loaded.head | loaded.unused
+        ]
 
     def phases(self, task: Task, training: Training, rows: int) -> tuple[Phase, ...]:
         training = self.complete(training, task, rows)
@@ -77,17 +128,27 @@ class Lora(Method):
         linear = linear or {name: type(m) for name, m in modules.items() if isinstance(m, nn.Conv2d) and m.groups == 1}
         below_head = {f"{loaded.prefix}{name}": kind for name, kind in linear.items()}
         below_head = {name: kind for name, kind in below_head.items() if f"{name}.weight" not in loaded.head}
-        chosen = self._targets(below_head)
+        below_head = {name: kind for name, kind in below_head.items() if f"{name}.weight" not in loaded.unused}
+        chosen, head, output = self._targets(below_head), loaded.head_modules, self._own_output(loaded)
+        if output is not None and self.output_layer != "whole":
+            head = [name for name in head if name != output[0]]
+            chosen = [*chosen, *([output[0]] if self.output_layer == "lora" else [])]
+        others: dict[str, Any] = {}
+        if loaded.untrained_tokens and output is None:
+            others["trainable_token_indices"] = [*loaded.untrained_tokens]
+        if experts := self._experts(loaded):
+            others["target_parameters"] = experts
         config = LoraConfig(
             task_type=peft_type,
             r=self.r,
             lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]
             lora_dropout=self.dropout,
             target_modules=chosen,
-            modules_to_save=loaded.head_modules,
-            fan_in_fan_out=any(below_head[name] is Conv1D for name in chosen),
+            modules_to_save=head,
+            fan_in_fan_out=any(below_head.get(name) is Conv1D for name in chosen),
             revision=loaded.revision,
             **VARIANTS[self.variant],
+            **others,
         )
         return get_peft_model(loaded.model, config)
 

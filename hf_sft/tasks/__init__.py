@@ -177,6 +177,10 @@ class Task(Block, ABC):
         """
         raise NotImplementedError
 
+    def control_tokens(self, processor: Any) -> list[int]:
+        """Tokens with a meaning of their own that the model is taught to write, as the one that ends a turn."""
+        return []
+
     def written_prompt(self, row: Dataset, processor: Any) -> list[int] | None:
         """The tokens by which plain `generate` is asked about a row; None for models that don't write."""
         return None

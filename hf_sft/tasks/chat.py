@@ -284,6 +284,9 @@ class Chat(NextToken, Task):
             return self._ask(template, [*asked[:start], *asked[start + 2 :]], tools, processor, room)
         return ids[-room:]
 
+    def control_tokens(self, processor: Any) -> list[int]:
+        return [self._template(processor).end_id]
+
     def written_prompt(self, row: Dataset, processor: Any) -> list[int] | None:
         cells = self._cells(row)
         ((talk,), (tools,)) = self.conversations(cells), self._tools_of(cells, 1)
