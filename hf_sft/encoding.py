@@ -36,7 +36,7 @@ def encode_rows(rows: Dataset, task: Task, labels: Labels | None, processor: Any
         tokens = [len(ids) for ids in examples["input_ids"]] if "input_ids" in examples else [1] * count
         of_row = [places[row] for row in examples.get("row", range(count))]
         if unknown is not None:
-            examples |= _count_unknown(examples, unknown, bool(task.writes))
+            examples |= _count_unknown(examples, unknown, "tokens" in task.writes)
         return {"cost": tokens, "items": [1] * count, **examples, "row": of_row}
 
     asked, unknown = _select(rows, task), _unknown_id(processor)
@@ -67,7 +67,7 @@ def _unknown_id(processor: Any) -> int | None:
 def _count_unknown(examples: dict[str, list], unknown: int, writes: bool) -> dict[str, list[int]]:
     """Of each example how many tokens of its inputs and of its targets are unknown, and how many its targets are.
 
-    What a model that writes is taught are its labels, where they are tokens of their own, or those of its inputs that carry
+    Targets of a model that writes texts are its labels, where they are tokens of their own, or those of its inputs that carry
     loss.
     """
     counts: dict[str, list[int]] = {"unknown": [], "unknown_targets": [], "targets": []}

@@ -32,6 +32,8 @@ def stand_in(recipe: hf_sft.Recipe, folder: Path) -> str:
     if getattr(recipe.task, "prompt", None):
         kinds = [tiny.PROBLEMS[0]]  # a text, and a word to answer
     rows = next(rows for rows in (rename(tiny.rows(kind, 60), recipe) for kind in kinds) if fits(rows, recipe))
+    if getattr(recipe.task, "prompt", None):  # words that a tiny tokenizer knows
+        rows = [{name: tiny.KNOWN.get(str(cell), cell) for name, cell in row.items()} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny.draw_files(folder, rows)
     return str(path)
