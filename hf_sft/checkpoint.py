@@ -38,6 +38,8 @@ class Checkpoint(Block):
     """For `from_config`: fields of that config to set, by their names in transformers."""
     tokenizer: str | NewTokenizer | None = None
     """For `from_config`: a checkpoint whose tokenizer is taken, or a `type` and a `vocab_size` to train one on train."""
+    add_tokens: tuple[str, ...] = ()
+    """Tokens that its tokenizer lacks; their embeddings begin at the mean of the others, and are trained under LoRA too."""
     gguf_file: str | None = None
     """A GGUF file there: it is dequantised once, to float32, and trained like any other checkpoint."""
     load_in_4bit: bool = False
@@ -52,7 +54,7 @@ class Checkpoint(Block):
         if (self.checkpoint is None) is (self.from_config is None):
             given = "both are" if self.checkpoint else "none is"
             raise PydanticCustomError("beginning", "needs `checkpoint` or `from_config`; {given} given", {"given": given})
-        for name in ("gguf_file", "load_in_4bit"):
+        for name in ("gguf_file", "load_in_4bit", "add_tokens"):
             if self.checkpoint is None and getattr(self, name):
                 raise PydanticCustomError("beginning", "`{name}` goes with `checkpoint`", {"name": name})
         if self.checkpoint is not None and (self.config or self.tokenizer):

@@ -2,6 +2,7 @@
 
 import copy
 import shlex
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from hf_sft.anatomy import LoadedModel, prefix_of
 from hf_sft.checkpoint import Checkpoint, explain, find_checkpoint, load_config, read_card, source_of
-from hf_sft.errors import CheckpointError
+from hf_sft.errors import CheckpointError, list_few
 from hf_sft.heads import fit_head
 from hf_sft.quiet import no_progress_bar
 from hf_sft.tasks import Labels, Task
@@ -56,6 +57,12 @@ def load_processor(
             f"checkpoint `{checkpoint.where}` brings no tokenizer: its vocabulary is empty.\n"
             "  Expected tokenizer.json or the vocabulary files beside its config.json."
         )
+    if known := [token for token in checkpoint.add_tokens if token in processor.get_vocab()]:
+        raise CheckpointError(
+            f"`model.add_tokens`: the tokenizer of `{checkpoint.where}` has {', '.join(map(repr, known))} already."
+            "  Leave it out."
+        )
+    processor.add_tokens([*checkpoint.add_tokens])
     if processor.pad_token is None:
         # GPT-2 was trained without padding. Its end token serves: whatever is padded is masked, and the config names
         # the same id, so that the head pools the last token before it (transformers #35352).
@@ -110,8 +117,32 @@ def load_model(checkpoint: Checkpoint, task: Task, labels: Labels | None, proces
     if labels is not None:
         missing = {*report["missing_keys"]}
         new = fit_head(model, theirs, labels, new, missing, lambda: _load_weights(checkpoint, task, theirs)[0], notes)
+    added = _embed(checkpoint.add_tokens, model, processor)
+    if added:
+        told = "begin at the mean of the others, and are trained where the method trains embeddings, and under LoRA"
+        notes.append(f"{len(added)} token(s) are added ({list_few(checkpoint.add_tokens)}): their embeddings {told}.")
     _require_room(checkpoint, model, processor)
-    return LoadedModel(model.eval(), tuple(sorted(new)), checkpoint.revision, tuple(notes), read_card(checkpoint))
+    return LoadedModel(
+        model.eval(), tuple(sorted(new)), checkpoint.revision, tuple(notes), read_card(checkpoint), untrained_tokens=added
+    )
+
+
+def _embed(tokens: Sequence[str], model: PreTrainedModel, processor: Any) -> tuple[int, ...]:
+    """Give tokens that are new a row of the embeddings, and of the output layer: the mean of the others. Returns their ids."""
+    if not tokens:
+        return ()
+    ids = processor.convert_tokens_to_ids([*tokens])
+    table: Any = model.get_input_embeddings()
+    if len(processor) > table.num_embeddings:
+        model.resize_token_embeddings(len(processor), mean_resizing=False)
+    old = torch.tensor([i for i in range(len(processor)) if i not in {*ids}])
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for name in ("weight", "bias"):
+                rows: Any = getattr(layer, name, None)
+                if isinstance(rows, torch.Tensor):
+                    rows[ids] = rows[old].mean(0)
+    return tuple(ids)
 
 
 def _say_whether_tied(model: PreTrainedModel) -> None:

@@ -161,6 +161,7 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     examples = encode_splits(splits, processor, rows)
     unused, told = find_unused(loaded, examples["train"], able.items)
     untrained = find_untrained_tokens(loaded, able.control_tokens(processor))
+    untrained = tuple(sorted({*loaded.untrained_tokens, *untrained}))
     loaded = replace(loaded, unused=unused, untrained_tokens=untrained, notes=(*loaded.notes, *told))
     loaded = recipe.method.reshape(loaded, recipe.model, examples["train"], able.items)
     for note in loaded.notes:
@@ -182,6 +183,8 @@ def _require_adapter_that_fits(recipe: Recipe) -> None:
             "`model.load_in_4bit`: weights in 4 bits can neither move nor take updates in.\n"
             "  Use `method: {type: lora, merge: false}`."
         )
+    if recipe.model.add_tokens and not merged:
+        raise RecipeError("`model.add_tokens` changes what an adapter is put on.  Use `method.merge=true`, or `method: full`.")
     passing = "random weights" if recipe.model.from_config else "a GGUF file" if recipe.model.gguf_file else None
     if passing and not merged:
         raise RecipeError(f"an adapter on {passing} can't be loaded again.  Use `method.merge=true`, or `method: full`.")

@@ -49,10 +49,7 @@ def test_an_end_token_that_was_never_trained_is_trained_along(how, merge, checkp
     base = with_end_token(checkpoints["gpt2"], tmp_path / "base", how)
     files = tiny.write_rows(tmp_path / "data", "talks", train=20)
     report = hf_sft.train(recipe_of(base, files, tmp_path / "run", {"merge": merge}, max_steps=60))
-    assert any(
-        "have embeddings that were never trained: their embeddings are trained too" in w
-        for w in report.facts["data"]["warnings"]
-    )
+    assert any("were never trained: they are trained too" in w for w in report.facts["data"]["warnings"])
     assert report.facts["certificate"]["within"]
     if not merge:
         return
@@ -122,3 +119,42 @@ def test_experts_that_are_parameters_and_no_layers_take_updates(checkpoints, tmp
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "run"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("experts" in name for name in moved) and report.facts["certificate"]["within"]
+
+
+@pytest.mark.parametrize(("family", "method"), [("bert", "full"), ("bert", "lora"), ("gpt2", "lora"), ("llama", "lora")])
+def test_tokens_that_are_added_begin_at_the_mean_and_are_trained(family, method, checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "single_label_classification", train=20)
+    for path in files.values():
+        rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        Path(path).write_text("".join(json.dumps({**row, "text": f"<pad1> {row['text']} snow"}) + "\n" for row in rows))
+    made = tiny.recipe(checkpoints[family], files, tmp_path / "run", method)
+    made["model"]["add_tokens"] = ["<pad1>", "snow"]
+    made["training"] |= {"optim": "adamw_torch", "learning_rate": 1e-2}
+    begun = hf_sft.runs.prepare(hf_sft.Recipe.model_validate(made))
+    ids = begun.processor.convert_tokens_to_ids(["<pad1>", "snow"])
+    table = begun.loaded.model.get_input_embeddings().weight.detach().clone()
+    old = [i for i in range(len(begun.processor)) if i not in ids]
+    torch.testing.assert_close(table[ids], table[old].mean(0).expand(2, -1))
+    report = hf_sft.train(made)
+    assert report.facts["certificate"]["within"]
+    assert any("2 token(s) are added (<pad1>, snow)" in warning for warning in report.facts["data"]["warnings"])
+    run = hf_sft.runs.load_run(tmp_path / "run")
+    moved = (run.model.get_input_embeddings().weight.detach() - table).abs().sum(1)
+    assert (moved[ids] > 0).all() and (method == "full" or float(moved[old].sum()) == 0)
+    assert run.processor.tokenize("the snow") == ["the", "snow"]
+    lines = [json.loads(line) for line in (tmp_path / "run/predictions/test.jsonl").read_text().splitlines()]
+    again = hf_sft.predict(
+        tmp_path / "run", [json.loads(line)["text"] for line in Path(files["test"]).read_text().splitlines()]
+    )
+    assert [each["label"] for each in again] == [line["label"] for line in lines]
+
+
+def test_tokens_that_are_known_and_adapters_on_added_ones_are_refused(checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", "single_label_classification")
+    made = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", "lora")
+    made["model"]["add_tokens"] = ["goal"]
+    with pytest.raises(hf_sft.CheckpointError, match="has 'goal' already"):
+        hf_sft.check(made)
+    made["model"]["add_tokens"], made["method"]["merge"] = ["snow"], False
+    with pytest.raises(hf_sft.RecipeError, match="changes what an adapter is put on"):
+        hf_sft.check(made)

@@ -88,12 +88,9 @@ class Lora(Method):
         if experts := self._experts(loaded):
             notes.append(f"{len(experts)} weights of experts ({experts[0]} …) take low-rank updates too.")
         if loaded.untrained_tokens:
-            if output is None:
-                told = "their embeddings are trained too"
-            else:
-                told = f"`{output[0]}` learns them" if self.output_layer == "whole" else "use `method.output_layer=whole`"
             ids = ", ".join(map(str, loaded.untrained_tokens))
-            notes.append(f"token(s) {ids} that end a turn have embeddings that were never trained: {told}.")
+            told = "" if output is None or self.output_layer == "whole" else "  To write them: `method.output_layer=whole`."
+            notes.append(f"the embeddings of token(s) {ids} were never trained: they are trained too.{told}")
         return replace(loaded, notes=(*loaded.notes, *notes))
 
     def _own_output(self, loaded: LoadedModel) -> tuple[str, int] | None:
@@ -134,7 +131,7 @@ class Lora(Method):
             head = [name for name in head if name != output[0]]
             chosen = [*chosen, *([output[0]] if self.output_layer == "lora" else [])]
         others: dict[str, Any] = {}
-        if loaded.untrained_tokens and output is None:
+        if loaded.untrained_tokens:
             others["trainable_token_indices"] = [*loaded.untrained_tokens]
         if experts := self._experts(loaded):
             others["target_parameters"] = experts
