@@ -121,7 +121,7 @@ def answer_rows(
 
 def _list_filled(rows: Dataset, task: Task) -> list[int]:
     """The rows that have a text in each column that is asked about."""
-    blank = {i for column in task.input_columns() for i, cell in enumerate(rows[column]) if _is_blank(cell)}
+    blank = {i for column in task.text_columns() for i, cell in enumerate(rows[column]) if _is_blank(cell)}
     return [i for i in range(len(rows)) if i not in blank]
 
 

@@ -140,6 +140,8 @@ def _explain_flaw(flaw: Flaw, top: type[Block], written: Any) -> str:
         return f"must be one of {', '.join(names)}.{suggest(nearest(str(flaw.place[-1]), names))}"
     expected = _describe(annotation, value)
     hint = " Put it in quotes." if expected == "text" and isinstance(value, bool | int | float) else ""
+    if flaw.place in (("data",), ("data", "dataset")) and isinstance(value, list):
+        hint = " Several files of one kind: `data.data_files: [ONE, OTHER]`. Several data sets can't be mixed in a recipe."
     return f"must be {expected}; got {show_value(value)}.{hint}"
 
 

@@ -142,7 +142,7 @@ WRONG_VALUES = [
     ("checkpoint: google-bert/bert-base-uncased", "checkpoint: 5", "model.checkpoint",
      "must be text; got 5. Put it in quotes."),
     ("config: mrpc", "config: true", "data.config", "must be text; got true. Put it in quotes."),
-    ("text: sentence1", "text: null", "task.text", "must be text; got null."),
+    ("text: sentence1", "text: null", "task.text", "must be text or a list of texts; got null."),
     ("r: 4", "r: 2.5", "method.r", "must be a whole number of at least 1; got 2.5."),
     ("r: 4", "r: 0", "method.r", "must be a whole number of at least 1; got 0."),
     ("r: 4", "alpha: much", "method.alpha", "must be a number above 0; got 'much'."),
@@ -605,4 +605,11 @@ def test_peft_s_own_names_are_answered_with_ours(method, message, tmp_path):
 def test_an_aid_that_is_not_offered_is_not_named(tmp_path):
     made = tiny.recipe(tmp_path, {"train": "x"}, tmp_path / "run", training={"neftune_noise_alpha": 5})
     with pytest.raises(hf_sft.RecipeError, match=r"noise on embeddings is not among the aids \(`hf-sft list aids`\)"):
+        hf_sft.check(made)
+
+
+@pytest.mark.parametrize("data", [[{"dataset": "a.csv"}, {"dataset": "b.csv"}], {"dataset": ["a.csv", "b.csv"]}])
+def test_several_data_sets_are_answered_with_several_files(data, tmp_path):
+    made = tiny.recipe(tmp_path, {"train": "x"}, tmp_path / "run") | {"data": data}
+    with pytest.raises(hf_sft.RecipeError, match=r"Several files of one kind: `data.data_files: \[ONE, OTHER\]`"):
         hf_sft.check(made)

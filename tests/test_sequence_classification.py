@@ -140,3 +140,32 @@ def test_class_labels_asked_for_as_multi_label_are_sets_of_one():
     features = Features(text=Value("string"), label=ClassLabel(names=["no", "yes"]))
     rows = Dataset.from_dict({"text": ["t", "u"], "label": [1, 0]}, features=features)
     assert task(problem_type=MULTI).resolve({"train": rows})[1] == Labels(("no", "yes"))
+
+
+def test_several_columns_are_one_text_a_line_for_each(checkpoints, tmp_path):
+    import json
+
+    import hf_sft
+    from tests import tiny
+
+    made = [
+        {"title": row["text"], "body": "the court ruled" if i % 3 else None, "label": row["label"]}
+        for i, row in enumerate(tiny.rows(SINGLE, 60))
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    recipe = tiny.recipe(checkpoints["bert"], {}, tmp_path / "run", task={"text": ["title", "body"]})
+    hf_sft.train(recipe | {"data": {"dataset": str(tmp_path / "a.jsonl")}})
+    joined = [{"title": "\n".join(filter(None, (row["title"], row["body"]))), "body": ""} for row in made]
+    answers = hf_sft.predict(tmp_path / "run", made)
+    plain = [{key: value for key, value in each.items() if key != "reference"} for each in answers]
+    assert plain == hf_sft.predict(tmp_path / "run", joined)
+    assert hf_sft.predict(tmp_path / "run", [{"title": "", "body": None}])[0]["label"] is None
+    assert hf_sft.predict(tmp_path / "run", [{"title": None, "body": "the court ruled"}])[0]["label"] is not None
+    with pytest.raises(hf_sft.DataError, match="give rows with the columns title, body"):
+        hf_sft.predict(tmp_path / "run", ["a text"])
+
+
+@pytest.mark.parametrize("text", [["a", "a"], [], ["a", "label"]])
+def test_columns_of_a_text_are_different_ones(text):
+    with pytest.raises(ValueError, match="must be another column"):
+        task(text=text)

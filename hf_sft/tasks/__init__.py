@@ -60,6 +60,10 @@ class Task(Block, ABC):
     def input_columns(self) -> tuple[str, ...]:
         """The columns that a row must have to be predicted."""
 
+    def text_columns(self) -> tuple[str, ...]:
+        """Of rows that are read, the columns that must not be empty."""
+        return self.input_columns()
+
     def optional_columns(self) -> tuple[str, ...]:
         """Columns that are read of rows that have them."""
         return ()

@@ -4,11 +4,12 @@ The data: one text column, or two (`text_pair`), and a label, as `hf_sft/labelle
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Value
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from transformers import AutoModelForSequenceClassification
@@ -39,8 +40,8 @@ class SequenceClassification(Labelled, Task):
 
     simple_features: ClassVar[Features] = WORDS
 
-    text: str = "text"
-    """The column of the text."""
+    text: str | tuple[str, ...] = "text"
+    """The column of the text; or several, which are put together, a line for each."""
     text_pair: str | None = None
     """The column of a second text, for tasks on pairs."""
     max_length: int | None = Field(default=None, ge=4)
@@ -52,7 +53,7 @@ class SequenceClassification(Labelled, Task):
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
-        if self.text_pair == self.text:
+        if self.text_pair in self._parts or len({*self._parts}) < len(self._parts) or not self._parts:
             raise PydanticCustomError("text_pair", "must be another column than `text`; leave it out for single texts")
         if shared := {*self.input_columns()} & {*self.label_columns}:
             message = "must be another column than that of the label, `{column}`"
@@ -60,11 +61,29 @@ class SequenceClassification(Labelled, Task):
         return self
 
     def columns(self) -> dict[str, tuple[str, ...]]:
-        named = {"text": (self.text,), "text_pair": (self.text_pair,) if self.text_pair else ()}
+        named = {"text": self._parts, "text_pair": (self.text_pair,) if self.text_pair else ()}
         return {**named, "label": tuple(self.label_columns)}
 
     def input_columns(self) -> tuple[str, ...]:
-        return (self.text, self.text_pair) if self.text_pair else (self.text,)
+        return (*self._parts, self.text_pair) if self.text_pair else self._parts
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        return (self.text,) if isinstance(self.text, str) else self.text
+
+    def text_columns(self) -> tuple[str, ...]:
+        """The first column of the text, which holds all of it once rows are read, and that of the second text."""
+        return (self._parts[0], self.text_pair) if self.text_pair else self._parts[:1]
+
+    def read(self, rows: Dataset, folder: Path) -> Dataset:
+        if len(self._parts) == 1:
+            return rows
+        cells = zip(*(rows[column][:] for column in self._parts), strict=True)
+        texts = ["\n".join(str(part) for part in parts if part is not None and str(part).strip()) for parts in cells]
+        add: Any = Dataset.add_column  # a decorator hides what it takes
+        first = self._parts[0]
+        rows = add(rows.rename_column(first, f"{first}, alone"), first, texts, feature=Value("string"))
+        return rows.remove_columns(f"{first}, alone")
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         problems: dict[str, list[int]] = {}
@@ -72,7 +91,7 @@ class SequenceClassification(Labelled, Task):
         def note(problem: str, row: int) -> None:
             problems.setdefault(problem, []).append(row)
 
-        for column in self.input_columns():
+        for column in self.text_columns():
             if column not in rows.column_names:
                 continue
             for row, text in enumerate(rows[column][:]):
@@ -89,7 +108,7 @@ class SequenceClassification(Labelled, Task):
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
         """Adds `input_ids` (with `token_type_ids` where the processor has them), `truncated` and `labels`; of windows also
         `row` and their `share` of its tokens."""
-        texts = [rows[column] for column in self.input_columns()]
+        texts = [rows[column] for column in self.text_columns()]
         most = count_most(processor, self.max_length)
         if self.in_parts:
             examples = self._encode_windows(texts, processor, most)
@@ -142,7 +161,7 @@ class SequenceClassification(Labelled, Task):
         return self.texts(rows)
 
     def texts(self, rows: Dataset) -> list[str]:
-        columns = [map(str, rows[column][:]) for column in self.input_columns()]
+        columns = [map(str, rows[column][:]) for column in self.text_columns()]
         return ["\n".join(row) for row in zip(*columns, strict=True)]
 
     def example_call(self) -> str:
