@@ -4,18 +4,21 @@ import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
 
+from hf_sft.data_files import COMPRESSED
 from hf_sft.errors import DataError, list_few
 
 DELIMITERS = (",", ";", "\t", "|")
-CHUNK = 50_000
-"""Rows of an Arrow chunk: a chunk of text holds less than 2 GiB."""
+CHUNK = 5_000
+"""Rows of an Arrow chunk. A chunk of text holds less than 2 GiB, and Python collects no garbage among so few lists."""
 LOOKED_AT = 20
 """Rows that are read to find a file's delimiter."""
 
@@ -81,9 +84,13 @@ def read_csv(paths: Sequence[str], written: CsvFormat, drop_invalid: bool, notes
                 f"`{path}` has the columns {', '.join(found)}, and `{paths[0]}` has {', '.join(columns)}.\n"
                 "  Expected the same columns in all files of a split."
             )
-        for chunk in _chunks(_read_rows(path, written, drop_invalid, notes)):
-            cells = dict(zip(found, zip(*chunk, strict=True), strict=True))
-            batches.append(pa.record_batch([pa.array(cells[name], pa.string()) for name in columns], names=columns))
+        made = _read_plain_rows(path, written, len(found))
+        if made is None:
+            chunks = _chunks(_read_rows(path, written, drop_invalid, notes))
+            made = [[pa.array(cells, pa.string()) for cells in zip(*chunk, strict=True)] for chunk in chunks]
+        for arrays in made:
+            cells = dict(zip(found, arrays, strict=True))
+            batches.append(pa.record_batch([cells[name] for name in columns], names=columns))
     table = pa.Table.from_batches(batches, pa.schema([(name, pa.string()) for name in columns]))
     if not len(table):
         raise DataError(f"`{paths[0]}` holds no rows.")
@@ -96,7 +103,10 @@ def open_text(path: str, encoding: str | None) -> Any:
     named = encoding or "utf-8"
     codec = "utf-8-sig" if named.lower().replace("_", "-") in ("utf-8", "utf8") else named
     errors = "strict" if encoding is None else "replace"
-    return fsspec.open(path, "rt", encoding=codec, errors=errors, newline="", compression="infer")
+    how: dict[str, Any] = {"encoding": codec, "errors": errors, "newline": ""}
+    if "://" not in path and not path.lower().endswith(COMPRESSED):
+        return open(path, **how)
+    return fsspec.open(path, "rt", compression="infer", **how)
 
 
 def _is_enclosed(path: str, written: CsvFormat) -> bool | None:
@@ -140,6 +150,28 @@ def _chunks(rows: Iterable[list[str | None]]) -> Iterator[list[list[str | None]]
             chunk = []
     if chunk:
         yield chunk
+
+
+def _read_plain_rows(path: str, written: CsvFormat, width: int) -> list[list[Any]] | None:
+    """The columns of a file by chunks, if each of its lines is a row with as many cells as the header, and nothing is odd in
+    them: that is most files, and four times as fast as looking at each row. None for other files."""
+    compute: Any = pc  # its functions are made when it is imported
+    chunks: list[list[Any]] = []
+    with open_text(path, written.encoding) as lines:
+        reader = _reader(path, written, lines, strict=True)
+        try:
+            next(reader, None)
+            while rows := list(islice(reader, CHUNK)):
+                read = sum(len(chunk[0]) for chunk in chunks) + len(rows)
+                if {*map(len, rows)} != {width} or reader.line_num != read + 1:
+                    return None
+                arrays = [pa.array(cells, pa.string()) for cells in zip(*rows, strict=True)]
+                if any(compute.any(compute.starts_with(array, '"')).as_py() for array in arrays):
+                    return None
+                chunks.append([compute.if_else(compute.equal(array, ""), None, array) for array in arrays])
+        except csv.Error:
+            return None
+    return chunks
 
 
 def _read_rows(path: str, written: CsvFormat, drop_invalid: bool, notes: list[str]) -> Iterator[list[str | None]]:

@@ -131,7 +131,12 @@ def _strip(splits: dict[str, Dataset], column: str, notes: list[str]) -> dict[st
         inner = feature.feature if isinstance(feature, List | LargeList) else feature
         if not _is_text(inner):
             continue
-        padded = sum(any(isinstance(v, str) and v != v.strip() for v in as_list(cell)) for cell in rows[column][:])
+        cells = rows[column][:]
+        if inner is feature:  # a name once, however many rows have it
+            odd = {name for name in {*cells} - {None} if name != name.strip()}
+            padded = sum(cell in odd for cell in cells) if odd else 0
+        else:
+            padded = sum(any(isinstance(v, str) and v != v.strip() for v in as_list(cell)) for cell in cells)
         if padded:
             stripped += padded
             change = _strip_each if inner is not feature else _strip_one

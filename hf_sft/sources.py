@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, LargeList, List, Value, load_dataset, load_from_disk
@@ -18,7 +17,7 @@ from pydantic import Field
 from hf_sft.block import Block
 from hf_sft.checkpoint import find_commit
 from hf_sft.conll_files import read_conll
-from hf_sft.csv_files import CsvFormat, find_delimiter, read_csv, read_header
+from hf_sft.csv_files import CsvFormat, find_delimiter, open_text, read_csv, read_header
 from hf_sft.data_files import exists, files_in, is_label, kind_of, label_folders, list_files, locate_files, suffix_of
 from hf_sft.errors import DataError, first_line, list_few
 from hf_sft.packages import locate
@@ -194,7 +193,8 @@ def _without_view(feature: Any) -> Any:
     if isinstance(feature, dict):
         return {name: _without_view(each) for name, each in feature.items()}
     if isinstance(feature, List | LargeList):
-        return type(feature)(_without_view(feature.feature))
+        inner = _without_view(feature.feature)
+        return feature if inner == feature.feature else type(feature)(inner)
     if isinstance(feature, Value) and feature.dtype.endswith("_view"):
         return Value(feature.dtype.removesuffix("_view"))
     return feature
@@ -207,10 +207,8 @@ def _as_written(rows: Dataset, paths: list[str], source: DataSource) -> Dataset:
         return rows
     records: list[Any] = []
     for path in paths:
-        codec = source.encoding or "utf-8-sig"
-        errors = "replace" if source.encoding else "strict"
-        with fsspec.open(path, "rt", encoding=codec, errors=errors, compression="infer") as file:
-            content: str = file.read()  # type: ignore[union-attr]
+        with open_text(path, source.encoding) as file:
+            content: str = file.read()
         first = content.lstrip()[:1]
         records += json.loads(content) if first == "[" else [json.loads(line) for line in content.split("\n") if line.strip()]
     beside = Dataset.from_dict({name: [record.get(name) for record in records] for name in dated})

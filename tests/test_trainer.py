@@ -213,7 +213,7 @@ def test_check_rehearses_with_the_trainer_that_train_would_use(checkpoints, tmp_
     monkeypatch.setattr(StepTrainer, "training_step", lambda self, *rest: steps.append(self) or step(self, *rest))
     files = tiny.write_rows(tmp_path / "data", SINGLE)
     found = hf_sft.check(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", training={"eval_strategy": "epoch"}))
-    assert len(steps) == 1 and steps[0].curve.evaluations and not (tmp_path / "run").exists()
+    assert len(steps) == 2 and steps[0] is steps[1] and steps[0].curve.evaluations and not (tmp_path / "run").exists()
     assert found.facts["full: loss of the first rows"] == f"{steps[0].curve.losses[0]:.4f}"
 
 

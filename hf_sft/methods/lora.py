@@ -105,12 +105,9 @@ class Lora(Method):
         """Weights of mixtures of experts, which are parameters of three dimensions and no layers."""
         if self.target_modules is not None or self.variant not in ("lora", "rslora") or self.dropout:
             return []
-        layers = {name.rpartition(".")[0] for name, m in loaded.model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-        return [
-            name
-            for name, parameter in loaded.model.named_parameters()
-            if parameter.ndim == 3 and name.rpartition(".")[0] not in layers and name not in loaded.head | loaded.unused
-        ]
+        beside = loaded.head | loaded.unused
+        named = [(name, parameter) for name, parameter in loaded.model.named_parameters() if name not in beside]
+        return [name for name, parameter in named if parameter.ndim == 3 and "experts" in name.split(".")]
 
     def phases(self, task: Task, training: Training, rows: int) -> tuple[Phase, ...]:
         training = self.complete(training, task, rows)
