@@ -35,13 +35,24 @@ def read_turns(cell: Any) -> list[Turn]:
 
 
 def read_tools(cell: Any) -> list[dict[str, Any]] | None:
-    """The tools of a conversation: a list of JSON schemas, or such a list written as text; None if there are none."""
+    """The tools of a conversation: a list of JSON schemas, or such a list written as text; None if there are none.
+
+    Raises `ValueError` for something else.
+    """
     if isinstance(cell, str):
-        try:
-            cell = json.loads(cell) if cell.strip() else None
-        except json.JSONDecodeError:
-            return None
-    return [_without_nulls(tool) for tool in cell if tool] or None if isinstance(cell, list) else None
+        cell = json.loads(cell) if cell.strip() else None
+    if cell is not None and not (isinstance(cell, list) and all(isinstance(tool, dict) for tool in cell)):
+        raise ValueError(f"{type(cell).__name__} in place of a list of tools")
+    return [_without_nulls(tool) for tool in cell] if cell else None
+
+
+def flaw_of_tools(cell: Any) -> str | None:
+    """What is wrong with a cell of tools; None if nothing is."""
+    try:
+        read_tools(cell)
+    except ValueError as error:
+        return f"holds no list of JSON schemas ({error})"
+    return None
 
 
 def _read_turn(turn: dict[str, Any]) -> Turn:

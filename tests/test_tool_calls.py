@@ -450,3 +450,11 @@ def test_an_unfinished_run_goes_on_with_the_date_on_which_it_began(tmp_path):
     assert with_date_of(hf_sft.Recipe.model_validate(made), tmp_path / "run").task.model_dump()["date"] == "2020-02-03"
     made["task"]["date"] = "2021-01-01"
     assert with_date_of(hf_sft.Recipe.model_validate(made), tmp_path / "run").task.model_dump()["date"] == "2021-01-01"
+
+
+@pytest.mark.parametrize("cell", ["weather(city)", '{"name": "weather"}', '["weather"]', ["weather"]])
+def test_tools_that_are_none_are_named_with_their_rows(cell):
+    good = TALKS["one call"][0]
+    rows = Dataset.from_dict({"messages": [good, good], "tools": ["", cell] if isinstance(cell, str) else [[], cell]})
+    (found,) = task().invalid_rows(rows, None).items()
+    assert found[0].startswith("column `tools` holds no list of JSON schemas") and found[1] == [1]

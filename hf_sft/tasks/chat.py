@@ -33,7 +33,16 @@ from hf_sft.chat_templates import (
     uses_clock,
 )
 from hf_sft.control_tokens import control_tokens, encode_written, holds_control
-from hf_sft.conversations import SWITCHES, flaw_of_talk, read_tools, read_turns, say_turn, together, up_to_last_answer
+from hf_sft.conversations import (
+    SWITCHES,
+    flaw_of_talk,
+    flaw_of_tools,
+    read_tools,
+    read_turns,
+    say_turn,
+    together,
+    up_to_last_answer,
+)
 from hf_sft.errors import CheckpointError, DataError
 from hf_sft.generation import Writing
 from hf_sft.likelihoods import TurnAnswers
@@ -165,10 +174,14 @@ class Chat(NextToken, Task):
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         problems: dict[str, list[int]] = {}
-        for row, talk in enumerate(self._talks(rows)):
+        cells = self._cells(rows)
+        for row, talk in enumerate(self.conversations(cells)):
             if flaw := flaw_of_talk(talk):
                 column = f"column `{self._talk}` " if not self._prompts else "prompt and completion: a conversation "
                 problems.setdefault(column + flaw, []).append(row)
+        for row, cell in enumerate(cells.get(self.tools or "", [])):
+            if flaw := flaw_of_tools(cell):
+                problems.setdefault(f"column `{self.tools}` {flaw}", []).append(row)
         return problems
 
     def config_fields(self, labels: Labels | None) -> dict[str, Any]:
