@@ -102,8 +102,8 @@ def files_in(folder: Path, kind: str, notes: list[str]) -> dict[str, list[str]]:
     if not left_out and unnamed:
         by_split["train"] = unnamed
     inside = {split: [str(Path(path).relative_to(folder)) for path in paths] for split, paths in by_split.items()}
-    told = "; ".join(f"{split} has {len(names)} ({list_few(names)})" for split, names in inside.items())
-    note = f"`{folder}` holds {len(files)} {kind} file(s): {told}."
+    held = "; ".join(f"{split} has {len(names)} ({list_few(names)})" for split, names in inside.items())
+    note = f"`{folder}` holds {len(files)} {kind} file(s): {held}."
     if left_out:
         names = [str(Path(path).relative_to(folder)) for path in left_out]
         note += f"  {len(names)} left out, whose names are no split's: {list_few(names)}."

@@ -248,12 +248,12 @@ def _count_replaced(rows: Dataset, split: str, source: DataSource, notes: list[s
 
 def _refuse_replaced(what: str, lost: list[Any], count: int, encoding: str, notes: list[str]) -> None:
     """Note rows or files that are not of an encoding. Raises `DataError` for more than a few."""
-    told = f"{len(lost)} of {count} {what} are not {encoding}: what can't be read is U+FFFD ({list_few(lost)})."
+    message = f"{len(lost)} of {count} {what} are not {encoding}: what can't be read is U+FFFD ({list_few(lost)})."
     if len(lost) > REPLACED * count:
         raise DataError(
-            f"{told}\n  Expected {REPLACED:.0%} at most.  Name the files' encoding (`data.encoding`): utf-8, cp1252 …"
+            f"{message}\n  Expected {REPLACED:.0%} at most.  Name the files' encoding (`data.encoding`): utf-8, cp1252 …"
         )
-    notes.append(told)
+    notes.append(message)
 
 
 def _has_configs(folder: Path) -> bool:

@@ -46,8 +46,8 @@ def find_unused(
     shared = {id(parameter) for name, part in parts.items() if name not in unused for parameter in part.parameters()}
     names = frozenset(name for name, parameter in model.named_parameters() if id(parameter) in owned - shared)
     count = sum(parameter.numel() for name, parameter in model.named_parameters() if name in names)
-    told = f"{', '.join(f'`{name}`' for name in unused)} ({count:,} weights) is not used by this task: it stays as it is."
-    return names, [told] if names else []
+    note = f"{', '.join(f'`{name}`' for name in unused)} ({count:,} weights) is not used by this task: it stays as it is."
+    return names, [note] if names else []
 
 
 def _is_reached(model: nn.Module, part: nn.Module, batch: Batch, items: Callable[[nn.Module, Batch], Items]) -> bool:
