@@ -28,6 +28,9 @@ BOOKKEEPING = (
     "inside",
     "forgotten",
     "spelled",
+    "unknown",
+    "unknown_targets",
+    "targets",
 )
 """Columns of examples that the model is not shown."""
 BLOCK = 2048

@@ -18,6 +18,7 @@ from typing import Any, NotRequired, TypeAlias, TypedDict
 
 from jinja2 import TemplateError
 
+from hf_sft.control_tokens import control_tokens
 from hf_sft.errors import CheckpointError, nearest, suggest
 
 
@@ -217,6 +218,11 @@ class ChatTemplate:
         return len(alone)
 
     @cached_property
+    def control(self) -> set[str]:
+        """The special tokens of the tokenizer, as they are written."""
+        return control_tokens(self._processor)
+
+    @cached_property
     def _behind(self) -> str:
         """What the template writes behind the last answer."""
         turns = [Turn(role="user", content=MARK.format(0)), Turn(role=ASSISTANT, content=MARK.format(2))]
@@ -231,9 +237,7 @@ class ChatTemplate:
     def end(self) -> str:
         """What ends a turn of the assistant, up to the first special token behind it, or the first added one where there is no
         special one. Raises `CheckpointError` where none does: a model that learns from it never stops."""
-        added = [*self._processor.added_tokens_decoder.values()]
-        special = {str(token) for token in added if token.special} | {*self._processor.all_special_tokens}
-        for tokens in (special, {str(token) for token in added}):
+        for tokens in (self.control, {str(token) for token in self._processor.added_tokens_decoder.values()}):
             if found := [(self._behind.index(token) + len(token)) for token in tokens if token in self._behind]:
                 return self._behind[: min(found)]
         raise CheckpointError(

@@ -19,9 +19,8 @@ def holds_control(text: str, values: Sequence[Place], control: set[str]) -> bool
     return any(token in text[start:end] for start, end in values for token in control)
 
 
-def encode_written(text: str, values: Sequence[Place], processor: Any) -> tuple[list[int], list[Place]]:
-    """The tokens of a text, and the characters of each; what `values` spell stays text."""
-    control = control_tokens(processor)
+def encode_written(text: str, values: Sequence[Place], processor: Any, control: set[str]) -> tuple[list[int], list[Place]]:
+    """The tokens of a text, and the characters of each; what `values` spell of the `control` tokens stays text."""
     if not holds_control(text, values, control):
         encoded = processor(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return encoded["input_ids"], encoded["offset_mapping"]

@@ -32,7 +32,7 @@ from hf_sft.chat_templates import (
     stop_clock,
     uses_clock,
 )
-from hf_sft.control_tokens import control_tokens, encode_written, holds_control
+from hf_sft.control_tokens import encode_written, holds_control
 from hf_sft.conversations import (
     SWITCHES,
     flaw_of_talk,
@@ -221,7 +221,6 @@ class Chat(NextToken, Task):
             name: []
             for name in ("input_ids", "lengths", "loss_mask", "items", "truncated", "silent", "flaw", "forgotten", "spelled")
         }
-        control = control_tokens(processor)
         talks = self.conversations(rows)
         for talk, tools in zip(talks, self._tools_of(rows, len(talks)), strict=True):
             ids, mask, flaw, written = [], [], "", None
@@ -230,7 +229,7 @@ class Chat(NextToken, Task):
             except ValueError as error:
                 flaw = str(error)
             examples["forgotten"].append(written is not None and written.forgotten)
-            examples["spelled"].append(written is not None and holds_control(written.text, written.values, control))
+            examples["spelled"].append(written is not None and holds_control(written.text, written.values, template.control))
             kept = mask[:most]
             examples["input_ids"].append(ids[:most])
             examples["loss_mask"].append(kept)
@@ -289,9 +288,9 @@ class Chat(NextToken, Task):
         """The tokens that ask for the next turn; the oldest turns are left out where there is no room for all."""
         asked = talk[:-1] if talk[-1]["role"] == ASSISTANT else talk
         text, values = template.write(asked, ask=True, tools=tools), ()
-        if any(token in turn["content"] for turn in asked for token in control_tokens(processor)):
+        if any(token in turn["content"] for turn in asked for token in template.control):
             values = template.mark(asked, tools, ask=True).values
-        ids, _ = encode_written(text, values, processor)
+        ids, _ = encode_written(text, values, processor, template.control)
         start = int(asked[0]["role"] == "system")
         if len(ids) > room and len(asked) > start + 2:
             return self._ask(template, [*asked[:start], *asked[start + 2 :]], tools, processor, room)
@@ -344,7 +343,7 @@ class Chat(NextToken, Task):
 def _tokens(template: ChatTemplate, talk: list[Turn], tools: Tools, processor: Any) -> tuple[list[int], list[int], Written]:
     """The tokens of a conversation, and 1 for those of which a part is the assistant's own. Raises `ValueError`."""
     written = template.mark(talk, tools)
-    ids, offsets = encode_written(written.text, written.values, processor)
+    ids, offsets = encode_written(written.text, written.values, processor, template.control)
     own = np.zeros(len(written.text) + 1, dtype=np.int64)
     for start, end in written.own:
         own[start + 1 : end + 1] = 1
