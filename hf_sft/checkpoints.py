@@ -124,13 +124,13 @@ def _find_best(path: Path) -> Path | None:
 
 def list_steps(folder: Path) -> list[Path]:
     """The checkpoints of a phase in their order."""
-    return sorted(folder.glob(f"{PREFIX}*"), key=step_of)
+    return sorted((path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()), key=step_of)
 
 
 def keep_only(folder: Path, newest: int, best: int | None) -> None:
     """Remove all but so many of the newest checkpoints, and the best; also what was begun and never whole."""
     old = [path for path in list_steps(folder)[: -newest or None] if step_of(path) != best]
-    for path in (*old, *folder.glob(".*")):
+    for path in (*old, *folder.glob(f".{PREFIX}*"), *folder.glob(f".{FINISHED}-*")):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -14,7 +14,8 @@ from accelerate.utils import broadcast_object_list
 from hf_sft import hub
 from hf_sft.curves import TrainingCurve
 from hf_sft.fitting import fit_phases
-from hf_sft.runs import Prepared, RecipeLike, as_recipe, claim_folder, is_taken, prepare
+from hf_sft.run_folder import claim_folder, is_taken
+from hf_sft.runs import Prepared, RecipeLike, as_recipe, prepare
 
 TRIED = 32
 
@@ -78,7 +79,7 @@ def _rehearse(prepared: Prepared) -> list[TrainingCurve]:
     once = {"max_steps": 2, "report_to": "none"}
     phases = tuple(replace(phase, training=phase.training.model_copy(update=once)) for phase in prepared.phases)
     with _passing_folder() as folder:
-        settings = [prepared.setting(folder, place, store=False) for place in range(len(phases))]
+        settings = [prepared.setting(folder, place, store=False, logs=None) for place in range(len(phases))]
         return fit_phases(phases, prepared.loaded, prepared.examples, prepared.asked, settings)[1]
 
 

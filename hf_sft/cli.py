@@ -128,7 +128,7 @@ def predict(
         from hf_sft.errors import RecipeError
         from hf_sft.prediction import answer
         from hf_sft.recipe import load_recipe
-        from hf_sft.runs import is_finished
+        from hf_sft.run_folder import is_finished
         from hf_sft.strict_json import dump_json
         from hf_sft.tasks import Writing
 

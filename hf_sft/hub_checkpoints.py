@@ -16,16 +16,21 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 from transformers import TrainerCallback
 
+from hf_sft.checkpoints import name_of
 from hf_sft.hub import make_room
 from hf_sft.hub_trouble import PATIENCE, explained, hide_tokens, patiently
 from hf_sft.methods import Phase
+from hf_sft.run_folder import SENDING
 
 BRANCH = "checkpoints"
 
 
 @contextlib.contextmanager
-def sent_meanwhile(repo_id: str | None, private: bool, phases: Sequence[Phase]) -> Iterator[Sequence[Phase]]:
-    """Phases that send their checkpoints to a repository's branch while they train; as they are without a repository.
+def sent_meanwhile(
+    repo_id: str | None, private: bool, phases: Sequence[Phase], folders: Sequence[Path]
+) -> Iterator[Sequence[Phase]]:
+    """Phases that send their checkpoints, each from its folder, to a repository's branch while they train; as they are
+    without a repository.
 
     The training waits for none of it, and fails of none of it; at the end the last checkpoint is waited for, a minute at most.
     """
@@ -34,7 +39,8 @@ def sent_meanwhile(repo_id: str | None, private: bool, phases: Sequence[Phase]) 
         return
     sender = CheckpointSender(repo_id, private)
     try:
-        yield [replace(phase, callbacks=(*phase.callbacks, partial(_OnSave, sender, phase.name))) for phase in phases]
+        sends = [partial(_OnSave, sender, phase.name, folder) for phase, folder in zip(phases, folders, strict=True)]
+        yield [replace(phase, callbacks=(*phase.callbacks, send)) for phase, send in zip(phases, sends, strict=True)]
     finally:
         sender.finish()
 
@@ -52,7 +58,7 @@ class CheckpointSender:
     def take(self, title: str, checkpoint: Path) -> None:
         """Keep a checkpoint, linked so that it outlives its folder, and have it sent when its turn comes."""
         try:
-            kept = Path(tempfile.mkdtemp(prefix=".to-the-hub-", dir=checkpoint.parent.parent)) / checkpoint.name
+            kept = Path(tempfile.mkdtemp(prefix=SENDING, dir=checkpoint.parent.parent)) / checkpoint.name
             shutil.copytree(checkpoint, kept, copy_function=os.link)
         except OSError as error:  # a disk that is full, or knows no links: the training goes on
             self._failed = error
@@ -94,10 +100,10 @@ class CheckpointSender:
 
 
 class _OnSave(TrainerCallback):
-    def __init__(self, sender: CheckpointSender, phase: str):
-        self.sender, self.phase = sender, phase
+    def __init__(self, sender: CheckpointSender, phase: str, folder: Path):
+        self.sender, self.phase, self.folder = sender, phase, folder
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            folder = self.folder / name_of(state.global_step)
             self.sender.take(f"step {state.global_step} of phase {self.phase}", folder)

@@ -23,6 +23,7 @@ MOST_CLASSES, MOST_CONFUSIONS = 200, 12
 
 
 def write_pages(
+    into: Path,
     folder: Path,
     recipe_text: str,
     facts: dict[str, Any],
@@ -30,12 +31,15 @@ def write_pages(
     mistakes: list[dict[str, Any]],
     samples: Sequence[tuple[str, str, str]] = (),
 ) -> None:
-    """Writes README.md and report.html. `facts` is report.json's content; `measured` the same with its undefined numbers."""
+    """Writes README.md and report.html of the run in `folder` to another folder.
+
+    `facts` is report.json's content; `measured` the same with its undefined numbers.
+    """
     from hf_sft.plots import draw_run  # matplotlib takes half a second, which would pass before the first step
 
     said, templates = _say(folder, recipe_text, facts), _templates()
     card = templates.get_template("card.md").render(said, front_matter=front_matter(said).to_yaml())
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (into / "README.md").write_text(card, encoding="utf-8")
     plots = draw_run(measured, said["best"])
     sections = [
         *_training(facts, plots["phases"]),
@@ -50,7 +54,7 @@ def write_pages(
         ),
     ]
     page = templates.get_template("report.html").render(said, scores=_scores(said, plots["scores"]), sections=sections)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    (into / "report.html").write_text(page, encoding="utf-8")
 
 
 def say_score(score: dict[str, Any]) -> str:

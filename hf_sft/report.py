@@ -1,6 +1,5 @@
 """What a run did and what it got: report.json for programs, and a table for the person waiting. Pages are beside it."""
 
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +21,9 @@ from hf_sft.curves import TrainingCurve
 from hf_sft.evaluation import Evaluation
 from hf_sft.models import GENERATION
 from hf_sft.pages import best_of, say_certificate, say_rival, say_score, write_pages
+from hf_sft.run_folder import RECIPE, RunFiles, read_facts, write_facts
 from hf_sft.splitting import Splits
-from hf_sft.strict_json import dump_json, finite
+from hf_sft.strict_json import finite
 from hf_sft.training import Machine
 
 PACKAGES = ("hf_sft", "torch", "transformers", "datasets", "evaluate", "accelerate", "peft", "tokenizers", "numpy")
@@ -181,26 +181,32 @@ def _version(package: str) -> str | None:
 
 
 def write_report(
-    folder: Path,
+    files: RunFiles,
     recipe_text: str,
     facts: dict[str, Any],
     evaluations: list[Evaluation],
     samples: Sequence[tuple[str, str, str]] = (),
 ) -> Report:
-    """Writes recipe.yaml, resamples.npz, README.md, report.html and, last, report.json: it says finished.
+    """Writes recipe.yaml, resamples.npz, README.md, report.html and, last, report.json, which lists all files.
 
     The model and the predictions are in the folder already. `samples` are prompts, with what the model wrote before and after
     training.
     """
-    (folder / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
+    folder = files.folder
     measured, facts = facts, {**finite(facts), "saved": "adapter" if (folder / "adapter_config.json").is_file() else "model"}
     facts["generates"] = (folder / GENERATION).is_file()
-    np.savez_compressed(folder / "resamples.npz", allow_pickle=False, **_gather_resamples(evaluations))
     mistakes = next(evaluation.mistakes for evaluation in evaluations if evaluation.split == "test")
-    write_pages(folder, recipe_text, facts, measured, mistakes, samples)
-    (folder / "report.json").write_text(dump_json(facts, indent=1) + "\n", encoding="utf-8")
+    with files.placed() as aside:
+        (aside / RECIPE).write_text(recipe_text, encoding="utf-8")
+        np.savez_compressed(aside / "resamples.npz", allow_pickle=False, **_gather_resamples(evaluations))
+        write_pages(aside, folder, recipe_text, facts, measured, mistakes, samples)
+    facts["files"] = files.hashes()
+    write_facts(folder, facts)
     return Report(folder, facts)
 
 
 def read_report(folder: Path) -> Report:
-    return Report(folder, json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    """Of a finished run."""
+    facts = read_facts(folder)
+    assert facts is not None
+    return Report(folder, facts)

@@ -37,8 +37,10 @@ class ResumableTrainer(Trainer):
     lr_scheduler: Any
     callback_handler: Any
 
-    def __init__(self, *args: Any, listening: Listening | None, save_minutes: float, **kwargs: Any):
+    def __init__(self, *args: Any, folder: Path, listening: Listening | None, save_minutes: float, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.folder = folder
+        """Where its checkpoints are; trackers write to `args.output_dir`."""
         self.listening, self._save_seconds = listening or Listening(), 60 * save_minutes
         self._resumed: tuple[Path, dict[str, Any]] | None = None
         self._asked = 0
@@ -47,11 +49,6 @@ class ResumableTrainer(Trainer):
         self._told_unsaved = False
         self._group: Any = None
         self.add_callback(_AfterStep(self))
-
-    @property
-    def folder(self) -> Path:
-        """Where its checkpoints are."""
-        return Path(str(self.args.output_dir))
 
     @property
     def seconds(self) -> float:

@@ -1,9 +1,6 @@
 """A run before its first step, and a run that is finished."""
 
-import contextlib
-import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +23,7 @@ from hf_sft.methods import Phase
 from hf_sft.metrics import FOREIGN
 from hf_sft.models import load_model, load_processor
 from hf_sft.recipe import Recipe, load_recipe, read_recipe
+from hf_sft.run_folder import LOGS, RECIPE, read_facts, read_record
 from hf_sft.splitting import Splits, load_splits
 from hf_sft.tasks import Labels, Task
 from hf_sft.trainer import Asked, Setting
@@ -33,8 +31,6 @@ from hf_sft.training import Machine, resolve_machine
 from hf_sft.unused import find_untrained_tokens, find_unused
 from hf_sft.vocabulary import NewTokenizer, trained_tokenizer
 
-CHECKPOINTS = "checkpoints"
-"""Below a run folder that is not finished."""
 RecipeLike: TypeAlias = Recipe | dict[str, Any] | str | Path
 """A recipe, a dict as YAML would give it, or a file."""
 
@@ -84,9 +80,10 @@ class Prepared:
         return replace(self, recipe=self.recipe.model_copy(update={"task": chosen}), splits=splits)
 
     def setting(self, folder: Path, phase: int = 0, **others: Any) -> Setting:
-        """Where a phase runs: each has a folder and a seed of its own. `others` are fields of `Setting`."""
-        seed = self.recipe.seed + 1_000_000 * phase
-        return Setting(self.machine, self.processor, folder / str(phase), seed, **others)
+        """Where a phase runs: each has a folder below `folder` and a seed of its own. `others` are fields of `Setting`."""
+        seed, tracked = self.recipe.seed + 1_000_000 * phase, self.recipe.training.report_to not in ("none", ("none",), ())
+        logs = folder.parent / LOGS / str(phase) if tracked else None
+        return Setting(self.machine, self.processor, folder / str(phase), seed, **{"logs": logs, **others})
 
 
 @dataclass(frozen=True)
@@ -196,11 +193,11 @@ def load_run(folder: str | Path, trust_remote_code: bool = False) -> Run:
     Raises `RecipeError` when it is none, or when it would run code that is not ours and the caller does not ask for that.
     """
     folder = Path(folder)
-    if not is_finished(folder):
-        unfinished = " It holds an unfinished one: train it with --resume." if (folder / CHECKPOINTS).is_dir() else ""
+    facts = read_facts(folder)
+    if facts is None or not (folder / RECIPE).is_file():
+        unfinished = " It holds an unfinished one: train it with --resume." if read_record(folder) else ""
         raise RecipeError(f"`{folder}` holds no finished run: a run folder has recipe.yaml and report.json.{unfinished}")
-    recipe = as_recipe(folder / "recipe.yaml", trust_remote_code=trust_remote_code)
-    facts = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    recipe = as_recipe(folder / RECIPE, trust_remote_code=trust_remote_code)
     names = facts["data"]["labels"]
     labels = Labels(tuple(names)) if names else None
     adapter = (folder / "adapter_config.json").is_file()
@@ -210,46 +207,6 @@ def load_run(folder: str | Path, trust_remote_code: bool = False) -> Run:
     model: Any = PeftModel.from_pretrained(loaded.model, str(folder)) if adapter else loaded.model
     machine = resolve_machine(recipe.training)
     return Run(folder, recipe, facts, recipe.task, labels, processor, model.eval().to(machine.device), machine)
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a folder holds a finished run."""
-    return (folder / "report.json").is_file() and (folder / "recipe.yaml").is_file()
-
-
-def claim_folder(name: str, resume: bool = False) -> Path:
-    """The output folder, which must be writable, and empty or not there yet, or hold a run to go on with; left as it is.
-
-    Raises `RecipeError`.
-    """
-    folder = Path(name).expanduser()
-    another = "  Give another one (output.folder=…), or move or delete this one."
-    try:
-        unfinished = not is_finished(folder) and (folder / CHECKPOINTS).is_dir()
-        if unfinished and not resume:
-            raise RecipeError(
-                f"output folder `{name}` holds an unfinished run.\n  To go on with it: the same command with --resume."
-                f"\n{another}"
-            )
-        if (is_taken(folder) and not unfinished) or (folder.exists() and not folder.is_dir()):
-            holds = "already holds a finished run" if (folder / "report.json").is_file() else "is not empty"
-            raise RecipeError(f"output folder `{name}` {holds if folder.is_dir() else 'is a file'}.\n{another}")
-        parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not parent.is_dir():
-            raise RecipeError(f"output folder `{name}` can't be made: `{parent}` is a file.\n{another}")
-        with tempfile.TemporaryDirectory(dir=parent) as tried:
-            Path(tried, folder.name or "run").mkdir()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise RecipeError(f"output folder `{name}` can't be made: {reason}.\n{another}") from None
-    return folder
-
-
-def is_taken(folder: Path) -> bool:
-    """Whether a folder is there and holds something."""
-    with contextlib.suppress(OSError):  # a name that no folder can have
-        return folder.is_dir() and any(folder.iterdir())
-    return False
 
 
 def say(*lines: str) -> None:

@@ -67,7 +67,10 @@ class Setting:
     machine: Machine
     processor: Any
     folder: Path
+    """Of its checkpoints."""
     seed: int
+    logs: Path | None = None
+    """Where trackers write."""
     store: bool = True
     """Whether a body that rests may run once, over all rows."""
     narrow: bool = True
@@ -109,11 +112,12 @@ class StepTrainer(ResumableTrainer):
         set_seed(setting.seed)
         super().__init__(
             model=model,
-            args=phase.training.arguments(setting.folder, setting.seed, machine, asked.best),
+            args=phase.training.arguments(setting.logs or setting.folder, setting.seed, machine, asked.best),
             train_dataset=examples["train"],
             eval_dataset=examples["validation"],
             processing_class=setting.processor,
             callbacks=[make() for make in phase.callbacks],
+            folder=setting.folder,
             listening=setting.listening,
             save_minutes=phase.training.save_minutes,
         )

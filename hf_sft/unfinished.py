@@ -1,91 +1,30 @@
-"""A run folder before it is finished: who has it, what is trained there, and whether that is what should be gone on with."""
+"""What an unfinished run trains, and whether a resumed one trains the same."""
 
-import contextlib
-import json
-import os
 import platform
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
-from hf_sft.checkpoints import FINISHED, differences, list_steps
+from hf_sft.checkpoints import differences
 from hf_sft.errors import RecipeError
 from hf_sft.recipe import Recipe
 from hf_sft.report import package_versions
-from hf_sft.runs import CHECKPOINTS, Prepared, say
+from hf_sft.run_folder import read_record, write_record
+from hf_sft.runs import Prepared, say
 
-RECORD, LOCK = "run.json", "lock"
-"""Below `checkpoints/`: what is trained, and what a living process holds."""
 HARMLESS = ("report_to", "run_name", "logging_steps", "disable_tqdm", "save_minutes", "save_total_limit", "ddp_timeout")
 """Fields of `training` that change nothing of what is learned."""
 
 
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """The folder is this run's, as long as it lives. Where no checkpoint was written, nothing is left in the end.
-
-    Raises `RecipeError` where another run has it.
-    """
-    there, below, problem = folder.is_dir(), folder / CHECKPOINTS, None
-    with contextlib.ExitStack() as files:
-        if PartialState().is_main_process:
-            below.mkdir(parents=True, exist_ok=True)
-            problem = _lock(files.enter_context((below / LOCK).open("a+", encoding="utf-8")))
-        (problem,) = broadcast_object_list([problem])
-        if problem:
-            raise RecipeError(
-                f"another run is at work in `{folder}`: {problem}.\n  Wait for it, or give another folder (output.folder=…)."
-            )
-        try:
-            yield
-        finally:
-            if PartialState().is_main_process and newest_kept(folder) is None:
-                shutil.rmtree(below, ignore_errors=True)
-                if not there and folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
-
-
-def newest_kept(folder: Path) -> Path | None:
-    """The newest checkpoint of a run's last phase that has one, whole or not."""
-    for phase in sorted((folder / CHECKPOINTS).glob("[0-9]*"), reverse=True):
-        if (phase / FINISHED).is_dir():
-            return phase / FINISHED
-        if steps := list_steps(phase):
-            return steps[-1]
-    return None
-
-
-def _lock(file: IO[str]) -> str | None:
-    """Hold a file until it is closed, or this process is gone; gives who holds it already."""
-    try:
-        import fcntl
-    except ImportError:  # not a Unix: nobody is kept out
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        return file.read() or "a process that says no more"
-    except OSError:  # a file system without locks
-        return None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}")
-    file.flush()
-    return None
-
-
 def with_date_of(recipe: Recipe, folder: Path) -> Recipe:
     """A recipe with the date that an unfinished run of it writes, where its chat template writes one."""
-    record = folder / CHECKPOINTS / RECORD
-    if not record.is_file() or getattr(recipe.task, "date", "") is not None:
+    record = read_record(folder)
+    if record is None or getattr(recipe.task, "date", "") is not None:
         return recipe
-    then = json.loads(record.read_text(encoding="utf-8"))["recipe"]["task"].get("date")
+    then = record["recipe"]["task"].get("date")
     return recipe.model_copy(update={"task": recipe.task.model_copy(update={"date": then})})
 
 
@@ -94,8 +33,8 @@ def begin(prepared: Prepared, folder: Path, resume: bool, anyway: bool) -> Prepa
 
     Raises `RecipeError` where something else would be trained than what was begun.
     """
-    record, now = folder / CHECKPOINTS / RECORD, _describe(prepared)
-    then = json.loads(record.read_text(encoding="utf-8")) if resume and record.is_file() else None
+    now = _describe(prepared)
+    then = read_record(folder) if resume else None
     PartialState().wait_for_everyone()  # all have read it
     if then is not None:
         changed = [each for part in ("recipe", "data", "packages") for each in differences(then[part], now[part], part)]
@@ -111,9 +50,7 @@ def begin(prepared: Prepared, folder: Path, resume: bool, anyway: bool) -> Prepa
     if PartialState().is_main_process:
         if resume:
             say(f"`{folder}` holds nothing to go on with: the run begins.")
-        aside = record.with_name(f".{RECORD}")
-        aside.write_text(json.dumps(now, indent=1), encoding="utf-8")
-        aside.replace(record)
+        write_record(folder, now)
     return prepared
 
 

@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all: written aside, hashed, renamed; and known again when they are damaged."""
+"""Files and folders that are there whole or not at all: written aside, synced, renamed; damage is recognised."""
 
 import contextlib
 import hashlib
@@ -15,12 +15,14 @@ from safetensors import SafetensorError
 
 SUMS = "sums.json"
 """In each folder: what it was when it was written."""
+ASIDE = ".hf_sft-"
+"""How the name of a folder begins whose files are not in their places yet."""
 
 
 def is_whole(path: Path) -> bool:
     """Whether a folder is there, as it was written."""
     with contextlib.suppress(OSError, ValueError):
-        return json.loads((path / SUMS).read_text(encoding="utf-8")) == _sums(path)
+        return json.loads((path / SUMS).read_text(encoding="utf-8")) == hash_files(path)
     return False
 
 
@@ -31,7 +33,7 @@ def written_aside(path: Path, synced: bool = False) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield aside
-        (aside / SUMS).write_text(json.dumps(_sums(aside)), encoding="utf-8")
+        (aside / SUMS).write_text(json.dumps(hash_files(aside)), encoding="utf-8")
         for folder in (aside, *(each for each in aside.rglob("*") if each.is_dir())):
             folder.chmod(0o777 & ~_mask())
             open_to_readers(folder)
@@ -44,6 +46,34 @@ def written_aside(path: Path, synced: bool = False) -> Iterator[Path]:
                 _sync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def placed(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder`, which is made if need be: its files are moved to their places there when the disk has all of
+    them. After an error none is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=folder))
+    try:
+        yield aside
+        files = sorted(path for path in aside.rglob("*") if path.is_file())
+        for each in files:
+            each.chmod(0o666 & ~_mask())
+            _sync(each)
+        places = [folder / each.relative_to(aside) for each in files]
+        for each, place in zip(files, places, strict=True):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            each.replace(place)
+        for parent in {place.parent for place in places}:
+            _sync(parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_file(path: Path, text: str) -> None:
+    """A text file that is there whole, or as it was before."""
+    with placed(path.parent) as aside:
+        (aside / path.name).write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -69,13 +99,15 @@ def _mask() -> int:
     return mask
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    """Of each file a hash; a quick one, since disks and copies err, and don't lie."""
-    sums = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS):
-        with file.open("rb") as read:
-            sums[file.relative_to(folder).as_posix()] = hashlib.file_digest(read, xxhash.xxh3_128).hexdigest()
-    return sums
+def hash_files(folder: Path) -> dict[str, str]:
+    """A hash of each file of a folder but its own sums; a quick one, since disks and copies err, and don't lie."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    return {file.relative_to(folder).as_posix(): hash_file(file) for file in files}
+
+
+def hash_file(file: Path) -> str:
+    with file.open("rb") as read:
+        return hashlib.file_digest(read, xxhash.xxh3_128).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,14 +27,24 @@ from hf_sft.models import save_model
 from hf_sft.prediction import answer_rows
 from hf_sft.recipe import Output, dump_recipe, load_recipe
 from hf_sft.report import Report, gather_facts, read_report, write_report
-from hf_sft.runs import CHECKPOINTS, Prepared, RecipeLike, as_recipe, claim_folder, is_finished, load_run, prepare, say
+from hf_sft.run_folder import (
+    CHECKPOINTS,
+    RECIPE,
+    RunFiles,
+    claim_folder,
+    held,
+    is_finished,
+    newest_kept,
+    remove_checkpoints,
+)
+from hf_sft.runs import Prepared, RecipeLike, as_recipe, load_run, prepare, say
 from hf_sft.signals import Listening
 from hf_sft.sources import DataSource
 from hf_sft.splitting import hash_rows, load_rows, load_splits
 from hf_sft.strict_json import dump_json
 from hf_sft.tasks import Writing
 from hf_sft.trainer import StepTrainer
-from hf_sft.unfinished import begin, held, newest_kept, with_date_of
+from hf_sft.unfinished import begin, with_date_of
 from hf_sft.unused import freeze_unused
 from hf_sft.whole import disk_errors
 
@@ -72,7 +81,7 @@ def train(
         if recipe.output.hub and PartialState().is_main_process:
             hub.check_rights(recipe.output.hub)
         prepared = prepare(with_date_of(recipe, folder) if resume else recipe)
-        with held(folder), told_when_it_ends_early(folder):
+        with held(folder, resume), told_when_it_ends_early(folder):
             return finish(begin(prepared, folder, resume, resume_anyway), folder, listening, resume)
 
 
@@ -82,7 +91,7 @@ def say_finished(folder: Path, output: Output) -> Report:
     if output.hub:
         say(f"If it is not published yet:  {hub.say_how(folder, output.hub, None, **switches_of(output))}")
     if PartialState().is_main_process:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        remove_checkpoints(folder)
     return read_report(folder)
 
 
@@ -93,28 +102,31 @@ def switches_of(output: Output) -> dict[str, bool]:
 
 def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool) -> Report:
     """Train, score and report, in a folder that is this run's."""
-    recipe, checkpoints, unpublished = prepared.recipe, folder / CHECKPOINTS, None
+    recipe, checkpoints, unpublished, files = prepared.recipe, folder / CHECKPOINTS, None, RunFiles(folder)
     before, untrained = write_samples(prepared, prepared.loaded.model), answer_untrained(prepared)
     to = recipe.output.hub if recipe.output.hub_checkpoints else None
     told = {"narrow": to is None, "listening": listening, "resume": resume}
     settings = [prepared.setting(checkpoints, place, **told) for place in range(len(prepared.phases))]
-    with sent_meanwhile(to, recipe.output.private, prepared.phases) as phases:
+    folders = [setting.folder for setting in settings]
+    with sent_meanwhile(to, recipe.output.private, prepared.phases, folders) as phases:
         model, curves = fit_phases(phases, prepared.loaded, prepared.examples, prepared.asked, settings)
     if PartialState().is_main_process:  # before anything else that can fail
-        save_model(model, prepared.loaded.model.config, prepared.processor, folder)
-    certified = begin_certificate(prepared, model, folder)
+        with files.placed() as aside, disk_errors():
+            save_model(model, prepared.loaded.model.config, prepared.processor, aside)
+    certified = begin_certificate(prepared, model, files)
     prepared = prepared.tuned(model)
     # Test first: its baselines are fitted on one core, while the certificate's process gets ready on another.
     baselines = {"test": {**simple_baselines(prepared), **untrained}, "validation": {}}
-    evaluations = [evaluate_split(prepared, model, split, folder, baselines[split]) for split in baselines][::-1]
+    evaluations = [evaluate_split(prepared, model, split, files, baselines[split]) for split in baselines][::-1]
 
-    predict_unlabelled(prepared, model, folder)
+    predict_unlabelled(prepared, model, files)
     samples = [(*first, after) for first, (_, after) in zip(before, write_samples(prepared, model), strict=True)]
     if PartialState().is_main_process:
-        write_known(folder, prepared.splits, recipe.model)
+        with files.placed() as aside:
+            write_known(aside, prepared.splits, recipe.model)
         facts = collect_facts(prepared, curves, evaluations, certified())
-        write_report(folder, dump_recipe(prepared.recipe), facts, evaluations, samples)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        write_report(files, dump_recipe(prepared.recipe), facts, evaluations, samples)
+        remove_checkpoints(folder)
         certificate.require(facts["certificate"], folder)
         if recipe.output.hub:
             unpublished = publish_or_say_how(folder, recipe.output)
@@ -171,22 +183,22 @@ def simple_baselines(prepared: Prepared) -> dict[str, Fit]:
     return prepared.splits.task.baselines(prepared.splits.rows["train"], prepared.splits.labels, prepared.processor)
 
 
-def evaluate_split(prepared: Prepared, model: Any, split: str, folder: Path, baselines: dict[str, Fit]) -> Evaluation:
+def evaluate_split(prepared: Prepared, model: Any, split: str, files: RunFiles, baselines: dict[str, Fit]) -> Evaluation:
     """Score one split, beside its baselines; its predictions are written to the run folder."""
     task, labels, plan = prepared.splits.task, prepared.splits.labels, prepared.recipe.evaluation
-    with written_lines(folder / "predictions" / f"{split}.jsonl") as write:
+    with written_lines(files, f"predictions/{split}.jsonl") as write:
         return evaluate_blocks(
             split, prepared.run(model, split), task, labels, plan, baselines, prepared.splits.seen[split], write
         )
 
 
-def predict_unlabelled(prepared: Prepared, model: Any, folder: Path) -> None:
+def predict_unlabelled(prepared: Prepared, model: Any, files: RunFiles) -> None:
     """Answer the rows of a test split without labels, into the run folder."""
     splits, machine = prepared.splits, prepared.machine
     if splits.unlabelled is None:
         return
     answers = answer_rows(splits.unlabelled, splits.task, splits.labels, prepared.processor, model, machine)
-    with written_lines(folder / "predictions" / "unlabelled.jsonl") as write:
+    with written_lines(files, "predictions/unlabelled.jsonl") as write:
         for row, answer in enumerate(answers):
             write({"row": row, **answer})
 
@@ -202,25 +214,31 @@ def write_samples(prepared: Prepared, model: Any) -> list[tuple[str, str]]:
     return [(prompt, each["text"]) for prompt, each in zip(task.texts(prompts), said, strict=True)]
 
 
-def begin_certificate(prepared: Prepared, model: Any, folder: Path) -> Callable[[], dict[str, Any]]:
+def begin_certificate(prepared: Prepared, model: Any, files: RunFiles) -> Callable[[], dict[str, Any]]:
     """Have what was saved loaded and asked by a process of its own; what is given back waits for it."""
     if not PartialState().is_main_process:
         return dict
     splits, checkpoint = prepared.splits, prepared.recipe.model
     probed = splits.rows["test"], splits.task, prepared.processor, checkpoint
-    return certificate.begin(folder, folder, prepared.machine.device, lambda: certificate.write_probes(folder, model, *probed))
+
+    def write() -> None:
+        with files.placed() as aside, disk_errors():
+            certificate.write_probes(aside, model, *probed)
+
+    return certificate.begin(files.folder, files.folder, prepared.machine.device, write)
 
 
 @contextlib.contextmanager
-def written_lines(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+def written_lines(files: RunFiles, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A file of JSON lines, made when the first one comes."""
-    with contextlib.ExitStack() as files:
+    with contextlib.ExitStack() as opened:
         written: list[IO[str]] = []
 
         def write(line: dict[str, Any]) -> None:
             if not written:
-                path.parent.mkdir(exist_ok=True)
-                written.append(files.enter_context(path.open("w", encoding="utf-8")))
+                path = opened.enter_context(files.placed()) / name
+                path.parent.mkdir()
+                written.append(opened.enter_context(path.open("w", encoding="utf-8")))
             written[0].write(dump_json(line) + "\n")
 
         yield write
@@ -283,7 +301,7 @@ def _read_other_data(run: Path, words: Sequence[str], notes: list[str]) -> DataS
                 f"`--data {word}`: `{field}` has no meaning for rows that are only scored.\n"
                 "  Name the split to score with --split, and the rows with `keep` or a file of their own."
             )
-    source = load_recipe(run / "recipe.yaml", [f"data.{word}" for word in words]).data
+    source = load_recipe(run / RECIPE, [f"data.{word}" for word in words]).data
     named = {word.partition("=")[0] for word in words}
     if source.keep and "keep" not in named:
         notes.append(f"`data.keep: {source.keep}` of the recipe is for its own rows; for these say `--data keep=COLUMN`.")

@@ -416,7 +416,7 @@ MISTAKES = [
     (one_class, r"shows 1 class\(es\): law"),
     (too_many_rows, r"`data\.rows` is 1000, but train has 20 rows"),
     (fractions_above_one, r"add up to 1\.1"),
-    (output_holds_a_run, r"already holds a finished run"),
+    (output_holds_a_run, r"holds a run that can't be gone on with: its report\.json is damaged"),
     (output_is_a_file, r"is a file"),
     (unknown_target_module, r"names q_proj, which no linear layer of the body is called(.|\n)*query"),
     (both_precisions, r"can't both be true"),

@@ -23,6 +23,7 @@ from hf_sft.curves import TrainingCurve
 from hf_sft.evaluation import Evaluation, worst
 from hf_sft.plots import draw_evaluations, draw_losses, draw_scores
 from hf_sft.report import Report, gather_facts, read_report, write_report
+from hf_sft.run_folder import RunFiles
 from hf_sft.scoring import Score
 from hf_sft.sources import DataSource
 from hf_sft.splitting import Splits
@@ -126,7 +127,7 @@ def finished_run(
     certificate = {"rows": 64, "largest_difference": 2e-6, "bound": 1e-4, "within": True}
     facts = gather_facts(recipe, loaded, splits, examples, [curve], evaluations, machine, certificate)
     # JSON is YAML: good enough for a recipe that is only shown.
-    return write_report(folder, json.dumps(recipe, indent=2), facts, evaluations)
+    return write_report(RunFiles(folder), json.dumps(recipe, indent=2), facts, evaluations)
 
 
 SIZES = {"train": 320, "validation": 40, "test": 80}

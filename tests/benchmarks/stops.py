@@ -86,7 +86,7 @@ def goes_on(recipe: Any, output: Path, wanted: Any, name: str) -> bool:
 
 
 def ask(names: list[str], recipes: Any, unstopped: Any, long: Any, root: Path, drawn: random.Random) -> None:
-    from hf_sft.unfinished import newest_kept
+    from hf_sft.run_folder import newest_kept
     from hf_sft.whole import is_whole
 
     found: Counter[str] = Counter()
