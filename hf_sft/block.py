@@ -6,9 +6,13 @@ import inspect
 import pkgutil
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo
 
 from hf_sft.errors import nearest, suggest
+from hf_sft.foreign_code import import_allowed
+
+TRUSTED = "trusted"
+"""In the context of a validation: whether the caller trusts the code that a dotted `type` names."""
 
 
 class Block(BaseModel):
@@ -26,10 +30,11 @@ def list_kinds(folder: str) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
-def load_kind(folder: str, name: str) -> type[Block]:
+def load_kind(folder: str, name: str, trusted: bool = False) -> type[Block]:
     """The class behind `type: name`: in `hf_sft/<folder>/<name>.py`, or in the module of a dotted name.
 
-    Raises `ValueError` (which pydantic collects) when there is no such file, or not exactly one class in it.
+    Raises `ValueError` (which pydantic collects) when there is no such file, when its code may not run, or when there is not
+    exactly one class in it.
     """
     kinds = list_kinds(folder)
     if "." not in name and name not in kinds:
@@ -41,8 +46,8 @@ def load_kind(folder: str, name: str) -> type[Block]:
     if not all(part.isidentifier() for part in name.split(".")):
         raise ValueError(f"must be one of {', '.join(kinds)}, or a dotted module name; got '{name}'.")
     try:
-        module = importlib.import_module(name if "." in name else f"hf_sft.{folder}.{name}")
-    except ImportError as error:
+        module = import_allowed(name, trusted) if "." in name else importlib.import_module(f"hf_sft.{folder}.{name}")
+    except (ImportError, SystemExit) as error:
         raise ValueError(f"names the module `{name}`, which can't be imported: {error}") from None
     contract = _contract(folder)
     found = [
@@ -58,12 +63,13 @@ def load_kind(folder: str, name: str) -> type[Block]:
 def choose(folder: str):
     """A validator that turns a mapping with a `type` into the block that the type names."""
 
-    def build(value: Any) -> Any:
+    def build(value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, dict):
             return value
         if not isinstance(value.get("type"), str):
             raise ValueError(f"needs `type`: one of {', '.join(list_kinds(folder))}")
-        return load_kind(folder, value["type"]).model_validate(value)
+        trusted = bool((info.context or {}).get(TRUSTED))
+        return load_kind(folder, value["type"], trusted).model_validate(value, context=info.context)
 
     return build
 

@@ -12,6 +12,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_sft.sources import FILES
 
+CARD = "README.md"
+"""In a run folder."""
+
 
 def front_matter(said: dict[str, Any]) -> ModelCardData:
     """The card's metadata; a value that is undefined is not claimed."""

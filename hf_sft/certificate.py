@@ -7,8 +7,10 @@ saved or published can be asked the same again.
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,13 @@ from hf_sft.block import load_kind
 from hf_sft.checkpoint import Checkpoint, find_checkpoint, source_of
 from hf_sft.encoding import read_examples
 from hf_sft.errors import CheckpointError
-from hf_sft.models import GENERATION, quantisation
+from hf_sft.foreign_code import HOW
+from hf_sft.models import GENERATION, is_adapter, quantisation
 from hf_sft.tasks import Task
 from hf_sft.whole import open_to_readers
 
-FOLDER = "probes"
-"""Below a run folder."""
+FOLDER, ASKED, LOGITS = "probes", "asked.json", "logits.safetensors"
+"""Below a run folder, and in it."""
 PROBES = 32
 """Rows, at most; of a row that has several examples the first is asked."""
 NUMBERS = 1024
@@ -40,13 +43,16 @@ WRITTEN = 16
 BOUND = 1e-4
 """The largest difference that still is rounding, as a share of the largest logit."""
 FRESH = """
+import json, sys
+sys.path += [path for path in json.loads(sys.argv.pop()) if path not in sys.path]
 from hf_sft.imports import quick_imports
 with quick_imports():
     from hf_sft.certificate import compare_when_asked
 compare_when_asked()
 """
-LAST = 19
-"""The priority of a process that takes the cores that nobody else wants."""
+"""Run with -P, so that nothing is imported from the current folder; what else its parent could import comes last."""
+SILENT, LIMIT = 10, 600
+"""Seconds of waiting for that process after which a line says so, and after which it is given up."""
 OF_A_LAUNCH = ("ACCELERATE_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_")
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 """What a launcher tells a process, by which a child of it would take itself for one of several."""
@@ -61,15 +67,18 @@ def write_probes(folder: Path, model: Any, rows: Dataset, task: Task, processor:
     asked: dict[str, Any] = {"task": task.model_dump(mode="json"), "model": checkpoint.model_dump(mode="json")}
     if (prompt := task.written_prompt(probes.select([0]), processor)) is not None:
         asked |= {"prompt": prompt, "written": write_answer(model, prompt, processor)}
-    (below / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-    save_file(answer_probes(model, probes, task, processor), below / "logits.safetensors")
+    (below / ASKED).write_text(json.dumps(asked), encoding="utf-8")
+    save_file(answer_probes(model, probes, task, processor), below / LOGITS)
     open_to_readers(below)
 
 
-def answer_probes(model: Any, probes: Dataset, task: Task, processor: Any) -> dict[str, np.ndarray]:
+def answer_probes(
+    model: Any, probes: Dataset, task: Task, processor: Any, before_each: Callable[[], None] = lambda: None
+) -> dict[str, np.ndarray]:
     """Of each probe by its number its logits, asked alone and in float32; shape (NUMBERS,) at most."""
     examples, said = read_examples(probes, task, None, processor), {}
     for row in range(len(probes)):
+        before_each()
         inputs = task.model_inputs(examples.collate((examples.starts[row],)), processor)
         with torch.no_grad():
             output = model(**to_device(inputs, model.device))
@@ -89,20 +98,26 @@ def write_answer(model: Any, prompt: list[int], processor: Any) -> list[int]:
     return written if model.config.is_encoder_decoder else written[len(prompt) :]
 
 
-def begin(saved: Path, run: Path, device: str, write: Callable[[], None] = lambda: None) -> Callable[[], dict[str, Any]]:
+def begin(
+    saved: Path, run: Path, device: str, write: Callable[[], None] = lambda: None, trusted: bool = False
+) -> Callable[[], dict[str, Any]]:
     """Have a fresh process answer a run's probes by what was saved, and go on; what is given back waits for it.
 
-    The probes are written meanwhile, by `write`, where they are not there yet. What is given back says of how many `rows` the
-    logits were compared, their `largest_difference`, its `bound`, and whether it is `within`. It raises `CheckpointError`
-    where the saved model can't be loaded.
+    The probes are written meanwhile, by `write`, where they are not there yet. Code that they or the model name is run only if
+    the caller has `trusted` it. What is given back says of how many `rows` the logits were compared, their
+    `largest_difference`, its `bound`, and whether it is `within`; where that took too long, why it is `not_done`. It raises
+    `CheckpointError` where the saved model can't be loaded.
     """
-    answer = fresh_process(write, str(saved), str(run), device)
+    answer = fresh_process(write, str(saved), str(run), device, trusted)
 
     def end() -> dict[str, Any]:
         try:
             facts = answer()
+        except TimeoutError as error:
+            return {"rows": 0, "largest_difference": None, "bound": None, "within": None, "not_done": str(error)}
         except ValueError as error:
-            raise CheckpointError(f"what was saved in `{saved}` can't be loaded again: {error}") from None
+            how = f"\n  {HOW}" if "trust_remote_code" in str(error) else ""
+            raise CheckpointError(f"what was saved in `{saved}` can't be loaded again: {error}{how}") from None
         near = facts["largest_difference"] is not None and facts["largest_difference"] <= facts["bound"]
         return {**facts, "within": near and facts.get("same_text", True)}
 
@@ -111,6 +126,11 @@ def begin(saved: Path, run: Path, device: str, write: Callable[[], None] = lambd
 
 def require(facts: dict[str, Any], saved: Path | str) -> None:
     """Refuse a model that does not answer as it did when it was trained. Raises `CheckpointError`."""
+    if "not_done" in facts:
+        raise CheckpointError(
+            f"`{saved}` could not be loaded again and compared with the trained model: {facts['not_done']}.\n"
+            f"  Do it when the machine is less busy: hf-sft certify {shlex.quote(str(saved))}"
+        )
     if not facts.get("same_text", True):
         raise CheckpointError(
             f"`{saved}` does not write as the model did that was trained, by plain `generate`: its generation_config.json or\n"
@@ -125,29 +145,32 @@ def require(facts: dict[str, Any], saved: Path | str) -> None:
         )
 
 
-def fresh_process(write: Callable[[], None], *arguments: str) -> Callable[[], dict[str, Any]]:
-    """What `compare` says in a process of its own, which gets ready while `write` runs, and then compares; what is given back
-    waits for it. That raises `ValueError` with its last words."""
+def fresh_process(write: Callable[[], None], saved: str, run: str, device: str, trusted: bool) -> Callable[[], dict[str, Any]]:
+    """What `compare` says in a process of its own, which gets ready while `write` runs, and then compares, with one thread as
+    long as this process works; what is given back waits for it.
+
+    That raises `ValueError` with its last words, and `TimeoutError` where it takes too long or was killed.
+    """
     env = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_LAUNCH) and name not in RANKS}
+    here = os.getcwd()
+    wanted = trusted or Path(__file__).is_relative_to(here)  # else nothing of ours, nor of the recipe's, is imported from here
+    paths = json.dumps([path for path in map(os.path.abspath, sys.path) if wanted or path != here])
     begun = subprocess.Popen(
-        [sys.executable, "-c", FRESH, *arguments],
+        [sys.executable, "-P", "-c", FRESH, json.dumps([saved, run, device, trusted]), paths],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**env, "HF_HUB_OFFLINE": "1"},
         text=True,
     )
-    if hasattr(os, "setpriority"):  # two that share their cores evenly wait for each other's threads: four times the time
-        os.setpriority(os.PRIO_PROCESS, begun.pid, LAST)
-
     write()
-    with contextlib.suppress(BrokenPipeError):  # it has ended already, and `end` says why
-        assert begun.stdin is not None
-        begun.stdin.write("\n")
-        begun.stdin.flush()
+    _send(begun, "compare")
 
     def end() -> dict[str, Any]:
-        out, err = begun.communicate()
+        _send(begun, str(torch.get_num_threads()))
+        out, err = _wait(begun)
+        if begun.returncode < 0:
+            raise TimeoutError(f"its process was killed by signal {-begun.returncode}")
         if begun.returncode:
             raise ValueError((err.strip().splitlines() or [f"exit status {begun.returncode}"])[-1])
         return json.loads(out.splitlines()[-1])
@@ -155,14 +178,44 @@ def fresh_process(write: Callable[[], None], *arguments: str) -> Callable[[], di
     return end
 
 
-def compare(saved: str, run: str, device: str) -> dict[str, Any]:
+def _send(begun: subprocess.Popen[str], line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # it has ended already, and its exit status says why
+        assert begun.stdin is not None
+        begun.stdin.write(f"{line}\n")
+        begun.stdin.flush()
+
+
+def _wait(begun: subprocess.Popen[str]) -> tuple[str, str]:
+    """What the process has written, when it has ended. Raises `TimeoutError`."""
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return begun.communicate(timeout=SILENT)
+        print("waiting for the saved model to be loaded again by a process of its own, and compared …", file=sys.stderr)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return begun.communicate(timeout=LIMIT)
+        raise TimeoutError(f"that took more than {LIMIT} s")
+    finally:
+        if begun.poll() is None:
+            begun.kill()
+            begun.wait()
+        for pipe in (begun.stdin, begun.stdout, begun.stderr):
+            with contextlib.suppress(OSError):
+                assert pipe is not None
+                pipe.close()
+
+
+def compare(
+    saved: str, run: str, device: str, trusted: bool, before_each: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Ask what was saved, loaded by plain transformers, or PEFT, as its card says to."""
     below = Path(run) / FOLDER
-    asked = json.loads((below / "asked.json").read_text(encoding="utf-8"))
-    task: Any = load_kind("tasks", asked["task"]["type"]).model_validate(asked["task"])
-    model, processor = _load_plainly(Path(saved), task, Checkpoint.model_validate(asked["model"]))
+    asked = json.loads((below / ASKED).read_text(encoding="utf-8"))
+    task: Any = load_kind("tasks", asked["task"]["type"], trusted).model_validate(asked["task"])
+    checkpoint = Checkpoint.model_validate(asked["model"])  # of the run folder, which may be somebody else's
+    checkpoint = checkpoint.model_copy(update={"trust_remote_code": checkpoint.trust_remote_code and trusted})
+    model, processor = _load_plainly(Path(saved), task, checkpoint)
     rows: Any = load_from_disk(str(below / "rows"))
-    now, then = answer_probes(model.eval().to(device), rows, task, processor), load_file(below / "logits.safetensors")
+    now, then = answer_probes(model.eval().to(device), rows, task, processor, before_each), load_file(below / LOGITS)
     fit = all(now[row].shape == then[row].shape for row in then)
     apart = max(float(np.abs(now[row] - then[row]).max()) for row in then) if fit else float("inf")
     scale = max(float(np.abs(logits).max()) for logits in then.values())
@@ -175,7 +228,7 @@ def compare(saved: str, run: str, device: str) -> dict[str, Any]:
 def _load_plainly(saved: Path, task: Task, checkpoint: Checkpoint) -> tuple[Any, Any]:
     trust, exact = {"trust_remote_code": checkpoint.trust_remote_code}, {"dtype": torch.float32}
     processor = task.auto_processor.from_pretrained(saved, **trust)
-    if not (saved / "adapter_config.json").is_file():
+    if not is_adapter(saved):
         return task.auto_model.from_pretrained(saved, **trust, **exact), processor
     config = AutoConfig.from_pretrained(saved, **trust)
     told = {**source_of(checkpoint), **exact, **quantisation(checkpoint, task, config)}
@@ -186,6 +239,18 @@ def _load_plainly(saved: Path, task: Task, checkpoint: Checkpoint) -> tuple[Any,
 
 
 def compare_when_asked() -> None:
-    """What a fresh process does, with `compare`'s arguments on its command line: nothing, where the other has ended."""
-    if sys.stdin.readline():
-        print(json.dumps(compare(*sys.argv[1:])))
+    """What a fresh process does, with `compare`'s arguments on its command line: nothing, where the other has ended.
+
+    A second line is the number of threads that it may use, since the other only waits.
+    """
+    torch.set_num_threads(1)
+    if not sys.stdin.readline():
+        return
+    lines: list[str] = []
+    threading.Thread(target=lambda: lines.extend(sys.stdin), daemon=True).start()
+
+    def before_each() -> None:
+        if lines:
+            torch.set_num_threads(int(lines.pop()))
+
+    print(json.dumps(compare(*json.loads(sys.argv[1]), before_each=before_each)))

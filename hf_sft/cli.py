@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_sft.errors import HfSftError
+from hf_sft.foreign_code import PLUGINS
 from hf_sft.imports import quick_imports
 
 app = typer.Typer(
@@ -22,11 +23,32 @@ app = typer.Typer(
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to set, like seed=1.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that a checkpoint or a metric brings.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that a checkpoint or a metric brings, or a dotted `type` names.")
+]
+
+
+def _use_plugins(folder: Path | None) -> None:
+    if folder is not None:
+        os.environ[PLUGINS] = str(folder.absolute())
+
+
+Plugins = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, file_okay=False, callback=_use_plugins, help="A folder with tasks, methods and aids of your own."
+    ),
+]
 
 
 @app.command()
-def check(recipe: RecipePath, overrides: Overrides = None, strict: bool = False, trust_remote_code: TrustRemoteCode = False):
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    strict: bool = False,
+    trust_remote_code: TrustRemoteCode = False,
+    plugins: Plugins = None,
+):
     """Do everything that training would, on 32 rows, and say what it will be. Writes nothing.
 
     Example:  hf-sft check recipes/bbc_minilm_head_only.yaml data.rows=200
@@ -56,6 +78,7 @@ def train(
         bool, typer.Option("--resume-anyway", help="Also where the recipe, the data or the packages have changed since.")
     ] = False,
     trust_remote_code: TrustRemoteCode = False,
+    plugins: Plugins = None,
 ):
     """Run a recipe: train, score, report. Ends with a table; everything is in the output folder.
 
@@ -82,6 +105,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="train, validation or test; of other data, its split's name.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Other data: a key=value of the data block; may be repeated.")] = None,
     trust_remote_code: TrustRemoteCode = False,
+    plugins: Plugins = None,
 ):
     """Score a finished run on one of its splits, or on other data. Prints one JSON object after its table.
 
@@ -119,6 +143,7 @@ def predict(
         list[str] | None, typer.Option(help="How the input is written: encoding=…, delimiter=… or quoting=…; may be repeated.")
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
+    plugins: Plugins = None,
 ):
     """Answer rows with a finished run: one JSON object per row, in order. A row without text is answered by null.
 
@@ -138,7 +163,7 @@ def predict(
     asked = {name: value for name, value in asked.items() if value is not None}
     writing = Writing(**asked) if asked else None
     files = [text for text in texts or () if Path(text).suffix and Path(text).is_file()]
-    if files and not (is_finished(run) and load_recipe(run / "recipe.yaml").task.reads_files):
+    if files and not (is_finished(run) and load_recipe(run / "recipe.yaml", (), trust_remote_code).task.reads_files):
         raise RecipeError(f"`{files[0]}` is a file here, not a text to answer.  For its rows: --input {files[0]}")
     if output and (output.is_dir() or not output.absolute().parent.is_dir()):
         what = "is a folder" if output.is_dir() else "lies in a folder that is not there"
@@ -159,6 +184,19 @@ def predict(
 
 
 @app.command()
+def certify(run: RunFolder, trust_remote_code: TrustRemoteCode = False, plugins: Plugins = None):
+    """Load a run's saved model again, and compare its answers with the trained model's, where training could not.
+
+    Example:  hf-sft certify runs/bbc
+    """
+    with quick_imports():
+        from hf_sft.certifying import certify as certify_run
+        from hf_sft.pages import say_certificate
+
+    print(say_certificate(certify_run(run, trust_remote_code).facts["certificate"]))
+
+
+@app.command()
 def publish(
     run: RunFolder,
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub.")],
@@ -167,6 +205,8 @@ def publish(
     revision: Annotated[str | None, typer.Option(help="A branch, which is made if it is not there; main otherwise.")] = None,
     pull_request: Annotated[bool, typer.Option("--pull-request", help="As a pull request to main.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be published, with its size.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    plugins: Plugins = None,
 ):
     """Push a finished run to the Hub in one commit, without what holds texts of the data; pull it back, and ask it again.
 
@@ -186,7 +226,7 @@ def publish(
         return
     switches = {"private": private, "report": report, "pull_request": pull_request}
     try:
-        print(publish_run(run, repo_id, revision=revision, **switches).told)
+        print(publish_run(run, repo_id, revision=revision, trust_remote_code=trust_remote_code, **switches).told)
     except HubError as error:
         later = say_how(run, repo_id, revision, **switches)
         raise HubError(f"{error}\nThe run is whole in {run}/.  To publish it later:  {later}") from None

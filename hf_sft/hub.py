@@ -12,11 +12,10 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_sft import certificate
-from hf_sft.card import address_card
+from hf_sft.card import CARD, address_card
 from hf_sft.errors import HubError, RecipeError
 from hf_sft.hub_trouble import explained, patiently
 
-CARD = "README.md"
 NEVER = ("checkpoints/*", "probes/*", "trained_on.npy", "*.tmp", ".*", "*/.*")
 """Files of a run folder that serve it alone."""
 HELD_BACK = ("report.html", "predictions/*")
@@ -49,6 +48,7 @@ def publish(
     report: bool = False,
     revision: str | None = None,
     pull_request: bool = False,
+    trust_remote_code: bool = False,
 ) -> Published:
     """Push a finished run folder to the Hub in one commit, pull it back into an empty cache, and ask it the run's probes.
 
@@ -59,7 +59,7 @@ def publish(
     (before anything is sent, if it shows before), and `HubError` when the Hub says no.
     """
     folder, files = Path(run), [name for name, _ in list_files(run, report)]
-    _certify(folder, folder)
+    _certify(folder, folder, trust_remote_code)
     repo_id = check_rights(repo_id, pull_request)
     api, title = HfApi(), f"hf_sft run {folder.absolute().name}"
 
@@ -76,7 +76,7 @@ def publish(
     told = f"it is published ({address}), but could not be pulled back: "
     with tempfile.TemporaryDirectory() as empty, explained(repo_id, told):
         pulled = patiently(lambda: snapshot_download(repo_id, revision=made.oid, cache_dir=empty))
-        return Published(address, made.oid, _certify(Path(pulled), folder))
+        return Published(address, made.oid, _certify(Path(pulled), folder, trust_remote_code))
 
 
 def list_files(run: str | Path, report: bool = False) -> list[tuple[str, int]]:
@@ -135,10 +135,10 @@ def make_room(api: HfApi, repo_id: str, private: bool, revision: str | None) -> 
         patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
 
 
-def _certify(saved: Path, run: Path) -> dict[str, Any] | None:
+def _certify(saved: Path, run: Path, trusted: bool) -> dict[str, Any] | None:
     if not (run / certificate.FOLDER).is_dir():
         return None
-    facts = certificate.begin(saved, run, "cpu")()
+    facts = certificate.begin(saved, run, "cpu", trusted=trusted)()
     certificate.require(facts, saved)
     return facts
 

@@ -228,6 +228,17 @@ def quantisation(checkpoint: Checkpoint, task: Task, config: PretrainedConfig) -
     return {"quantization_config": how}
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter. Raises `CheckpointError` for one whose weights are pickled."""
+    if not (folder / "adapter_config.json").is_file():
+        return False
+    if not (folder / "adapter_model.safetensors").is_file():
+        pickled = any(folder.glob("adapter_model.bin"))
+        present = "only pickled ones (adapter_model.bin), which can run code when loaded" if pickled else "none"
+        raise CheckpointError(f"`{folder}`: expected an adapter's weights in adapter_model.safetensors, found {present}.")
+    return True
+
+
 def merge_command(run: str) -> str:
     """The line of shell that makes an ordinary checkpoint of a run that was saved as an adapter."""
     python = (

@@ -12,7 +12,10 @@ def locate(name: str) -> str:
     module, path = package.replace("-", "_"), PurePosixPath(inside)
     if not module.isidentifier() or path.is_absolute() or ".." in path.parts:
         raise LookupError(f"`{name}` is not of the form package:NAME/PATH, with a path that stays inside the package.")
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ValueError:  # `__main__` is a module without a place
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise LookupError(f"`{name}`: no package `{package}` is installed.\n  Install it: pip install {package}")
     folder = Path(spec.submodule_search_locations[0]) / path

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from hf_sft.card import FILTERS, front_matter, hub_id, local_name
+from hf_sft.card import CARD, FILTERS, front_matter, hub_id, local_name
 from hf_sft.metrics import list_metrics
 from hf_sft.sections import Code, Figures, Lines, Pairs, Quote, Quotes, Section, Table, Text
 
@@ -18,6 +18,7 @@ SETTINGS = (
     *("optim", "weight_decay", "max_grad_norm"),
 )
 """What the card says of `training`; the recipe below it has all."""
+PAGE = "report.html"
 MOST_CLASSES, MOST_CONFUSIONS = 200, 12
 """Rows of the page's tables."""
 
@@ -39,7 +40,7 @@ def write_pages(
 
     said, templates = _say(folder, recipe_text, facts), _templates()
     card = templates.get_template("card.md").render(said, front_matter=front_matter(said).to_yaml())
-    (into / "README.md").write_text(card, encoding="utf-8")
+    (into / CARD).write_text(card, encoding="utf-8")
     plots = draw_run(measured, said["best"])
     sections = [
         *_training(facts, plots["phases"]),
@@ -54,7 +55,7 @@ def write_pages(
         ),
     ]
     page = templates.get_template("report.html").render(said, scores=_scores(said, plots["scores"]), sections=sections)
-    (into / "report.html").write_text(page, encoding="utf-8")
+    (into / PAGE).write_text(page, encoding="utf-8")
 
 
 def say_score(score: dict[str, Any]) -> str:
@@ -123,6 +124,9 @@ def say_rival(facts: dict[str, Any], metric: str) -> str | None:
 
 def say_certificate(certificate: dict[str, Any]) -> str:
     """What became of the saved model's answers when it was loaded again."""
+    if "not_done" in certificate:
+        how = "`hf-sft certify RUN` does it later"
+        return f"The saved model was NOT loaded again and compared with the trained one: {certificate['not_done']}; {how}."
     rows, apart, bound = (certificate[name] for name in ("rows", "largest_difference", "bound"))
     seen = "are not finite" if apart is None else f"differ by {apart:.1e} at most"
     verdict = "as the trained one did" if certificate["within"] else "NOT as the trained one did"

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 
 from hf_sft.aids import Aid
-from hf_sft.block import Block, choose, list_kinds, load_kind
+from hf_sft.block import TRUSTED, Block, choose, list_kinds, load_kind
 from hf_sft.checkpoint import Checkpoint
 from hf_sft.errors import RecipeError, nearest, suggest
 from hf_sft.evaluation import EvaluationPlan
@@ -82,22 +82,25 @@ class Recipe(Block):
     """Draws the new weights, the order of the rows and dropout."""
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, with `block.field=value` words laid over it. Raises `RecipeError`, every problem at once."""
-    recipe = _build(_read(Path(path)), str(path), overrides)
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Recipe:
+    """Read a recipe, with `block.field=value` words laid over it. Raises `RecipeError`, every problem at once.
+
+    A dotted `type` is imported where `foreign_code` allows it, or with `trust_remote_code`.
+    """
+    recipe = _build(_read(Path(path)), str(path), overrides, trust_remote_code)
     return recipe.model_copy(update={"data": recipe.data.seen_from(Path(path).parent)})
 
 
-def read_recipe(given: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(given: dict[str, Any], overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Recipe:
     """The same from a dict as YAML would give it. Raises `RecipeError`, every problem at once."""
-    return _build(Document(copy.deepcopy(given)), "the dict", overrides)
+    return _build(Document(copy.deepcopy(given)), "the dict", overrides, trust_remote_code)
 
 
-def _build(draft: Document, name: str, overrides: Sequence[str]) -> Recipe:
+def _build(draft: Document, name: str, overrides: Sequence[str], trusted: bool) -> Recipe:
     _override(draft, overrides)
     problems = _take_owned(draft.value) | _check_metrics(draft.value)
     try:
-        recipe = Recipe.model_validate(draft.value)
+        recipe = Recipe.model_validate(draft.value, context={TRUSTED: trusted})
     except ValidationError as error:
         recipe, problems = None, explain(error, Recipe, draft.value) | problems
     told = [place for place in problems if not _is_moot(draft, place)]

@@ -18,10 +18,11 @@ from hf_sft.checkpoint import Checkpoint, pin
 from hf_sft.encoding import encode_splits, read_examples
 from hf_sft.errors import RecipeError
 from hf_sft.evaluation import Kept, Write, measure_blocks, needs_texts, run_blocks, writer
+from hf_sft.foreign_code import HOW
 from hf_sft.lineage import mark_known
 from hf_sft.methods import Phase
 from hf_sft.metrics import FOREIGN
-from hf_sft.models import load_model, load_processor
+from hf_sft.models import is_adapter, load_model, load_processor
 from hf_sft.recipe import Recipe, load_recipe, read_recipe
 from hf_sft.run_folder import LOGS, RECIPE, read_facts, read_record
 from hf_sft.splitting import Splits, load_splits
@@ -104,25 +105,22 @@ class Run:
 def as_recipe(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Recipe:
     """A recipe from a file or a dict with overrides, or as it is.
 
-    The one gate for code that is not ours, a checkpoint's or a metric's: it is run only when the recipe and the caller both
-    ask for it.
+    Code that hf_sft does not bring (a checkpoint's, a metric's, a task's) runs only when the recipe and the caller both ask
+    for it.
     """
     if isinstance(recipe, dict):
-        recipe = read_recipe(recipe, overrides)
+        recipe = read_recipe(recipe, overrides, trust_remote_code)
     elif not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, overrides)
+        recipe = load_recipe(recipe, overrides, trust_remote_code)
     elif overrides:
         raise RecipeError("overrides go with a recipe file; a Recipe is changed with `model_copy(update=…)`.")
-    foreign = [name for name in recipe.evaluation.metrics or () if name.startswith(FOREIGN)]
+    plan = recipe.evaluation
+    foreign = [name for name in (*(plan.metrics or ()), plan.best) if name and name.startswith(FOREIGN)]
     if foreign and not trust_remote_code:
-        raise RecipeError(
-            f"the metric `{foreign[0]}` is code that is not ours, which the recipe alone can't ask for.\n"
-            "  If you trust it, say --trust-remote-code on the command line too (Python: trust_remote_code=True)."
-        )
+        raise RecipeError(f"the metric `{foreign[0]}` is code, which the recipe alone can't have run.\n  {HOW}")
     if recipe.model.trust_remote_code and not trust_remote_code:
         raise RecipeError(
-            "`model.trust_remote_code` is true in the recipe, which is not enough to run a checkpoint's own code.\n"
-            "  If you trust it, say --trust-remote-code on the command line too (Python: trust_remote_code=True)."
+            f"`model.trust_remote_code` is true in the recipe, which is not enough to run a checkpoint's own code.\n  {HOW}"
         )
     return recipe
 
@@ -200,7 +198,7 @@ def load_run(folder: str | Path, trust_remote_code: bool = False) -> Run:
     recipe = as_recipe(folder / RECIPE, trust_remote_code=trust_remote_code)
     names = facts["data"]["labels"]
     labels = Labels(tuple(names)) if names else None
-    adapter = (folder / "adapter_config.json").is_file()
+    adapter = is_adapter(folder)
     here = Checkpoint(checkpoint=str(folder), trust_remote_code=recipe.model.trust_remote_code)
     processor = load_processor(here, auto=recipe.task.auto_processor)
     loaded = load_model(recipe.model if adapter else here, recipe.task, labels, processor)

@@ -24,6 +24,7 @@ from hf_sft.hub_checkpoints import sent_meanwhile
 from hf_sft.hub_trouble import hide_tokens
 from hf_sft.lineage import write_known
 from hf_sft.models import save_model
+from hf_sft.pages import say_certificate
 from hf_sft.prediction import answer_rows
 from hf_sft.recipe import Output, dump_recipe, load_recipe
 from hf_sft.report import Report, gather_facts, read_report, write_report
@@ -82,7 +83,8 @@ def train(
             hub.check_rights(recipe.output.hub)
         prepared = prepare(with_date_of(recipe, folder) if resume else recipe)
         with held(folder, resume), told_when_it_ends_early(folder):
-            return finish(begin(prepared, folder, resume, resume_anyway), folder, listening, resume)
+            prepared = begin(prepared, folder, resume, resume_anyway)
+            return finish(prepared, folder, listening, resume, trust_remote_code)
 
 
 def say_finished(folder: Path, output: Output) -> Report:
@@ -100,7 +102,7 @@ def switches_of(output: Output) -> dict[str, bool]:
     return {"private": output.private, "report": output.publish_report}
 
 
-def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool) -> Report:
+def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool, trusted: bool) -> Report:
     """Train, score and report, in a folder that is this run's."""
     recipe, checkpoints, unpublished, files = prepared.recipe, folder / CHECKPOINTS, None, RunFiles(folder)
     before, untrained = write_samples(prepared, prepared.loaded.model), answer_untrained(prepared)
@@ -113,7 +115,7 @@ def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool)
     if PartialState().is_main_process:  # before anything else that can fail
         with files.placed() as aside, disk_errors():
             save_model(model, prepared.loaded.model.config, prepared.processor, aside)
-    certified = begin_certificate(prepared, model, files)
+    certified = begin_certificate(prepared, model, files, trusted)
     prepared = prepared.tuned(model)
     # Test first: its baselines are fitted on one core, while the certificate's process gets ready on another.
     baselines = {"test": {**simple_baselines(prepared), **untrained}, "validation": {}}
@@ -127,9 +129,12 @@ def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool)
         facts = collect_facts(prepared, curves, evaluations, certified())
         write_report(files, dump_recipe(prepared.recipe), facts, evaluations, samples)
         remove_checkpoints(folder)
-        certificate.require(facts["certificate"], folder)
+        if "not_done" in facts["certificate"]:
+            say(say_certificate(facts["certificate"]))
+        else:
+            certificate.require(facts["certificate"], folder)
         if recipe.output.hub:
-            unpublished = publish_or_say_how(folder, recipe.output)
+            unpublished = publish_or_say_how(folder, recipe.output, trusted)
     PartialState().wait_for_everyone()
     return replace(read_report(folder), unpublished=unpublished)
 
@@ -214,7 +219,7 @@ def write_samples(prepared: Prepared, model: Any) -> list[tuple[str, str]]:
     return [(prompt, each["text"]) for prompt, each in zip(task.texts(prompts), said, strict=True)]
 
 
-def begin_certificate(prepared: Prepared, model: Any, files: RunFiles) -> Callable[[], dict[str, Any]]:
+def begin_certificate(prepared: Prepared, model: Any, files: RunFiles, trusted: bool) -> Callable[[], dict[str, Any]]:
     """Have what was saved loaded and asked by a process of its own; what is given back waits for it."""
     if not PartialState().is_main_process:
         return dict
@@ -225,7 +230,7 @@ def begin_certificate(prepared: Prepared, model: Any, files: RunFiles) -> Callab
         with files.placed() as aside, disk_errors():
             certificate.write_probes(aside, model, *probed)
 
-    return certificate.begin(files.folder, files.folder, prepared.machine.device, write)
+    return certificate.begin(files.folder, files.folder, prepared.machine.device, write, trusted)
 
 
 @contextlib.contextmanager
@@ -252,12 +257,12 @@ def collect_facts(
     return gather_facts(recipe, prepared.loaded, prepared.splits, examples, curves, evaluations, machine, certified)
 
 
-def publish_or_say_how(folder: Path, output: Output) -> str | None:
+def publish_or_say_how(folder: Path, output: Output, trusted: bool) -> str | None:
     """The run is whole on disk: whatever the Hub says, it is not lost. Gives what went wrong, and how to publish it later."""
     assert output.hub is not None
     switches = switches_of(output)
     try:
-        say(hub.publish(folder, output.hub, revision=None, **switches).told)
+        say(hub.publish(folder, output.hub, revision=None, trust_remote_code=trusted, **switches).told)
     except Exception as error:  # whatever goes wrong on the network; the run is finished and must say so
         reason = hide_tokens(str(error).strip()) or type(error).__name__
         later = hub.say_how(folder, output.hub, None, **switches)

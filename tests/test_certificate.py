@@ -1,6 +1,7 @@
 """What was saved is asked what the trained model was asked, and a difference is an error."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import hf_sft
 from hf_sft import certificate
+from hf_sft.certifying import certify
+from hf_sft.whole import hash_files
 from tests import tiny
 
 SINGLE = "single_label_classification"
@@ -92,11 +95,90 @@ def fresh(run: str) -> Callable[[], dict[str, Any]]:
     """A real process, which the suite spares otherwise."""
     from tests.conftest import FRESH_PROCESS
 
-    return FRESH_PROCESS(lambda: None, run, run, "cpu")
+    return FRESH_PROCESS(lambda: None, run, run, "cpu", False)
 
 
 def test_a_fresh_process_whose_parent_is_gone_says_nothing():
     done = subprocess.run(
-        [sys.executable, "-c", certificate.FRESH, "a", "b", "cpu"], input="", capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", certificate.FRESH, "[]", json.dumps(sys.path)],
+        input="",
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_fresh_process_has_the_priority_of_its_parent_and_one_thread_until_that_waits(checkpoints, tmp_path):
+    trained(checkpoints["bert"], tmp_path / "run")
+    patch = """
+import hf_sft.certificate as c, torch
+def compare(*given, before_each):
+    alone = torch.get_num_threads()
+    while torch.get_num_threads() == alone:
+        before_each()
+    return [os.getpriority(os.PRIO_PROCESS, 0), alone, torch.get_num_threads()]
+c.compare = compare
+"""
+    code = certificate.FRESH.replace("\ncompare_when_asked()", f"\nimport os{patch}c.compare_when_asked()")
+    begun = subprocess.Popen(
+        [sys.executable, "-P", "-c", code, "[]", json.dumps(sys.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    out, _ = begun.communicate("compare\n3\n", timeout=120)
+    assert json.loads(out) == [os.getpriority(os.PRIO_PROCESS, 0), 1, 3]
+
+
+@pytest.mark.parametrize("trouble", ["late", "killed"])
+def test_a_run_whose_certificate_could_not_be_had_is_whole_and_certified_later(
+    trouble, checkpoints, tmp_path, monkeypatch, capsys
+):
+    from tests.conftest import FRESH_PROCESS
+
+    wait = "import time; time.sleep(60)" if trouble == "late" else "import os; os.kill(os.getpid(), 9)"
+    with monkeypatch.context() as patch:
+        patch.setattr(certificate, "fresh_process", FRESH_PROCESS)
+        patch.setattr(certificate, "FRESH", wait)
+        patch.setattr(certificate, "SILENT", 0.1)
+        patch.setattr(certificate, "LIMIT", 0.2)
+        trained(checkpoints["bert"], tmp_path / "run")
+    reason = "that took more than 0.2 s" if trouble == "late" else "its process was killed by signal 9"
+    said = capsys.readouterr().err
+    assert f"NOT loaded again and compared with the trained one: {reason}; `hf-sft certify RUN` does it later." in said
+    assert ("waiting for the saved model to be loaded again" in said) == (trouble == "late")
+    pages = [tmp_path / "run" / name for name in ("README.md", "report.html")]
+    assert all("was NOT loaded again" in page.read_text() for page in pages)
+    facts = json.loads((tmp_path / "run" / "report.json").read_text())["certificate"]
+    assert facts == {"rows": 0, "largest_difference": None, "bound": None, "within": None, "not_done": reason}
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert hf_sft.predict(tmp_path / "run", ["goal"])[0]["label"]
+    report = certify(tmp_path / "run")
+    assert report.facts["certificate"]["within"]
+    read = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert read["certificate"] == report.facts["certificate"]
+    assert all("as the trained one did" in page.read_text() and "NOT" not in page.read_text() for page in pages)
+    assert read["files"] == {name: each for name, each in hash_files(tmp_path / "run").items() if name != "report.json"}
+    change_one_weight(tmp_path / "run")
+    with pytest.raises(hf_sft.CheckpointError, match="does not answer as the model did that was trained"):
+        certify(tmp_path / "run")
+
+
+def test_a_process_that_waits_is_ended_when_the_run_is_interrupted(monkeypatch):
+    from tests.conftest import FRESH_PROCESS
+
+    monkeypatch.setattr(certificate, "FRESH", "import time; time.sleep(60)")
+    begun: list[Any] = []
+    start = subprocess.Popen
+
+    def noted(*given: Any, **named: Any) -> Any:
+        begun.append(start(*given, **named))
+        return begun[0]
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    end = FRESH_PROCESS(lambda: None, "a", "b", "cpu", False)
+    monkeypatch.setattr(begun[0], "communicate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        end()
+    assert begun[0].wait(10) == -9

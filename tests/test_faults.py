@@ -492,7 +492,7 @@ def test_predict_refuses_what_it_cannot_answer(checkpoints, tmp_path):
 
 def test_every_verb_of_the_contract_is_there():
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
-    assert names >= {"check", "train", "evaluate", "predict", "publish", "list", "schema"}
+    assert names >= {"check", "train", "evaluate", "predict", "publish", "certify", "list", "schema"}
 
 
 def test_a_save_to_disk_folder_of_one_split_is_train(tmp_path, checkpoints):

@@ -372,13 +372,13 @@ def test_a_module_of_evaluate_gives_a_value_without_an_interval_and_only_when_it
     recipe = tiny.recipe(
         checkpoints["bert"], files, tmp_path / "run", evaluation=measured, training={"eval_strategy": "epoch"}
     )
-    with pytest.raises(RecipeError, match=r"is code that is not ours(.|\n)*--trust-remote-code"):
+    with pytest.raises(RecipeError, match=r"is code, which the recipe alone(.|\n)*--trust-remote-code"):
         hf_sft.train(recipe)
     report = hf_sft.train(recipe, trust_remote_code=True)
     assert report.metrics["test"][name]["value"] == report.metrics["test"]["accuracy"]["value"]
     assert report.metrics["test"][name]["low"] is None
     assert set(report.facts["baselines"]["majority"]["test"]) == {name, "accuracy"}
-    with pytest.raises(RecipeError, match=r"is code that is not ours"):
+    with pytest.raises(RecipeError, match=r"is code, which the recipe alone"):
         hf_sft.evaluate(tmp_path / "run")
     with pytest.raises(RecipeError, match=r"`evaluate:nowhere/at_all` can't be loaded"):
         find_metric("evaluate:nowhere/at_all", SINGLE)

@@ -197,7 +197,7 @@ ALL_FAMILIES = {**FAMILIES, **IMAGE_FAMILIES, **CAUSAL_FAMILIES, **SEQ2SEQ_FAMIL
 def certify_here() -> None:
     """Spare the process of its own, which takes seconds, that loads what was saved."""
 
-    def here(write: Callable[[], None], *arguments: str) -> Callable[[], dict[str, Any]]:
+    def here(write: Callable[[], None], *arguments: Any) -> Callable[[], dict[str, Any]]:
         write()
         return lambda: hf_sft.certificate.compare(*arguments)
 
