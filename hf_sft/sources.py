@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from pydantic import Field
 
 from hf_sft.block import Block
+from hf_sft.cache import require_writable
 from hf_sft.checkpoint import find_commit
 from hf_sft.conll_files import read_conll
 from hf_sft.csv_files import CsvFormat, find_delimiter, open_text, read_csv, read_header
@@ -140,6 +141,7 @@ def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> t
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, OfflineModeIsEnabled, HfHubHTTPError) as error:
         raise DataError(_explain_missing(source, error)) from error
     except (DatasetsError, ValueError, RuntimeError, OSError, pa.ArrowInvalid) as error:
+        require_writable(error)
         raise DataError(_explain_unreadable(source, error)) from error
     for name, rows in brought.items():
         if source.dataset in ("csv", "json", "text", "conll"):

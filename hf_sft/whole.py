@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all: written aside, synced, renamed; damage is recognised."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ from safetensors import SafetensorError
 
 SUMS = "sums.json"
 """In each folder: what it was when it was written."""
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
+"""How a disk says that it is full, broken, or only to be read."""
 ASIDE = ".hf_sft-"
 """How the name of a folder begins whose files are not in their places yet."""
 
@@ -40,10 +43,13 @@ def written_aside(path: Path, synced: bool = False) -> Iterator[Path]:
         if synced:
             for each in (*aside.rglob("*"), aside):
                 _sync(each)
-        if not path.exists():
+        try:
             aside.rename(path)
-            if synced:
-                _sync(path.parent)
+        except OSError:
+            if not path.is_dir():  # else another process was faster
+                raise
+        if synced:
+            _sync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -1,7 +1,6 @@
 """The story of a run, top to bottom."""
 
 import contextlib
-import errno
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -47,14 +46,12 @@ from hf_sft.tasks import Writing
 from hf_sft.trainer import StepTrainer
 from hf_sft.unfinished import begin, with_date_of
 from hf_sft.unused import freeze_unused
-from hf_sft.whole import disk_errors
+from hf_sft.whole import UNWRITABLE, disk_errors
 
 TOKENS = 40
 """That a model writes to a prompt of a report, at most."""
 SAMPLES = 4
 """Prompts that a report shows the answers to, before and after training."""
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
-"""How a disk says that it is full, broken, or only to be read."""
 ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "stratify", "seed")
 """Fields of the data block that other data is not given."""
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,8 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path, monkeypatch):
     for age, name in ((300, "old"), (200, "middle"), (100, "young")):
         with written_aside(cache_folder("encoded") / name) as aside:
             (aside / "file").write_bytes(b"x" * 1000)
-        os.utime(cache_folder("encoded") / name, (2e9 - age, 2e9 - age))
+        used = time.time() - 3600 - age
+        os.utime(cache_folder("encoded") / name, (used, used))
     left = sorted(path.name for path in cache_folder("encoded").iterdir())
     assert left == ["middle", "young"]
 
