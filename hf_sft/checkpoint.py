@@ -18,8 +18,9 @@ from yaml import YAMLError
 from hf_sft.block import Block
 from hf_sft.errors import CheckpointError, nearest, suggest
 from hf_sft.gguf import dequantise
-from hf_sft.packages import locate
+from hf_sft.packages import absolute, locate
 from hf_sft.vocabulary import NewTokenizer
+from hf_sft.whole import hash_file
 
 CARD, POOLING = "README.md", "1_Pooling/config.json"
 INHERITED = ("license", "license_name", "license_link", "language")
@@ -67,6 +68,12 @@ class Checkpoint(Block):
         if known is not None and (unknown := _find_unknown(self.config, known)):
             raise PydanticCustomError("config", "{unknown}", {"unknown": unknown})
         return self
+
+    def absolute(self) -> "Checkpoint":
+        """The same with absolute paths of folders: found from wherever one stands."""
+        named = {name: getattr(self, name) for name in ("checkpoint", "from_config", "tokenizer")}
+        folders = {name: path for name, path in named.items() if isinstance(path, str) and Path(path).expanduser().is_dir()}
+        return self.model_copy(update={name: absolute(path) for name, path in folders.items()})
 
     @property
     def name(self) -> str:
@@ -140,7 +147,7 @@ def _find_origin(checkpoint: Checkpoint) -> str:
         path = Path(locate(checkpoint.where)).expanduser()
     except LookupError as error:
         raise CheckpointError(error.args[0]) from None
-    return str(path) if path.is_dir() else checkpoint.where
+    return str(path.absolute()) if path.is_dir() else checkpoint.where
 
 
 def pin(checkpoint: Checkpoint) -> Checkpoint:
@@ -155,6 +162,13 @@ def find_commit(repo_id: str, revision: str | None, repo_type: str = "model") ->
     """The commit that a revision stands for now; the revision as it is, where the Hub can't be asked."""
     found = resolve_revision(repo_id, revision, repo_type=repo_type)
     return getattr(found, "resolved", found)
+
+
+def hash_weights(checkpoint: Checkpoint) -> str | None:
+    """A hash of the weights in a checkpoint's folder; None for one of the Hub, whose commit says as much."""
+    folder = Path(_find_origin(checkpoint))
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return "-".join(hash_file(file) for file in files) or None
 
 
 def source_of(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -11,6 +11,8 @@ class TrainingCurve:
     name: str
     losses: list[float] = field(default_factory=list)
     """Mean loss per item, one per optimizer step."""
+    learning_rates: list[float] = field(default_factory=list)
+    """The highest rate of each optimizer step."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
     """`step`, and the validation metrics after it."""
     seconds: float = 0.0

@@ -22,7 +22,7 @@ from hf_sft.errors import Diverged, SaveError
 from hf_sft.features import body_rests, store_features, stored_body
 from hf_sft.low_rank import as_one_operation
 from hf_sft.methods import Phase
-from hf_sft.resuming import load_weights, restore_curve
+from hf_sft.resuming import fitting, load_weights, restore_curve
 from hf_sft.signals import Interrupted
 from hf_sft.states import count_resting, passed_layers, store_states
 from hf_sft.trainer import Asked, Setting, StepTrainer, explain_divergence
@@ -65,7 +65,8 @@ def fit(
         say_where(begun, phase)
     if begun is not None and begun.name == checkpoints.FINISHED:
         with narrowed(loaded, model, phase, examples, setting):
-            load_weights(model, checkpoints.read_weights(begun))
+            with fitting(begun):
+                load_weights(model, checkpoints.read_weights(begun))
             restore_curve(curve, checkpoints.read_state(begun))
     else:
         model = _train(phase, loaded, model, examples, asked, setting, curve, begun)

@@ -22,3 +22,8 @@ def locate(name: str) -> str:
     if not folder.exists():
         raise LookupError(f"`{name}`: the package is installed, but has no `{inside}`.")
     return str(folder)
+
+
+def absolute(path: str) -> str:
+    """A path, found from wherever one stands; `~` is the home folder."""
+    return str(Path(path).expanduser().absolute())

@@ -81,6 +81,10 @@ class Recipe(Block):
     seed: int = Field(default=0, ge=0)
     """Draws the new weights, the order of the rows and dropout."""
 
+    def absolute(self) -> "Recipe":
+        """The same with absolute paths of checkpoints and data: it means the same wherever one stands."""
+        return self.model_copy(update={"model": self.model.absolute(), "data": self.data.absolute()})
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Recipe:
     """Read a recipe, with `block.field=value` words laid over it. Raises `RecipeError`, every problem at once.

@@ -183,13 +183,15 @@ def _version(package: str) -> str | None:
 def write_report(
     files: RunFiles,
     recipe_text: str,
+    shown_text: str,
     facts: dict[str, Any],
     evaluations: list[Evaluation],
     samples: Sequence[tuple[str, str, str]] = (),
 ) -> Report:
     """Writes recipe.yaml, resamples.npz, README.md, report.html and, last, report.json, which lists all files.
 
-    The model and the predictions are in the folder already. `samples` are prompts, with what the model wrote before and after
+    The model and the predictions are in the folder already. `recipe_text` is written; `shown_text`, which names things as the
+    recipe has them, is what the pages show. `samples` are prompts, with what the model wrote before and after
     training.
     """
     folder = files.folder
@@ -199,7 +201,7 @@ def write_report(
     with files.placed() as aside:
         (aside / RECIPE).write_text(recipe_text, encoding="utf-8")
         np.savez_compressed(aside / "resamples.npz", allow_pickle=False, **_gather_resamples(evaluations))
-        write_pages(aside, folder, recipe_text, facts, measured, mistakes, samples)
+        write_pages(aside, folder, shown_text, facts, measured, mistakes, samples)
     facts["files"] = files.hashes()
     write_facts(folder, facts)
     return Report(folder, facts)

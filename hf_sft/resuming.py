@@ -5,6 +5,7 @@ process, the callbacks' memory, the curve so far. The place inside an epoch is t
 the seed and the epoch alone.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, distributed, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from hf_sft import checkpoints
 from hf_sft.curves import TrainingCurve
+from hf_sft.errors import RecipeError, first_line
 from hf_sft.signals import Interrupted, Listening
 from hf_sft.training import Machine
 
@@ -37,14 +40,15 @@ class ResumableTrainer(Trainer):
     lr_scheduler: Any
     callback_handler: Any
 
-    def __init__(self, *args: Any, folder: Path, listening: Listening | None, save_minutes: float, **kwargs: Any):
+    def __init__(self, *args: Any, folder: Path, begun: Any, listening: Listening | None, save_minutes: float, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.folder = folder
+        self.folder, self._begun = folder, begun
         """Where its checkpoints are; trackers write to `args.output_dir`."""
         self.listening, self._save_seconds = listening or Listening(), 60 * save_minutes
         self._resumed: tuple[Path, dict[str, Any]] | None = None
         self._asked = 0
         self._began = self._saved_at = time.monotonic()
+        self._rates: list[dict[str, Any]] = []
         self._unsaved_best: dict[str, Tensor] | None = None
         self._told_unsaved = False
         self._group: Any = None
@@ -106,6 +110,8 @@ class ResumableTrainer(Trainer):
             "stopped": self.control.should_training_stop,
             "callbacks": [callback.state()["attributes"] for callback in self._remembering()],
             "optimizer": self.optimizer.state_dict(),
+            "rates": self._rates,
+            "kinds": self._kinds(),
             "scheduler": self.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "draws": checkpoints.capture_draws(self.args.device.type),
@@ -186,24 +192,73 @@ class ResumableTrainer(Trainer):
         begun = super()._init_training_state(max_steps, steps_of_epoch, num_train_epochs, None, trial)
         if not self._resumed:
             return begun
-        _, state = self._resumed
+        path, state = self._resumed
         self.state = TrainerState(**state["trainer"])
+        self.state.compute_steps(self.args, max_steps)
         self.state.init_training_references(self, max_steps, num_train_epochs, trial)
         if (best := self.state.best_global_step) is not None:
             self.state.best_model_checkpoint = str(self.folder / checkpoints.name_of(best))
-        for callback, memory in zip(self._remembering(), state["callbacks"], strict=True):
-            for name, value in memory.items():
-                setattr(callback, name, value)
+        with fitting(path):
+            for callback, memory in zip(self._remembering(), state["callbacks"], strict=True):
+                for name, value in memory.items():
+                    setattr(callback, name, value)
         return divmod(self.state.global_step, steps_of_epoch)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self._rates = self._rates or self._read_rates()
+        return prepared
+
+    def _read_rates(self) -> list[dict[str, Any]]:
+        """What the recipe says of each group of parameters, before a step has changed any of it."""
+        return [{name: value for name, value in group.items() if name != "params"} for group in self._groups()]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if not (self._resumed and self._resumed[1]["stopped"]):  # else its last step was taken
             super()._run_epoch(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
-        if self._resumed:
-            self.optimizer.load_state_dict(self._resumed[1]["optimizer"])
-            self.lr_scheduler.load_state_dict(self._resumed[1]["scheduler"])
+        """The optimizer's memory and the place in the schedule come from the checkpoint, all rates from the recipe."""
+        if not self._resumed:
+            return
+        self._rates = self._read_rates()
+        path, state = self._resumed
+        for field, then, now in zip(("optim", "lr_scheduler_type"), state["kinds"], self._kinds(), strict=True):
+            if then != now:
+                raise RecipeError(
+                    f"`training.{field}` can't change in the middle of a run: `{path}` was written with {then}, and this is "
+                    f"{now}.\n  Put it back, or begin anew in another folder (output.folder=…)."
+                )
+        with fitting(path):
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["scheduler"])
+            self._take_rates(state["rates"])
+
+    def _take_rates(self, then: list[dict[str, Any]]) -> None:
+        """Rates, decay and what else the recipe says of the optimizer, where it has changed since a run began."""
+        schedule: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        for group, old, new in zip(self._groups(), then, self._rates, strict=True):
+            group.update({name: value for name, value in new.items() if name != "lr" and value != old.get(name)})
+            first, now = (rates.get("initial_lr", rates["lr"]) for rates in (old, new))
+            if first:
+                group["lr"] *= now / first
+        if hasattr(schedule, "base_lrs"):
+            schedule.base_lrs = [rates.get("initial_lr", rates["lr"]) for rates in self._rates]
+        if isinstance(schedule, LambdaLR):  # the recipe's schedule, at this step
+            for group, base, factor in zip(self._groups(), schedule.base_lrs, schedule.lr_lambdas, strict=True):
+                group["lr"] = base * factor(schedule.last_epoch)
+            schedule._last_lr = [group["lr"] for group in self._groups()]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    def _kinds(self) -> list[str]:
+        """The classes of optimizer and schedule: one can't take over what another remembers."""
+        plain = (
+            getattr(self.optimizer, "optimizer", self.optimizer),
+            getattr(self.lr_scheduler, "scheduler", self.lr_scheduler),
+        )
+        return [type(each).__name__ for each in plain]
 
     def _load_scaler(self, checkpoint: Any) -> None:
         if self._resumed and self.accelerator.scaler is not None and self._resumed[1]["scaler"] is not None:
@@ -214,7 +269,9 @@ class ResumableTrainer(Trainer):
             checkpoints.restore_draws(self._resumed[1]["draws"], self.args.device.type)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
-        load_weights(self.accelerator.unwrap_model(self.model), checkpoints.read_weights(Path(resume_from_checkpoint)))
+        path = Path(resume_from_checkpoint)
+        with fitting(path):
+            load_weights(self.accelerator.unwrap_model(self.model), checkpoints.read_weights(path))
 
     def _load_best_model(self) -> None:
         if self._unsaved_best is not None:
@@ -227,15 +284,32 @@ class _AfterStep(TrainerCallback):
     def __init__(self, trainer: ResumableTrainer):
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.trainer._begun is not None and state.is_world_process_zero:
+            self.trainer._begun()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer._after_step(control)
 
 
+@contextlib.contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """A checkpoint that does not fit what the recipe says now is the recipe's mistake."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise RecipeError(
+            f"`{path}` does not fit the model, the method and the data that the recipe names now: {first_line(error)}\n"
+            "  Put them back, or begin anew in another folder (output.folder=…)."
+        ) from error
+
+
 def load_weights(model: Any, weights: dict[str, Tensor]) -> None:
-    """Into a model that has them all."""
+    """Into a model that has them all, and trains no others. Raises `RuntimeError`."""
     unknown = model.load_state_dict(weights, strict=False).unexpected_keys
-    if unknown:
-        raise RuntimeError(f"a checkpoint holds parameters of another model: {unknown[:3]}")
+    lacking = [name for name, p in model.named_parameters() if p.requires_grad and name not in weights]
+    if unknown or lacking:
+        raise RuntimeError(f"it holds parameters of another model, or method: {(unknown or lacking)[:3]}")
 
 
 def restore_curve(curve: TrainingCurve, state: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ from torch import nn
 
 from hf_sft.anatomy import LoadedModel
 from hf_sft.batching import Examples
-from hf_sft.checkpoint import Checkpoint, pin
+from hf_sft.checkpoint import Checkpoint, hash_weights, pin
 from hf_sft.encoding import encode_splits, read_examples
-from hf_sft.errors import RecipeError
+from hf_sft.errors import CheckpointError, RecipeError
 from hf_sft.evaluation import Kept, Write, measure_blocks, needs_texts, run_blocks, writer
 from hf_sft.foreign_code import HOW
 from hf_sft.lineage import mark_known
@@ -40,6 +40,8 @@ RecipeLike: TypeAlias = Recipe | dict[str, Any] | str | Path
 class Prepared:
     """Everything that a recipe stands for, before the first step."""
 
+    given: Recipe
+    """As the caller has given it."""
     recipe: Recipe
     """Resolved: every default filled in, with the commits of checkpoint and data set."""
     splits: Splits
@@ -48,6 +50,10 @@ class Prepared:
     loaded: LoadedModel
     machine: Machine
     phases: tuple[Phase, ...]
+    changes: tuple[dict[str, Any], ...] = ()
+    """Where it was resumed with another recipe: `after` which checkpoint, and what had `changed`."""
+    record: dict[str, Any] | None = None
+    """The run's record with the newest of these changes, to be written when the first step is about to be taken."""
 
     @property
     def asked(self) -> Asked:
@@ -130,7 +136,7 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
 
     What the person waiting should know goes to `tell` at once; to standard error when there is no `tell`.
     """
-    tell = tell or say
+    tell, given = tell or say, recipe
     _require_adapter_that_fits(recipe)
     machine, recipe = resolve_machine(recipe.training), recipe.model_copy(update={"model": pin(recipe.model)})
     splits = mark_known(load_splits(recipe.data, recipe.task), recipe.model)
@@ -164,10 +170,18 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     if loaded.new:
         tell(f"new, since the checkpoint does not bring it: {', '.join(loaded.new)}")
     phases = recipe.method.phases(splits.task, recipe.training, len(train))
+    shares, wanted = {phase.name: phase.training.max_steps for phase in phases}, recipe.training.max_steps
+    if len(shares) > 1 and wanted == sum(shares.values()):
+        listed = ", ".join(f"{steps:,} for phase {name}" for name, steps in shares.items())
+        note = f"`training.max_steps: {wanted}` is shared between the phases: {listed}."
+        loaded = replace(loaded, notes=(*loaded.notes, note))
+        tell(note)
     for aid in recipe.aids:
         phases = tuple(aid.apply(phase, splits.task, splits.rows["train"]) for phase in phases)
     resolved = {"data": splits.source, "task": splits.task, "training": phases[-1].training}
-    return Prepared(recipe.model_copy(update=resolved), splits, processor, examples, loaded, machine, phases)
+    if wanted > 0:  # shared out again when the recipe is run again
+        resolved["training"] = phases[-1].training.model_copy(update={"max_steps": wanted})
+    return Prepared(given, recipe.model_copy(update=resolved), splits, processor, examples, loaded, machine, phases)
 
 
 def _require_adapter_that_fits(recipe: Recipe) -> None:
@@ -200,11 +214,23 @@ def load_run(folder: str | Path, trust_remote_code: bool = False) -> Run:
     labels = Labels(tuple(names)) if names else None
     adapter = is_adapter(folder)
     here = Checkpoint(checkpoint=str(folder), trust_remote_code=recipe.model.trust_remote_code)
+    if adapter:
+        _require_same_base(folder, recipe.model, facts["checkpoint"].get("weights"))
     processor = load_processor(here, auto=recipe.task.auto_processor)
     loaded = load_model(recipe.model if adapter else here, recipe.task, labels, processor)
     model: Any = PeftModel.from_pretrained(loaded.model, str(folder)) if adapter else loaded.model
     machine = resolve_machine(recipe.training)
     return Run(folder, recipe, facts, recipe.task, labels, processor, model.eval().to(machine.device), machine)
+
+
+def _require_same_base(folder: Path, base: Checkpoint, trained_on: str | None) -> None:
+    """Raises `CheckpointError` where the weights below an adapter are not those that it was trained on."""
+    if trained_on is not None and (now := hash_weights(base)) != trained_on:
+        there = "are others now" if now else "are not there"
+        raise CheckpointError(
+            f"`{folder}` holds an adapter, and the weights of its base `{base.name}` {there}: it would answer otherwise.\n"
+            "  Put the base back that it was trained on, or train again."
+        )
 
 
 def say(*lines: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from hf_sft.conll_files import read_conll
 from hf_sft.csv_files import CsvFormat, find_delimiter, open_text, read_csv, read_header
 from hf_sft.data_files import exists, files_in, is_label, kind_of, label_folders, list_files, locate_files, suffix_of
 from hf_sft.errors import DataError, first_line, list_few
-from hf_sft.packages import locate
+from hf_sft.packages import absolute, locate
 from hf_sft.squad_files import read_squad
 
 FILES = ("csv", "json", "parquet", "arrow", "text", "conll")
@@ -79,18 +79,32 @@ class DataSource(Block):
     def seen_from(self, folder: Path) -> "DataSource":
         """Paths that lead nowhere from where one stands, but somewhere from a recipe's folder, as seen from there."""
 
-        def seen(path: Any) -> Any:
-            if isinstance(path, dict):
-                return {name: seen(each) for name, each in path.items()}
-            if isinstance(path, tuple):
-                return tuple(seen(each) for each in path)
-            if not isinstance(path, str) or ":" in path or Path(path).is_absolute() or path.startswith("~") or exists(path):
+        def seen(path: str) -> str:
+            if path.startswith("~") or exists(path) or not exists(str(folder / path)):
                 return path
-            return str(folder / path) if exists(str(folder / path)) else path
+            return str(folder / path)
 
-        where = {name: seen(getattr(self, name)) for name in ("data_files", "data_dir")}
+        return self._with_paths(seen)
+
+    def absolute(self) -> "DataSource":
+        """The same with absolute paths: found from wherever one stands. What the Hub has keeps its name."""
+        if self.dataset not in (*FILES, *FOLDERS) and not Path(self.dataset).expanduser().exists():
+            return self
+        return self._with_paths(lambda path: absolute(path) if exists(str(Path(path).expanduser())) else path)
+
+    def _with_paths(self, change: Callable[[str], str]) -> "DataSource":
+        """With every relative path changed, and none of a URL or a package."""
+
+        def changed(path: Any) -> Any:
+            if isinstance(path, dict):
+                return {name: changed(each) for name, each in path.items()}
+            if isinstance(path, tuple):
+                return tuple(changed(each) for each in path)
+            return path if not isinstance(path, str) or ":" in path or Path(path).is_absolute() else change(path)
+
+        where = {name: changed(getattr(self, name)) for name in ("data_files", "data_dir")}
         if self.dataset not in FILES:
-            where["dataset"] = seen(self.dataset)
+            where["dataset"] = changed(self.dataset)
         return self.model_copy(update=where)
 
 

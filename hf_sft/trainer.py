@@ -77,6 +77,8 @@ class Setting:
     """Whether embeddings of tokens that no row has may be left out, in checkpoints too."""
     listening: Listening | None = None
     """What asks a training to end; None where it is not to be gone on with."""
+    begun: Callable[[], None] | None = None
+    """Called by the main process when the first step is about to be taken, and what it resumes from has been loaded."""
     resume: bool = False
     """Whether to go on from the newest checkpoint, where there is one."""
 
@@ -118,6 +120,7 @@ class StepTrainer(ResumableTrainer):
             processing_class=setting.processor,
             callbacks=[make() for make in phase.callbacks],
             folder=setting.folder,
+            begun=setting.begun,
             listening=setting.listening,
             save_minutes=phase.training.save_minutes,
         )
@@ -173,6 +176,8 @@ class StepTrainer(ResumableTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One optimizer step's forward and backward passes; returns the mean loss per item, as Trainer averages it."""
         model.train()
+        if self.optimizer is not None:
+            self.curve.learning_rates.append(max(float(group["lr"]) for group in self._groups()))
         getattr(self.optimizer, "train", lambda: None)()  # schedule-free optimizers have two sets of weights
         for module in self._resting:
             module.eval()

@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from hf_sft import certificate, hub
 from hf_sft.baselines import Fit
+from hf_sft.checkpoint import hash_weights
 from hf_sft.curves import TrainingCurve
 from hf_sft.data_files import SPLITS
 from hf_sft.encoding import encode_blocks
@@ -33,9 +34,10 @@ from hf_sft.run_folder import (
     RunFiles,
     claim_folder,
     held,
-    is_finished,
     newest_kept,
+    read_facts,
     remove_checkpoints,
+    write_record,
 )
 from hf_sft.runs import Prepared, RecipeLike, as_recipe, load_run, prepare, say
 from hf_sft.signals import Listening
@@ -44,7 +46,7 @@ from hf_sft.splitting import hash_rows, load_rows, load_splits
 from hf_sft.strict_json import dump_json
 from hf_sft.tasks import Writing
 from hf_sft.trainer import StepTrainer
-from hf_sft.unfinished import begin, with_date_of
+from hf_sft.unfinished import begin, require_same, with_date_of
 from hf_sft.unused import freeze_unused
 from hf_sft.whole import UNWRITABLE, disk_errors
 
@@ -72,7 +74,8 @@ def train(
     """
     recipe = as_recipe(recipe, overrides, trust_remote_code)
     resume = resume or resume_anyway
-    if resume and is_finished(folder := Path(recipe.output.folder).expanduser()):
+    if resume and (facts := read_facts(folder := Path(recipe.output.folder).expanduser())) and (folder / RECIPE).is_file():
+        require_same(recipe, load_recipe(folder / RECIPE, (), trust_remote_code), facts, folder)
         return say_finished(folder, recipe.output)
     with Listening() as listening:
         folder = claim_folder(recipe.output.folder, resume)
@@ -104,7 +107,9 @@ def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool,
     recipe, checkpoints, unpublished, files = prepared.recipe, folder / CHECKPOINTS, None, RunFiles(folder)
     before, untrained = write_samples(prepared, prepared.loaded.model), answer_untrained(prepared)
     to = recipe.output.hub if recipe.output.hub_checkpoints else None
-    told = {"narrow": to is None, "listening": listening, "resume": resume}
+    told: dict[str, Any] = {"narrow": to is None, "listening": listening, "resume": resume}
+    if (record := prepared.record) is not None:
+        told["begun"] = partial(write_record, folder, record)
     settings = [prepared.setting(checkpoints, place, **told) for place in range(len(prepared.phases))]
     folders = [setting.folder for setting in settings]
     with sent_meanwhile(to, recipe.output.private, prepared.phases, folders) as phases:
@@ -124,7 +129,8 @@ def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool,
         with files.placed() as aside:
             write_known(aside, prepared.splits, recipe.model)
         facts = collect_facts(prepared, curves, evaluations, certified())
-        write_report(files, dump_recipe(prepared.recipe), facts, evaluations, samples)
+        texts = dump_recipe(prepared.recipe.absolute()), dump_recipe(prepared.recipe)
+        write_report(files, *texts, facts, evaluations, samples)
         remove_checkpoints(folder)
         if "not_done" in facts["certificate"]:
             say(say_certificate(facts["certificate"]))
@@ -220,7 +226,7 @@ def begin_certificate(prepared: Prepared, model: Any, files: RunFiles, trusted: 
     """Have what was saved loaded and asked by a process of its own; what is given back waits for it."""
     if not PartialState().is_main_process:
         return dict
-    splits, checkpoint = prepared.splits, prepared.recipe.model
+    splits, checkpoint = prepared.splits, prepared.recipe.model.absolute()
     probed = splits.rows["test"], splits.task, prepared.processor, checkpoint
 
     def write() -> None:
@@ -250,8 +256,21 @@ def collect_facts(
     prepared: Prepared, curves: list[TrainingCurve], evaluations: list[Evaluation], certified: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of report.json."""
-    recipe, examples, machine = prepared.recipe.model_dump(mode="json"), prepared.examples, prepared.machine
-    return gather_facts(recipe, prepared.loaded, prepared.splits, examples, curves, evaluations, machine, certified)
+    recipe, examples, machine = prepared.recipe, prepared.examples, prepared.machine
+    facts = gather_facts(
+        recipe.absolute().model_dump(mode="json"),
+        prepared.loaded,
+        prepared.splits,
+        examples,
+        curves,
+        evaluations,
+        machine,
+        certified,
+    )
+    facts["given"] = prepared.given.absolute().model_dump(mode="json")
+    facts["checkpoint"] |= {"name": recipe.model.name, "weights": hash_weights(recipe.model)}
+    facts["training"]["changes"] = list(prepared.changes)
+    return facts
 
 
 def publish_or_say_how(folder: Path, output: Output, trusted: bool) -> str | None:

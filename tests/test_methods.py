@@ -243,4 +243,27 @@ def test_few_rows_are_seen_more_often_than_many(name, rows):
     told = {"num_train_epochs": 2, "eval_strategy": "no"}
     phase = method.phases(task, Training(**told), rows)[-1]
     assert {field: getattr(phase.training, field) for field in told} == told
-    assert method.phases(task, Training(max_steps=7), rows)[-1].training.max_steps == 7
+    assert sum(phase.training.max_steps for phase in method.phases(task, Training(max_steps=7), rows)) == 7
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_lp_ft_shares_the_steps_between_its_phases_and_says_so(steps, checkpoints, tmp_path):
+    task, _ = SequenceClassification.sample()
+    method = load_kind("methods", "lp_ft").model_validate({"type": "lp_ft"})
+    head, full = method.phases(task, Training(max_steps=steps), 9999)
+    assert head.training.max_steps + full.training.max_steps == max(2, steps)
+    assert abs(head.training.max_steps - full.training.max_steps) <= 1
+    for block in ({"head": {"max_steps": 3}}, {"full": {"num_train_epochs": 2}}):
+        given = load_kind("methods", "lp_ft").model_validate({"type": "lp_ft", **block})
+        head, full = given.phases(task, Training(max_steps=steps), 9999)
+        assert full.training.max_steps == steps and head.training.max_steps == block.get("head", {}).get("max_steps", -1)
+    if steps == 7:
+        files = tiny.write_rows(tmp_path / "data", "regression")
+        recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", "lp_ft", training={"max_steps": 7})
+        recipe["method"] = {"type": "lp_ft"}
+        report = hf_sft.train(recipe)
+        assert [phase["steps"] for phase in report.facts["training"]["phases"]] == [3, 4]
+        note = "`training.max_steps: 7` is shared between the phases: 3 for phase head, 4 for phase full."
+        assert note in report.facts["data"]["warnings"]
+        again = hf_sft.train(tmp_path / "run" / "recipe.yaml", [f"output.folder={tmp_path / 'again'}"])
+        assert [phase["steps"] for phase in again.facts["training"]["phases"]] == [3, 4]

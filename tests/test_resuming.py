@@ -241,6 +241,124 @@ def test_what_has_changed_is_named_and_refused_unless_it_is_wanted(recipes, tmp_
     assert "gone on with although it has changed: recipe.training.learning_rate" in capsys.readouterr().err
 
 
+def rates(output: Path) -> list[float]:
+    return json.loads((output / "report.json").read_text())["training"]["curves"][0]["learning_rates"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"learning_rate": 1e-3},
+        {"learning_rate": 9e-3, "warmup_steps": 20},
+        {"lr_scheduler_type": "cosine"},
+        {"lr_scheduler_type": "constant_with_warmup", "learning_rate": 1e-4},
+        {"num_train_epochs": 8},
+    ],
+    ids=str,
+)
+def test_a_changed_rate_takes_effect_at_the_next_step_and_the_report_has_every_steps(changed, recipes, tmp_path, stop_in_step):
+    recipe = {**recipes["lora"], "aids": []}
+    other = {**recipe, "training": recipe["training"] | changed}
+    for name, each in (("old", recipe), ("new", other)):
+        stopping.train(each, tmp_path / name)
+    stop_in_step(12)
+    with pytest.raises(Interrupted):
+        stopping.train(recipe, tmp_path / "run")
+    stop_in_step(2)
+    with pytest.raises(Interrupted):
+        stopping.train(other, tmp_path / "run", resume_anyway=True)
+    stopping.train(other, tmp_path / "run", resume=True)  # which by now is its own recipe
+    assert rates(tmp_path / "run") == rates(tmp_path / "old")[:12] + rates(tmp_path / "new")[12:]
+    assert rates(tmp_path / "run")[12:] != rates(tmp_path / "old")[12:]
+    facts = json.loads((tmp_path / "run" / "report.json").read_text())
+    (change,) = facts["training"]["changes"]
+    assert change["after"] == "0/checkpoint-12"
+    assert sorted(each.partition(":")[0] for each in change["changed"]) == sorted(
+        f"recipe.training.{name}" for name in changed
+    )
+    assert any("resumed after 0/checkpoint-12 with a changed recipe" in note for note in facts["data"]["warnings"])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"weight_decay": 0.5}, {"adam_beta1": 0.5}, {"adam_epsilon": 0.1}, {"optim": "sgd", "optim_args": "momentum=0.1"}],
+    ids=str,
+)
+def test_what_else_the_recipe_says_of_the_optimizer_takes_effect_too(changed, recipes, tmp_path, stop_in_step, monkeypatch):
+    recipe = {**recipes["full"], "aids": []}
+    recipe["training"] = recipe["training"] | {"optim": changed.get("optim", "adamw_torch_fused")}
+    if "optim" in changed:
+        recipe["training"] |= {"optim_args": "momentum=0.9"}
+    stop_in_step(12)
+    with pytest.raises(Interrupted):
+        stopping.train(recipe, tmp_path / "run")
+    seen, step = [], StepTrainer.training_step
+
+    def noted(self: StepTrainer, *given: Any) -> torch.Tensor:
+        seen.append([{k: v for k, v in group.items() if k not in ("params", "lr")} for group in self._groups()])
+        return step(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepTrainer, "training_step", noted)
+        other = {**recipe, "training": recipe["training"] | changed}
+        stopping.train(other, tmp_path / "run", resume_anyway=True)
+        resumed, seen = seen, []
+        patch.setattr(StepTrainer, "training_step", lambda self, *given: seen.append(self._read_rates()) or step(self, *given))
+        stopping.train(other, tmp_path / "anew")
+    fresh = [{k: v for k, v in group.items() if k != "lr"} for group in seen[0]]
+    assert resumed and all(each == fresh for each in resumed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"training": {"optim": "sgd"}},
+            r"`training\.optim` can't change in the middle of a run \(.*: adamw.*, and now sgd\)",
+        ),
+        (
+            {"training": {"lr_scheduler_type": "reduce_lr_on_plateau"}},
+            r"`training\.lr_scheduler_type` can't change in the middle .* with LambdaLR, and this is ReduceLROnPlateau",
+        ),
+        ({"method": {"type": "lora"}}, r"`method\.type` can't change in the middle of a run"),
+        ({"aids": [{"type": "layerwise_lr"}]}, r"does not fit the model, the method and the data that the recipe names now"),
+    ],
+    ids=str,
+)
+def test_a_change_that_cannot_take_effect_is_refused(changed, message, recipes, tmp_path, stop_in_step):
+    recipe = recipes["full"]
+    stop_full(recipes, tmp_path / "run", stop_in_step)
+    other = {**recipe, **changed, "training": recipe["training"] | changed.get("training", {})}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("checkpoint-*/*")}
+    with pytest.raises(hf_sft.RecipeError, match=message):
+        stopping.train(other, tmp_path / "run", resume_anyway=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("checkpoint-*/*")} == before
+    stopping.train(recipe, tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_of_another_recipe_is_not_taken_for_this_ones(recipes, tmp_path, capsys, monkeypatch):
+    recipe = recipes["head_only"]
+    stopping.train(recipe, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    other = {**recipe, "seed": 3, "training": recipe["training"] | {"batch_size": 5, "save_minutes": 1}}
+    with pytest.raises(hf_sft.RecipeError) as error:
+        stopping.train(other, tmp_path / "run", resume=True)
+    assert "holds a finished run of another recipe; what has changed:" in str(error.value)
+    assert "recipe.seed: 0, and now 3" in str(error.value)
+    assert "recipe.training.batch_size: 8, and now 5" in str(error.value)
+    assert "save_minutes" not in str(error.value)
+    again = hf_sft.train({**recipe, "output": {"folder": str(tmp_path / "run")}}, resume=True)
+    assert again.facts["recipe"]["seed"] == 0
+    hf_sft.train(tmp_path / "run" / "recipe.yaml", resume=True)  # the resolved one is the same
+    with pytest.raises(hf_sft.RecipeError, match=r"recipe\.seed: 0, and now 4"):
+        hf_sft.train(tmp_path / "run" / "recipe.yaml", ["seed=4"], resume=True)
+    assert contents(tmp_path / "run") == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def test_two_runs_in_one_folder_are_kept_apart_by_a_lock_that_the_dead_do_not_hold(recipes, tmp_path):
     first = stopping.start(recipes["full"], tmp_path / "run", slowly=0.2)
     stopping.wait_until_begun(tmp_path / "run", first.is_alive)

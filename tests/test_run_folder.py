@@ -3,19 +3,23 @@
 import errno
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 import hf_sft
 from hf_sft import checkpoints as kept
 from hf_sft import run_folder, whole
+from hf_sft.checkpoint import Checkpoint
 from hf_sft.errors import RecipeError
 from hf_sft.signals import Interrupted
+from hf_sft.sources import DataSource
 from hf_sft.trainer import StepTrainer
 from tests import stopping, tiny
 
@@ -237,3 +241,52 @@ def test_folders_that_only_look_like_checkpoints_are_no_checkpoints(tmp_path):
     assert [path.name for path in kept.list_steps(tmp_path)] == ["checkpoint-7", "checkpoint-10"]
     kept.keep_only(tmp_path, 1, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-", "checkpoint-10", "checkpoint-best"]
+
+
+@pytest.mark.parametrize("where", ["relative", "home"])
+def test_a_run_means_the_same_wherever_one_stands(where, checkpoints, tmp_path, monkeypatch):
+    """Another base and other data lie under the same relative names where it is used."""
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    prefix = "~/" if where == "home" else ""
+    for place, family in (("here", 0.0), ("there", 1.0)):
+        shutil.copytree(checkpoints["bert"], tmp_path / place / "base")
+        weights = load_file(tmp_path / place / "base" / "model.safetensors")
+        save_file({n: w + family * 0.1 for n, w in weights.items()}, tmp_path / place / "base" / "model.safetensors")
+        rows = tiny.rows(SINGLE, 40)
+        tiny_rows = [{**row, "label": "sport"} if family and i % 3 else row for i, row in enumerate(rows)]
+        (tmp_path / place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny_rows))
+    made = tiny.recipe(Path(f"{prefix}base"), {}, Path("run"), "lora:kept", training={"max_steps": 3})
+    made["data"] = {"dataset": "json", "data_files": f"{prefix}rows.jsonl"}
+    made["model"]["checkpoint"] = f"{prefix}base"
+    monkeypatch.chdir(tmp_path / "here")
+    report = hf_sft.train(made)
+    wanted = hf_sft.predict("run", ["goal match", "bank rates"])
+    monkeypatch.chdir(tmp_path / "there")
+    run = tmp_path / "here" / "run"
+    assert hf_sft.predict(run, ["goal match", "bank rates"]) == wanted
+    evaluation = hf_sft.evaluate(run)
+    assert evaluation.scores["accuracy"].value == report.metrics["test"]["accuracy"]["value"]
+    assert not any("the data has changed" in note for note in evaluation.notes)
+    config = json.loads((run / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "here" / "base")
+    shutil.copy(tmp_path / "there" / "base" / "model.safetensors", tmp_path / "here" / "base")
+    for call in (lambda: hf_sft.predict(run, ["goal match"]), lambda: hf_sft.evaluate(run)):
+        with pytest.raises(hf_sft.CheckpointError, match=rf"the weights of its base `{tmp_path}/here/base` are others now"):
+            call()
+
+
+def test_names_of_the_hub_and_of_packages_stay_as_they_are(tmp_path, monkeypatch):
+    (tmp_path / "train.csv").write_text("text,label\n")
+    (tmp_path / "nyu-mll").mkdir()
+    for data in (
+        {"dataset": "nyu-mll/glue", "data_files": "train.csv"},
+        {"dataset": "csv", "data_files": "https://host/train.csv"},
+        {"dataset": "csv", "data_files": {"train": "package:datasets/train.csv"}},
+        {"dataset": "csv", "data_files": "nowhere.csv"},
+    ):
+        source = DataSource.model_validate(data)
+        assert source.absolute() == source
+    assert DataSource(dataset="csv", data_files="*.csv").absolute().data_files == str(tmp_path / "*.csv")
+    assert DataSource(dataset="train.csv").absolute().dataset == str(tmp_path / "train.csv")
+    assert Checkpoint(checkpoint="google-bert/bert-base-uncased").absolute().checkpoint == "google-bert/bert-base-uncased"
+    assert Checkpoint(checkpoint="nyu-mll").absolute().checkpoint == str(tmp_path / "nyu-mll")

@@ -15,7 +15,8 @@ from hf_sft.training import Training
 class LpFt(Method):
     """Train the head on the body as it is, then move all weights: a new head no longer pulls the body about at random.
 
-    The head's phase runs on stored features and costs little. Meant for rows that differ from those of training.
+    The head's phase runs on stored features and costs little. Meant for rows that differ from those of training. Each phase
+    takes half of `training.max_steps`, where that is given and neither block here says how long its phase is.
     """
 
     training_defaults: ClassVar[dict[str, Any]] = Full.training_defaults
@@ -44,4 +45,8 @@ class LpFt(Method):
         kept = {name: value for name, value in said.items() if name not in own}
         head = HeadOnly.complete(Training.model_validate({**kept, **self.head}), task, rows)
         full = self.complete(Training.model_validate({**said, **self.full}), task, rows)
+        if training.max_steps > 0 and not {"max_steps", "num_train_epochs"} & {*self.head, *self.full}:
+            half = max(1, training.max_steps // 2)
+            head = head.model_copy(update={"max_steps": half})
+            full = full.model_copy(update={"max_steps": max(1, training.max_steps - half)})
         return (Phase("head", head, freeze_body, unchanged), Phase("full", full, move_everything, unchanged))
