@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from jinja2.utils import htmlsafe_json_dumps
 
 from hf_sft.sources import FILES
 
-CARD = "README.md"
+CARD, PAGE = "README.md", "report.html"
 """In a run folder."""
 
 
@@ -58,9 +59,15 @@ def hub_id(name: str, is_data: bool = False) -> str | None:
     return None if elsewhere else name
 
 
-def address_card(card: str, repo_id: str) -> str:
-    """A run folder's card, loading from a repository what it loads from the folder."""
-    return re.sub(r'^run = "[^"\n]*"', lambda _: f"run = {json.dumps(repo_id)}", card, flags=re.MULTILINE)
+def address_card(card: str, repo_id: str, base: str | None = None) -> str:
+    """A run folder's card, loading from a repository what it loads from the folder; with `base` on top of that one."""
+    if base is not None:
+        parsed: Any = ModelCard(card, ignore_metadata_errors=True)
+        parsed.data.base_model, parsed.data.base_model_relation = base, "adapter"
+        card = str(parsed)
+    return re.sub(
+        r'^run = (expanduser\()?"([^"\\\n]|\\.)*"\)?', lambda _: f"run = {json.dumps(repo_id)}", card, flags=re.MULTILINE
+    )
 
 
 def local_name(data: dict[str, Any]) -> str:
@@ -103,5 +110,10 @@ def _fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-FILTERS = {"prose": _prose, "note": _note, "code": _code, "fenced": _fenced}
+def _path(text: str) -> str:
+    """A path as Python code."""
+    return f"expanduser({htmlsafe_json_dumps(text)})" if text.startswith("~") else htmlsafe_json_dumps(text)
+
+
+FILTERS = {"path": _path, "prose": _prose, "note": _note, "code": _code, "fenced": _fenced}
 """What the card's template calls."""

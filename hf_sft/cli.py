@@ -12,6 +12,7 @@ import typer
 from hf_sft.errors import HfSftError
 from hf_sft.foreign_code import PLUGINS
 from hf_sft.imports import quick_imports
+from hf_sft.redaction import for_terminal
 
 app = typer.Typer(
     help="Fine-tune a pretrained checkpoint on a labelled task, by recipe, with an honest report.",
@@ -62,10 +63,10 @@ def check(
     found = check_recipe(recipe, overrides or (), trust_remote_code)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, fact in found.facts.items():
-        table.add_row(Text(name), Text(fact))
+        table.add_row(Text(name), Text(for_terminal(fact)))
     _console().print(table)
     for warning in found.warnings:
-        _console().print(f"· {warning}", markup=False)
+        _console().print(for_terminal(f"· {warning}"), markup=False)
     raise typer.Exit(1 if strict and found.warnings else 0)
 
 
@@ -121,7 +122,7 @@ def evaluate(
     if _is_main_process():
         _console().print(score_table(scores, {}, {}))
         for note in evaluation.notes:
-            _console().print(f"· {note}", markup=False)
+            _console().print(for_terminal(f"· {note}"), markup=False)
         print(dump_json(scores))
 
 
@@ -204,6 +205,9 @@ def publish(
     report: Annotated[bool, typer.Option("--report", help="Also report.html and the predictions: they hold texts.")] = False,
     revision: Annotated[str | None, typer.Option(help="A branch, which is made if it is not there; main otherwise.")] = None,
     pull_request: Annotated[bool, typer.Option("--pull-request", help="As a pull request to main.")] = False,
+    with_base: Annotated[
+        bool, typer.Option("--with-base", help="Also an adapter's base that is a folder here, as REPO_ID-base.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be published, with its size.")] = False,
     trust_remote_code: TrustRemoteCode = False,
     plugins: Plugins = None,
@@ -214,7 +218,7 @@ def publish(
     """
     with quick_imports():
         from hf_sft.errors import HubError, RecipeError
-        from hf_sft.hub import list_files, say_how
+        from hf_sft.hub import list_files, list_left_out, say_how
         from hf_sft.hub import publish as publish_run
 
     if revision and pull_request:
@@ -223,10 +227,14 @@ def publish(
         files = list_files(run, report)
         for name, size in [*files, ("in all", sum(size for _, size in files))]:
             print(f"{size:>15,}  {name}")
+    for name in list_left_out(run, report):
+        print(for_terminal(f"left out, since the run did not write it: {name}"), file=sys.stderr)
+    if dry_run:
         return
-    switches = {"private": private, "report": report, "pull_request": pull_request}
+    switches = {"private": private, "report": report, "pull_request": pull_request, "with_base": with_base}
     try:
-        print(publish_run(run, repo_id, revision=revision, trust_remote_code=trust_remote_code, **switches).told)
+        published = publish_run(run, repo_id, revision=revision, trust_remote_code=trust_remote_code, **switches)
+        print(for_terminal(published.told))
     except HubError as error:
         later = say_how(run, repo_id, revision, **switches)
         raise HubError(f"{error}\nThe run is whole in {run}/.  To publish it later:  {later}") from None

@@ -10,9 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from hf_sft.redaction import for_terminal
+
 
 class HfSftError(Exception):
-    """Something that the user can mend."""
+    """Something that the user can mend. Its message holds no secrets, and no characters that act on a terminal."""
+
+    def __init__(self, message: str):
+        super().__init__(for_terminal(message))
 
 
 class RecipeError(HfSftError):

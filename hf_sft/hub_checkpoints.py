@@ -18,8 +18,9 @@ from transformers import TrainerCallback
 
 from hf_sft.checkpoints import name_of
 from hf_sft.hub import make_room
-from hf_sft.hub_trouble import PATIENCE, explained, hide_tokens, patiently
+from hf_sft.hub_trouble import PATIENCE, explained, patiently
 from hf_sft.methods import Phase
+from hf_sft.redaction import hide_secrets
 from hf_sft.run_folder import SENDING
 
 BRANCH = "checkpoints"
@@ -76,7 +77,7 @@ class CheckpointSender:
             wait([self._sending], PATIENCE)
         self._worker.shutdown(wait=False, cancel_futures=True)
         if self._failed is not None:
-            print(f"checkpoints did not all reach `{self.repo_id}`: {hide_tokens(str(self._failed))}", file=sys.stderr)
+            print(f"checkpoints did not all reach `{self.repo_id}`: {hide_secrets(str(self._failed))}", file=sys.stderr)
 
     def _send(self) -> None:
         api = HfApi()

@@ -2,13 +2,12 @@
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub import constants, get_token
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session
 
@@ -26,7 +25,6 @@ PASSING = (408, 429, 500, 502, 503, 504)
 """Answers after which the same request may do."""
 XET = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "5", "HF_XET_CLIENT_RETRY_MAX_DURATION": "60s"}
 """The transfer of large files retries for ever otherwise."""
-TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
 def patiently(call: Callable[[], T], though_lost: bool = True) -> T:
@@ -73,7 +71,7 @@ def explained(repo_id: str, before: str = "") -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
-        raise HubError(hide_tokens(before + _explain(error, repo_id))) from None
+        raise HubError(before + _explain(error, repo_id)) from None
 
 
 def _explain(error: BaseException, repo_id: str) -> str:
@@ -101,9 +99,3 @@ def _advice(status: int, repo_id: str) -> str:
     if status in known:
         return known[status]
     return "it is in trouble; it was tried for as long as a minute.  Try again later." if status >= 500 else "it refuses."
-
-
-def hide_tokens(text: str) -> str:
-    """The text without anything that looks like a token, or is ours."""
-    token = get_token()
-    return TOKEN.sub("hf_…", text.replace(token, "hf_…") if token else text)

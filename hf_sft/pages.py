@@ -9,8 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from hf_sft.card import CARD, FILTERS, front_matter, hub_id, local_name
+from hf_sft.card import CARD, FILTERS, PAGE, front_matter, hub_id, local_name
 from hf_sft.metrics import list_metrics
+from hf_sft.redaction import hide_home
 from hf_sft.sections import Code, Figures, Lines, Pairs, Quote, Quotes, Section, Table, Text
 
 SETTINGS = (
@@ -18,7 +19,6 @@ SETTINGS = (
     *("optim", "weight_decay", "max_grad_norm"),
 )
 """What the card says of `training`; the recipe below it has all."""
-PAGE = "report.html"
 MOST_CLASSES, MOST_CONFUSIONS = 200, 12
 """Rows of the page's tables."""
 
@@ -69,7 +69,7 @@ def say_score(score: dict[str, Any]) -> str:
 
 def _say(folder: Path, recipe_text: str, facts: dict[str, Any]) -> dict[str, Any]:
     """What the card and the page both say."""
-    recipe, metrics = facts["recipe"], facts["metrics"]
+    recipe, metrics, where = facts["recipe"], facts["metrics"], hide_home(str(folder))
     data, training = recipe["data"], recipe["training"]
     best = best_of(facts)
     baselines = [(f"baseline {name}", "test", splits["test"]) for name, splits in facts["baselines"].items()]
@@ -77,7 +77,7 @@ def _say(folder: Path, recipe_text: str, facts: dict[str, Any]) -> dict[str, Any
     others += [("this model", split, scores) for split, scores in metrics.items() if split != "test"]
     processes = facts["environment"]["processes"]
     launch = f"accelerate launch --num_processes {processes} -m hf_sft" if processes > 1 else "hf-sft"
-    again = f"train {shlex.quote(f'{folder}/recipe.yaml')} {shlex.quote(f'output.folder={folder}_again')}"
+    again = f"train {shlex.quote(f'{where}/recipe.yaml')} {shlex.quote(f'output.folder={where}_again')}"
     settings = {name: training[name] for name in SETTINGS if name in training}
     settings |= {f"method.{name}": value for name, value in recipe["method"].items() if name != "type"}
     settings |= {"aids": ", ".join(aid["type"] for aid in recipe.get("aids", ())) or "none", "seed": recipe["seed"]}
@@ -86,8 +86,8 @@ def _say(folder: Path, recipe_text: str, facts: dict[str, Any]) -> dict[str, Any
         "name": recipe["output"].get("hub") or folder.absolute().name,
         "facts": facts,
         "recipe_text": recipe_text,
-        "folder": str(folder),
-        "quoted_folder": shlex.quote(str(folder)),
+        "folder": where,
+        "quoted_folder": shlex.quote(where),
         "command": f"{launch} {again}",
         "settings": settings,
         "dataset": dataset,

@@ -21,6 +21,7 @@ from hf_sft.curves import TrainingCurve
 from hf_sft.evaluation import Evaluation
 from hf_sft.models import GENERATION
 from hf_sft.pages import best_of, say_certificate, say_rival, say_score, write_pages
+from hf_sft.redaction import for_pages, for_terminal, in_all
 from hf_sft.run_folder import RECIPE, RunFiles, read_facts, write_facts
 from hf_sft.splitting import Splits
 from hf_sft.strict_json import finite
@@ -48,7 +49,8 @@ class Report:
         console.print(Group(*self._tables()))
 
     def _tables(self) -> list[Any]:
-        facts, name = self.facts, self.facts["checkpoint"]["name"]
+        facts = in_all(self.facts, for_terminal)
+        name = facts["checkpoint"]["name"]
         moving = facts["parameters"]["trainable"] / facts["parameters"]["total"]
         rows = ", ".join(f"{count:,} {split}" for split, count in facts["data"]["rows"].items())
         weights = f"{moving:.1%} of {facts['parameters']['total']:,} weights moved"
@@ -60,7 +62,7 @@ class Report:
             Text(say_certificate(facts["certificate"])),
             *([Text(rival)] if (rival := say_rival(facts, best_of(facts))) else []),
             *notes,
-            Text(f"Everything is in {self.folder}/"),
+            Text(for_terminal(f"Everything is in {self.folder}/")),
         ]
 
 
@@ -201,7 +203,8 @@ def write_report(
     with files.placed() as aside:
         (aside / RECIPE).write_text(recipe_text, encoding="utf-8")
         np.savez_compressed(aside / "resamples.npz", allow_pickle=False, **_gather_resamples(evaluations))
-        write_pages(aside, folder, shown_text, facts, measured, mistakes, samples)
+        shown, told = for_pages(shown_text), in_all(facts, for_pages)
+        write_pages(aside, folder, shown, told, measured, in_all(mistakes, for_pages), in_all(samples, for_pages))
     facts["files"] = files.hashes()
     write_facts(folder, facts)
     return Report(folder, facts)

@@ -103,7 +103,7 @@ class ResumableTrainer(Trainer):
 
     def _gather_state(self) -> dict[str, Any]:
         """All but the weights; every process takes part."""
-        scaler, state = self.accelerator.scaler, replace(self.state, stateful_callbacks={})
+        scaler, state = self.accelerator.scaler, replace(self.state, stateful_callbacks={}, best_model_checkpoint=None)
         return {
             "trainer": asdict(state),
             "best_step": self.state.best_global_step,

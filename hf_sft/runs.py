@@ -24,6 +24,7 @@ from hf_sft.methods import Phase
 from hf_sft.metrics import FOREIGN
 from hf_sft.models import is_adapter, load_model, load_processor
 from hf_sft.recipe import Recipe, load_recipe, read_recipe
+from hf_sft.redaction import for_terminal
 from hf_sft.run_folder import LOGS, RECIPE, read_facts, read_record
 from hf_sft.splitting import Splits, load_splits
 from hf_sft.tasks import Labels, Task
@@ -194,6 +195,12 @@ def _require_adapter_that_fits(recipe: Recipe) -> None:
         )
     if recipe.model.add_tokens and not merged:
         raise RecipeError("`model.add_tokens` changes what an adapter is put on.  Use `method.merge=true`, or `method: full`.")
+    base = recipe.model.checkpoint
+    if recipe.output.hub and not merged and base and not base.startswith("package:") and Path(base).expanduser().is_dir():
+        raise RecipeError(
+            f"`output.hub`: an adapter on `{base}`, a folder of this machine, can't be loaded by others.\n"
+            "  Use `method.merge=true`; or leave `output.hub` out, and publish the run later: hf-sft publish … --with-base"
+        )
     passing = "random weights" if recipe.model.from_config else "a GGUF file" if recipe.model.gguf_file else None
     if passing and not merged:
         raise RecipeError(f"an adapter on {passing} can't be loaded again.  Use `method.merge=true`, or `method: full`.")
@@ -204,7 +211,7 @@ def load_run(folder: str | Path, trust_remote_code: bool = False) -> Run:
 
     Raises `RecipeError` when it is none, or when it would run code that is not ours and the caller does not ask for that.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     facts = read_facts(folder)
     if facts is None or not (folder / RECIPE).is_file():
         unfinished = " It holds an unfinished one: train it with --resume." if read_record(folder) else ""
@@ -236,4 +243,4 @@ def _require_same_base(folder: Path, base: Checkpoint, trained_on: str | None) -
 def say(*lines: str) -> None:
     """Lines for the person waiting, from the main process."""
     if PartialState().is_main_process:
-        print(*lines, sep="", file=sys.stderr, flush=True)
+        print(*map(for_terminal, lines), sep="", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from hf_sft.checkpoints import differences
 from hf_sft.errors import RecipeError
 from hf_sft.recipe import Recipe
+from hf_sft.redaction import hide_secrets, in_all
 from hf_sft.report import package_versions
 from hf_sft.run_folder import CHECKPOINTS, newest_kept, read_record, write_record
 from hf_sft.runs import Prepared, say
@@ -73,7 +74,10 @@ def begin(prepared: Prepared, folder: Path, resume: bool, anyway: bool) -> Prepa
 
 def require_same(recipe: Recipe, resolved: Recipe, facts: dict[str, Any], folder: Path) -> None:
     """Raises `RecipeError` where a finished run was made by another recipe than this one, as given or as resolved."""
-    now, given = (_of_recipe(each) for each in (recipe.absolute().model_dump(mode="json"), facts.get("given", {})))
+    now, given = (
+        _of_recipe(in_all(recipe.absolute().model_dump(mode="json"), hide_secrets)),
+        _of_recipe(facts.get("given", {})),
+    )
     if now in (given, _of_recipe(resolved.model_dump(mode="json"))):
         return
     changed = "\n  ".join(differences(given, now, "recipe"))
@@ -90,7 +94,7 @@ def _of_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(prepared: Prepared) -> dict[str, Any]:
-    recipe = _of_recipe(prepared.recipe.absolute().model_dump(mode="json"))
+    recipe = in_all(_of_recipe(prepared.recipe.absolute().model_dump(mode="json")), hide_secrets)
     machine = {**prepared.machine.facts(), "threads": torch.get_num_threads()}
     packages = {**package_versions(), "python": platform.python_version()}
     return {"recipe": recipe, "data": prepared.splits.fingerprints, "packages": packages, "machine": machine}

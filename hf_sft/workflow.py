@@ -21,12 +21,12 @@ from hf_sft.errors import RecipeError, SaveError
 from hf_sft.evaluation import Evaluation, answer_blocks, evaluate_blocks, run_blocks, writer
 from hf_sft.fitting import fit_phases
 from hf_sft.hub_checkpoints import sent_meanwhile
-from hf_sft.hub_trouble import hide_tokens
 from hf_sft.lineage import write_known
 from hf_sft.models import save_model
 from hf_sft.pages import say_certificate
 from hf_sft.prediction import answer_rows
 from hf_sft.recipe import Output, dump_recipe, load_recipe
+from hf_sft.redaction import HIDDEN, hide_secrets, in_all
 from hf_sft.report import Report, gather_facts, read_report, write_report
 from hf_sft.run_folder import (
     CHECKPOINTS,
@@ -129,8 +129,8 @@ def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool,
         with files.placed() as aside:
             write_known(aside, prepared.splits, recipe.model)
         facts = collect_facts(prepared, curves, evaluations, certified())
-        texts = dump_recipe(prepared.recipe.absolute()), dump_recipe(prepared.recipe)
-        write_report(files, *texts, facts, evaluations, samples)
+        text, shown = (hide_secrets(dump_recipe(each)) for each in (prepared.recipe.absolute(), prepared.recipe))
+        write_report(files, text, shown, facts, evaluations, samples)
         remove_checkpoints(folder)
         if "not_done" in facts["certificate"]:
             say(say_certificate(facts["certificate"]))
@@ -268,9 +268,22 @@ def collect_facts(
         certified,
     )
     facts["given"] = prepared.given.absolute().model_dump(mode="json")
+    facts["names"] = _names(facts["recipe"], recipe.model_dump(mode="json"))
     facts["checkpoint"] |= {"name": recipe.model.name, "weights": hash_weights(recipe.model)}
     facts["training"]["changes"] = list(prepared.changes)
+    for part in ("given", "names", "recipe", "checkpoint"):
+        facts[part] = in_all(facts[part], hide_secrets)
+    facts["data"]["warnings"] = in_all(facts["data"]["warnings"], hide_secrets)
     return facts
+
+
+def _names(absolute: Any, named: Any) -> dict[str, str]:
+    """By each absolute path of a resolved recipe what the recipe itself calls it."""
+    if isinstance(named, dict):
+        return {path: name for key in named for path, name in _names(absolute[key], named[key]).items()}
+    if isinstance(named, list):
+        return {path: name for pair in zip(absolute, named, strict=True) for path, name in _names(*pair).items()}
+    return {absolute: named} if absolute != named else {}
 
 
 def publish_or_say_how(folder: Path, output: Output, trusted: bool) -> str | None:
@@ -280,7 +293,7 @@ def publish_or_say_how(folder: Path, output: Output, trusted: bool) -> str | Non
     try:
         say(hub.publish(folder, output.hub, revision=None, trust_remote_code=trusted, **switches).told)
     except Exception as error:  # whatever goes wrong on the network; the run is finished and must say so
-        reason = hide_tokens(str(error).strip()) or type(error).__name__
+        reason = hide_secrets(str(error).strip()) or type(error).__name__
         later = hub.say_how(folder, output.hub, None, **switches)
         return f"NOT published: {reason}\nThe run is whole in {folder}/.  To publish it later:  {later}"
     return None
@@ -300,6 +313,11 @@ def evaluate(
     if data:
         name, rows = load_rows(_read_other_data(finished.folder, data, notes), task, labels, split, notes)
     else:
+        if HIDDEN in (where := str(finished.recipe.data.data_files)):
+            raise RecipeError(
+                f"the address of this run's data held a secret, which run folders don't keep: {where}\n"
+                "  Give it again: --data data_files=ADDRESS"
+            )
         name = split or "test"
         if name not in SPLITS:
             raise RecipeError(f"split `{name}` is none of train, validation, test.")

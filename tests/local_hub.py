@@ -79,6 +79,7 @@ class LocalHub:
     def __init__(self, page: int = 1000) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.blobs: dict[str, bytes] = {}
+        self.served: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str, int | None]] = []
         self.page, self.lock = page, threading.RLock()
@@ -104,6 +105,11 @@ class LocalHub:
             files = {p.relative_to(files).as_posix(): p.read_bytes() for p in files.rglob("*") if p.is_file()}
         repo = self.repos.setdefault((kind, name), Repo(private))
         return repo.commit("main", files, "put", repo.refs.get("main"))
+
+    def serve(self, files: dict[str, bytes]) -> str:
+        """Files by their paths, beside the repositories; gives the address before the path."""
+        self.served |= files
+        return self.url
 
     def files(self, name: str, revision: str = "main", kind: str = "models") -> dict[str, bytes]:
         repo = self.repos[kind, name]
@@ -197,6 +203,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path)
         self.query = {name: values[0] for name, values in parse_qs(path.query).items()}
         self.body = body
+        if path.path in self.hub.served and self.command in ("GET", "HEAD"):
+            return 200, self.hub.served[path.path], {}
         for method, pattern, act in ROUTES:
             if method == ("GET" if self.command == "HEAD" else self.command) and (found := re.fullmatch(pattern, path.path)):
                 given = {name: unquote(value) for name, value in found.groupdict().items() if value is not None}

@@ -278,8 +278,8 @@ def test_a_model_that_has_changed_is_not_published(hub, run):
 
 def test_what_is_pulled_in_a_new_process_answers_alike(hub, checkpoints, tmp_path):
     runs = [
-        ("full", SINGLE, "bert", "full", "text-classification"),
         ("adapter", SINGLE, "bert", "lora:kept", "adapter"),
+        ("full", SINGLE, "bert", "full", "text-classification"),
         ("merged", SINGLE, "bert", "lora:merged", "text-classification"),
         ("tags", "entities", "bert", "full", "token-classification"),
         ("texts", "texts", "gpt2", "full", "text-generation"),
@@ -290,7 +290,13 @@ def test_what_is_pulled_in_a_new_process_answers_alike(hub, checkpoints, tmp_pat
         task, training = tiny.task_of(problem), {"learning_rate": 0.5, "max_steps": 20}
         folder = tmp_path / name
         hf_sft.train(tiny.recipe(checkpoints[family], files, folder, method, task=task, training=training))
-        hf_sft.publish(folder, f"me/{name}")
+        if name == "adapter":
+            with pytest.raises(
+                hf_sft.RecipeError, match=r"a folder of this machine: nobody else could load it(.|\n)*--with-base"
+            ):
+                hf_sft.publish(folder, f"me/{name}")
+            assert not hub.repos
+        hf_sft.publish(folder, f"me/{name}", with_base=name == "adapter")
         # Six words are one window for tags too: a pipeline knows of no more.
         words = [row.get("text") or " ".join(row["words"][:6]) for row in tiny.rows(problem, 5, 200)]
         asked.append([f"me/{name}", tag, words])
@@ -450,3 +456,163 @@ def test_publishing_works_with_xet_switched_on(hub, run, monkeypatch):
     monkeypatch.setattr("tests.local_hub.LARGE", re.compile("none is large"))
     hf_sft.publish(run, "me/out")
     assert hub.titles("me/out") == ["hf_sft run run"] and "model.safetensors" in hub.files("me/out")
+
+
+def test_an_adapter_goes_with_its_base_and_its_card_loads_both(hub, checkpoints, tmp_path, monkeypatch, capsys):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", "lora:kept")
+    with pytest.raises(hf_sft.RecipeError, match=r"`output\.hub`: an adapter on `.*`, a folder of this machine"):
+        hf_sft.train({**recipe, "output": {"folder": str(tmp_path / "run"), "hub": "me/out"}})
+    hf_sft.train(recipe)
+    assert command(monkeypatch, capsys, "publish", tmp_path / "run", "me/out", "--with-base")[0] == 0
+    base, files = hub.files("me/out-base"), hub.files("me/out")
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(base)
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/out-base"
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.base_model, card.data.base_model_relation) == ("me/out-base", "adapter")
+    snippet = re.search(r"```python\n(.*?)```", card.text, re.S)
+    assert snippet
+    lines = snippet[1].strip().splitlines()
+    code = "\n".join([*lines[:-1], f"print('label:', {lines[-1]}[0]['label'])"])
+    environment = {**os.environ, **hub.environment(tmp_path / "empty")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.partition("label: ")[2].strip() == hf_sft.predict(tmp_path / "run", ["A text."])[0]["label"]
+
+
+def test_only_what_the_run_wrote_is_sent_and_the_rest_is_named(hub, run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "secret").write_text("a private key")
+    for name in ("rows.csv", "nohup.out", "id_rsa", "more.safetensors", "predictions/notes.txt", "logs/0/events"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("mine")
+    (run / "link.json").symlink_to(tmp_path / "secret")
+    status, said = command(monkeypatch, capsys, "publish", run, "me/out", "--report")
+    assert status == 0
+    left_out = {line.rpartition(": ")[2] for line in said.splitlines() if line.startswith("left out, since the run did not")}
+    assert left_out == {
+        "rows.csv",
+        "nohup.out",
+        "id_rsa",
+        "more.safetensors",
+        "predictions/notes.txt",
+        "logs/0/events",
+        "link.json",
+    }
+    facts = json.loads((run / "report.json").read_text())
+    sent = hub.files("me/out")
+    assert set(sent) <= {*facts["files"], "report.json", ".gitattributes"}
+    assert not [name for name in sent if b"a private key" in sent[name] or sent[name] == b"mine"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "recipe.yaml", "README.md"])
+@pytest.mark.parametrize("how", ["edited", "linked"])
+def test_a_file_that_is_not_as_the_run_wrote_it_is_not_sent_but_for_a_card_that_was_edited(how, name, hub, run, tmp_path):
+    text = (run / name).read_text() + "\n"
+    (run / name).unlink()
+    (tmp_path / "other").write_text(text)
+    if how == "linked":
+        (run / name).symlink_to(tmp_path / "other")
+    else:
+        (run / name).write_text(text)
+    if (how, name) == ("edited", "README.md"):
+        hf_sft.publish(run, "me/out")
+        assert hub.files("me/out")["README.md"].endswith(b"\n\n")
+        return
+    with pytest.raises(hf_sft.RecipeError, match=rf"{name}` is not what the run wrote: it has changed since"):
+        hf_sft.publish(run, "me/out")
+    assert not hub.repos
+
+
+SECRETS = {
+    "user": "bobTheUser1",
+    "password": "pa55w0rdOfBob",
+    "token": "tok3nOfTheUrl",
+    "sig": "s1gnature-of-the-url",
+    "long": "AKIA0123456789abcdefghijkl",
+    "hub": "hf_tokenInARecipe0123456789",
+    "file": "hf_tokenInAFileName0123456",
+    "variable": "theSecretOfAnotherService",
+}
+
+
+def test_no_secret_leaves_whatever_the_recipe_the_environment_and_the_files_hold(
+    hub, checkpoints, tmp_path, monkeypatch, capsys
+):
+    """Runs that read their rows from an address with secrets in it, from a home folder with secrets in names: no byte of what
+    is sent, written into the run folder's own files, or said, holds one."""
+    home = tmp_path / "home" / "bob"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("SERVICE_API_KEY", SECRETS["variable"])
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_UPDATE_DOWNLOAD_COUNTS", False)
+    shutil.copytree(checkpoints["bert"], home / "base")
+    (home / SECRETS["file"]).mkdir()
+    tiny.write_rows(home / SECRETS["file"], SINGLE)
+    served = hub.serve(
+        {f"/{name}.jsonl": (home / SECRETS["file"] / f"{name}.jsonl").read_bytes() for name in ("train", "test")}
+    )
+    user, query = (
+        f"{SECRETS['user']}:{SECRETS['password']}",
+        f"token={SECRETS['token']}&sig={SECRETS['sig']}&v={SECRETS['long']}&n=1",
+    )
+    address = served.replace("://", f"://{user}@")
+    here = f"{home}/{SECRETS['file']}/validation.jsonl"
+    data_files = {"train": f"{address}/train.jsonl?{query}", "test": f"{address}/test.jsonl?{query}", "validation": here}
+    sent: dict[str, bytes] = {}
+    for method in ("full", "lora:kept"):
+        name = method[:4]
+        made = tiny.recipe(home / "base", {}, home / "runs" / name, method, training={"run_name": f"try {SECRETS['hub']}"})
+        made["data"] = {"dataset": "json", "data_files": data_files}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(made))
+        status, said = command(monkeypatch, capsys, "train", path)
+        assert status == 0, said
+        written = "".join(
+            (home / "runs" / name / each).read_text() for each in ("recipe.yaml", "report.json", "README.md", "report.html")
+        )
+        more = "".join((home / "runs" / name / each).read_text() for each in ("README.md", "report.html"))
+        assert str(home) not in more
+        status, told = command(monkeypatch, capsys, "publish", home / "runs" / name, f"me/{name}", "--report", "--with-base")
+        assert status == 0, told
+        for secret in SECRETS.values():
+            assert secret not in written + said + told, secret
+        sent |= {f"{repo}/{each}": content for repo in (f"me/{name}",) for each, content in hub.files(repo).items()}
+        with pytest.raises(
+            hf_sft.RecipeError, match=r"the address of this run's data held a secret(.|\n)*--data data_files"
+        ) as error:
+            hf_sft.evaluate(home / "runs" / name)
+        assert not [secret for secret in SECRETS.values() if secret in str(error.value)]
+        with pytest.raises(hf_sft.HfSftError) as error:
+            hf_sft.train(
+                {
+                    **made,
+                    "data": {"dataset": "json", "data_files": f"{address}/nowhere.jsonl?{query}"},
+                    "output": {"folder": str(tmp_path / "x")},
+                }
+            )
+        assert not [secret for secret in SECRETS.values() if secret in str(error.value)]
+    assert len(sent) > 20
+    for name, content in sent.items():
+        for secret in (*SECRETS.values(), str(home), WRITE):
+            assert secret.encode() not in content, (name, secret)
+
+
+CONTROLS = ["\x1b[31mred", "bell\x07", "right\u202eto left", "iso\u2066late", "back\x08space", "next\x85line"]
+
+
+def test_control_characters_of_label_names_are_shown_as_escapes(hub, checkpoints, tmp_path, monkeypatch, capsys):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    for path in files.values():
+        rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        names = dict.fromkeys(row["label"] for row in rows)
+        shown = {name: CONTROLS[i] if i < len(CONTROLS) else name for i, name in enumerate(sorted(names))}
+        Path(path).write_text("".join(json.dumps({**row, "label": shown[row["label"]]}) + "\n" for row in rows))
+    made = tiny.recipe(checkpoints["bert"], files, tmp_path / "run")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made))
+    said = "".join(command(monkeypatch, capsys, verb, tmp_path / "recipe.yaml")[1] for verb in ("check", "train"))
+    pages = "".join((tmp_path / "run" / name).read_text() for name in ("README.md", "report.html"))
+    acting = set("".join(CONTROLS)) - {each for each in "".join(CONTROLS) if each.isprintable()}
+    assert r"\x1b[31mred" in pages and r"right\u202eto left" in pages
+    for text in (pages, said):
+        assert not acting & set(text)
+    assert "\x1b[31mred" in json.loads((tmp_path / "run" / "report.json").read_text())["data"]["labels"]
