@@ -6,6 +6,7 @@ from pathlib import Path
 from hf_sft import certificate
 from hf_sft.card import CARD, FILTERS, PAGE
 from hf_sft.errors import RecipeError
+from hf_sft.packages import path_of
 from hf_sft.pages import say_certificate
 from hf_sft.report import Report
 from hf_sft.run_folder import read_facts, write_facts
@@ -19,7 +20,7 @@ def certify(run: str | Path, trust_remote_code: bool = False) -> Report:
     Raises `RecipeError` when it is no finished run, or one without probes; `CheckpointError` when the answers differ, or
     when it can't be loaded.
     """
-    folder = Path(run).expanduser()
+    folder = path_of(run)
     facts = read_facts(folder)
     if facts is None or not (folder / certificate.FOLDER).is_dir():
         raise RecipeError(f"`{run}` holds no finished run with probes: expected report.json and {certificate.FOLDER}/ in it.")

@@ -6,20 +6,23 @@ is then what was said, exactly, whether or not the template knows the `generatio
 between the marks as they are; where they end is found by writing the conversation once more with words in their place.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NotRequired, TypeAlias, TypedDict
 
 from jinja2 import TemplateError
 
 from hf_sft.control_tokens import control_tokens
-from hf_sft.errors import CheckpointError, nearest, suggest
+from hf_sft.errors import CheckpointError, first_line, nearest, suggest
+from hf_sft.packages import path_of
 
 
 class Turn(TypedDict):
@@ -61,8 +64,29 @@ NAMED = {
 """Templates for checkpoints that have none. `plain` has no names: what is asked, a line break, the answer, the end token."""
 
 
+SECONDS, LONGEST = 10, 20_000_000
+"""That a template may take to write a conversation, and the characters that it may write."""
 FRAMES = 1000
 """Of conversations, by their shape, that are kept."""
+
+
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raises `TimeoutError` inside, where signals can be had: on Unix, in the main thread."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(frozen=True)
@@ -103,11 +127,19 @@ class ChatTemplate:
         """The conversation as text; `ask` for the assistant's next turn. Raises `ValueError` where the template refuses it."""
         shown: Any = [{key: value for key, value in turn.items() if key != SILENT} for turn in turns]
         try:
-            return self._processor.apply_chat_template(
-                shown, tools=tools, tokenize=False, add_generation_prompt=ask, chat_template=self._template
-            )
+            with _limited(SECONDS):
+                text = self._processor.apply_chat_template(
+                    shown, tools=tools, tokenize=False, add_generation_prompt=ask, chat_template=self._template
+                )
         except TemplateError as error:
             raise ValueError(f"is refused by the chat template: {str(error).strip().rstrip('.')}") from None
+        except TimeoutError:
+            raise ValueError(f"keeps the chat template busy for more than {SECONDS} s") from None
+        except (ArithmeticError, LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+            raise ValueError(f"breaks the chat template: {type(error).__name__}: {first_line(error)}") from None
+        if len(text) > LONGEST:
+            raise ValueError(f"becomes {len(text):,} characters by the chat template, of at most {LONGEST:,}")
+        return text
 
     def mark(self, turns: Sequence[Turn], tools: Tools = None, ask: bool = False) -> Written:
         """The conversation, and what of it is the assistant's own. Raises `ValueError` where the template drops or rewrites
@@ -226,7 +258,13 @@ class ChatTemplate:
     def _behind(self) -> str:
         """What the template writes behind the last answer."""
         turns = [Turn(role="user", content=MARK.format(0)), Turn(role=ASSISTANT, content=MARK.format(2))]
-        return MARKED.split(self.write(turns))[-1]
+        try:
+            return MARKED.split(self.write(turns))[-1]
+        except ValueError as error:
+            raise CheckpointError(
+                f"the chat template can't write a question and its answer: such a conversation {error}.\n"
+                "  Mend it, or name another one as `task.chat_template`."
+            ) from None
 
     @cached_property
     def _rest(self) -> str:
@@ -307,7 +345,7 @@ def find_template(name: str | None, processor: Any) -> str | None:
         return ("{{ bos_token }}" if begins else "") + NAMED[name]
     if "{{" in name:
         return name
-    file = Path(name).expanduser()
+    file = path_of(name)
     if not file.is_file():
         raise CheckpointError(
             f"`task.chat_template: {name}` is neither {', '.join(NAMED)} nor a file.{suggest(nearest(name, NAMED))}"

@@ -18,13 +18,15 @@ from yaml import YAMLError
 from hf_sft.block import Block
 from hf_sft.errors import CheckpointError, nearest, suggest
 from hf_sft.gguf import dequantise
-from hf_sft.packages import absolute, locate
+from hf_sft.packages import NOWHERE, absolute, locate, path_of
 from hf_sft.vocabulary import NewTokenizer
 from hf_sft.whole import hash_file
 
 CARD, POOLING = "README.md", "1_Pooling/config.json"
 INHERITED = ("license", "license_name", "license_link", "language")
 """Metadata of a checkpoint's card that a model made from it starts with."""
+MOST_TEXTS, LONGEST = 200, 300
+"""Of a value there: texts, and characters of each."""
 
 
 class Checkpoint(Block):
@@ -72,7 +74,7 @@ class Checkpoint(Block):
     def absolute(self) -> "Checkpoint":
         """The same with absolute paths of folders: found from wherever one stands."""
         named = {name: getattr(self, name) for name in ("checkpoint", "from_config", "tokenizer")}
-        folders = {name: path for name, path in named.items() if isinstance(path, str) and Path(path).expanduser().is_dir()}
+        folders = {name: path for name, path in named.items() if isinstance(path, str) and path_of(path).is_dir()}
         return self.model_copy(update={name: absolute(path) for name, path in folders.items()})
 
     @property
@@ -144,9 +146,13 @@ def find_checkpoint(checkpoint: Checkpoint) -> str:
 def _find_origin(checkpoint: Checkpoint) -> str:
     """What the recipe names: the folder, or the Hub id."""
     try:
-        path = Path(locate(checkpoint.where)).expanduser()
+        path = path_of(locate(checkpoint.where))
     except LookupError as error:
         raise CheckpointError(error.args[0]) from None
+    if path is NOWHERE:
+        raise CheckpointError(
+            f"checkpoint `{checkpoint.where[:80]} …` is neither a Hub id nor a folder: no path is like that."
+        )
     return str(path.absolute()) if path.is_dir() else checkpoint.where
 
 
@@ -181,9 +187,17 @@ def read_card(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the checkpoint's own card says that holds for what comes of it too; nothing where there is no card."""
     try:
         said = metadata_load(_find_file(checkpoint, CARD)) or {}
-    except (OSError, ValueError, YAMLError, HTTPError):  # also: not in the cache
+    except (OSError, ValueError, YAMLError, HTTPError, RecursionError):  # also: not in the cache
         return {}
-    return {name: said[name] for name in INHERITED if said.get(name)}
+    if not isinstance(said, dict):
+        return {}
+    return {name: said[name] for name in INHERITED if _is_short(said.get(name))}
+
+
+def _is_short(value: Any) -> bool:
+    """Whether a value of somebody's card is a text or a list of texts that is not too long to be passed on."""
+    texts = value if isinstance(value, list) else [value]
+    return 0 < len(texts) <= MOST_TEXTS and all(isinstance(each, str) and 0 < len(each) <= LONGEST for each in texts)
 
 
 def made_for_mean(checkpoint: Checkpoint) -> bool:

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from hf_sft import hub
 from hf_sft.curves import TrainingCurve
 from hf_sft.fitting import fit_phases
+from hf_sft.packages import path_of
 from hf_sft.run_folder import claim_folder, is_taken
 from hf_sft.runs import Prepared, RecipeLike, as_recipe, prepare
 
@@ -36,7 +37,7 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
     """
     recipe = as_recipe(recipe, overrides, trust_remote_code)
     findings = Findings()
-    if is_taken(Path(recipe.output.folder).expanduser()):
+    if is_taken(path_of(recipe.output.folder)):
         findings.warnings.append(f"output folder `{recipe.output.folder}` is not empty: training will ask for another one.")
     else:
         claim_folder(recipe.output.folder)

@@ -12,6 +12,7 @@ import typer
 from hf_sft.errors import HfSftError
 from hf_sft.foreign_code import PLUGINS
 from hf_sft.imports import quick_imports
+from hf_sft.packages import path_of
 from hf_sft.redaction import for_terminal
 
 app = typer.Typer(
@@ -163,23 +164,36 @@ def predict(
     asked: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     asked = {name: value for name, value in asked.items() if value is not None}
     writing = Writing(**asked) if asked else None
-    files = [text for text in texts or () if Path(text).suffix and Path(text).is_file()]
+    files = [text for text in texts or () if path_of(text).is_file() and path_of(text).suffix]
     if files and not (is_finished(run) and load_recipe(run / "recipe.yaml", (), trust_remote_code).task.reads_files):
         raise RecipeError(f"`{files[0]}` is a file here, not a text to answer.  For its rows: --input {files[0]}")
-    if output and (output.is_dir() or not output.absolute().parent.is_dir()):
-        what = "is a folder" if output.is_dir() else "lies in a folder that is not there"
+    if output and (path_of(output).is_dir() or not path_of(output).resolve().parent.is_dir()):
+        what = "is a folder" if path_of(output).is_dir() else "lies in a folder that is not there"
         raise RecipeError(f"`--output {output}` {what}.  Give the name of a file in a folder that is there.")
+    if input == "-" and sys.stdin is None:
+        raise RecipeError("`--input -`: standard input is closed.  Give a file, or send rows to it.")
     lines = (
         dump_json(each) + "\n" for each in answer(run, texts or input or "-", strict, trust_remote_code, writing, data or ())
     )
     if output is None or not _is_main_process():
-        sys.stdout.writelines(lines)
+        try:
+            for line in lines:
+                print(line, end="")
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:  # who reads has read enough, like `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return
-    part = output.with_name(f"{output.name}.part")
+    if output.exists() and not (output.resolve().is_file() and output.is_file()):  # a pipe or a device
+        with output.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+        return
+    target = output.resolve()
+    part = target.with_name(f"{target.name}.part")
     try:
         with part.open("w", encoding="utf-8") as file:
             file.writelines(lines)
-        part.replace(output)
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 

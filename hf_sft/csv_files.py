@@ -130,15 +130,15 @@ def _reader(path: str, written: CsvFormat, lines: Any, strict: bool = False) -> 
 
 
 def _name_columns(header: Sequence[str]) -> list[str]:
-    names: list[str] = []
+    names: dict[str, None] = {}
     for place, cell in enumerate(header):
         name = plain = cell or f"Unnamed: {place}"
         number = 0
         while name in names:
             number += 1
             name = f"{plain}.{number}"
-        names.append(name)
-    return names
+        names[name] = None
+    return [*names]
 
 
 def _chunks(rows: Iterable[list[str | None]]) -> Iterator[list[list[str | None]]]:

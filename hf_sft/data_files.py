@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_sft.errors import DataError, list_few, nearest, suggest
-from hf_sft.packages import locate
+from hf_sft.packages import locate, path_of
 
 SPLITS = ("train", "validation", "test")
 ALIASES = ("dev", "valid", "val", "eval")
@@ -35,7 +35,7 @@ def kind_of(path: str | Path) -> str | None:
 
 def exists(path: str) -> bool:
     """Whether there is such a file or folder, or one that fits the pattern."""
-    return Path(path).exists() or bool(glob.has_magic(path) and glob.glob(path, recursive=True))
+    return path_of(path).exists() or bool(glob.has_magic(path) and glob.glob(str(path_of(path)), recursive=True))
 
 
 def locate_files(files: Any) -> dict[str, list[str]]:
@@ -55,7 +55,7 @@ def _locate(name: str) -> list[str]:
         raise DataError(error.args[0]) from None
     if "://" in located:
         return [located]
-    path = Path(located).expanduser()
+    path = path_of(located)
     if path.is_dir():
         raise DataError(
             f"`data.data_files`: `{name}` is a folder.  It holds: {_list_folder(path)}.\n"

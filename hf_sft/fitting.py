@@ -1,7 +1,6 @@
 """One phase of training, from the model as it was loaded to the model as it is saved."""
 
 import contextlib
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
@@ -188,4 +188,8 @@ def count_weights(parameter: nn.Parameter) -> int:
 def _peak_memory(machine: Machine) -> int:
     if machine.device != "cpu":
         return int(torch.accelerator.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -17,6 +17,7 @@ from hf_sft.card import CARD, PAGE, address_card
 from hf_sft.checkpoint import Checkpoint, hash_weights
 from hf_sft.errors import HubError, RecipeError
 from hf_sft.hub_trouble import explained, patiently
+from hf_sft.packages import path_of
 from hf_sft.redaction import hide_home, hide_secrets
 from hf_sft.run_folder import RECIPE, REPORT, read_facts
 from hf_sft.strict_json import dump_json
@@ -73,7 +74,7 @@ def publish(
     Raises `RecipeError` when there is no finished run, `CheckpointError` when it does not answer as the trained model did
     (before anything is sent, if it shows before), and `HubError` when the Hub says no.
     """
-    folder, files = Path(run).expanduser(), [name for name, _ in list_files(run, report)]
+    folder, files = path_of(run), [name for name, _ in list_files(run, report)]
     facts = _read(folder)
     base = local_base(facts)
     if base and not with_base:
@@ -108,14 +109,14 @@ def list_files(run: str | Path, report: bool = False) -> list[tuple[str, int]]:
 
     Raises `RecipeError` when there is no finished run, or one that does not list its files.
     """
-    folder = Path(run).expanduser()
+    folder = path_of(run)
     names = [name for name in (*_read(folder)["files"], REPORT) if not _is_held_back(name, report)]
     return [(name, (folder / name).stat().st_size) for name in sorted(names) if (folder / name).is_file()]
 
 
 def list_left_out(run: str | Path, report: bool = False) -> list[str]:
     """The other files there, which the run did not write."""
-    folder = Path(run).expanduser()
+    folder = path_of(run)
     written = {*_read(folder)["files"], REPORT}
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
     return sorted(name for name in names if name not in written)

@@ -14,6 +14,8 @@ import numpy as np
 from datasets.utils.file_utils import xopen
 from PIL import Image, ImageOps
 
+from hf_sft.packages import path_of
+
 Cell: TypeAlias = dict[str, Any]
 """As `datasets` stores an image: `bytes` and `path`, one of them not None."""
 SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
@@ -103,7 +105,7 @@ def find_files(words: Iterable[str]) -> list[Path]:
     """Files as they are named, and all pictures below folders, sorted. Raises `LookupError` for what is neither."""
     files: list[Path] = []
     for word in words:
-        path = Path(word).expanduser()
+        path = path_of(word)
         below = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not path.exists() or not below:
             raise LookupError(

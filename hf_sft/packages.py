@@ -1,7 +1,10 @@
 """Folders inside installed packages, found without importing the package: importing would run its code."""
 
 import importlib.util
+import os
 from pathlib import Path, PurePosixPath
+
+NOWHERE = Path(os.devnull, "no such path")
 
 
 def locate(name: str) -> str:
@@ -24,6 +27,19 @@ def locate(name: str) -> str:
     return str(folder)
 
 
+def path_of(written: str | Path) -> Path:
+    """The path that a user has written; `~` is the home folder.
+
+    What can be no path (too long, with a zero byte, in the home of nobody) leads nowhere.
+    """
+    try:
+        path = Path(written).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError):
+        return NOWHERE
+    return path
+
+
 def absolute(path: str) -> str:
-    """A path, found from wherever one stands; `~` is the home folder."""
-    return str(Path(path).expanduser().absolute())
+    """A path, found from wherever one stands."""
+    return str(path_of(path).absolute())

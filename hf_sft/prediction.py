@@ -16,6 +16,7 @@ from hf_sft.errors import DataError, RecipeError
 from hf_sft.evaluation import answer_blocks, run_blocks
 from hf_sft.label_cells import read_labels
 from hf_sft.labelled import Labelled
+from hf_sft.packages import path_of
 from hf_sft.recipe import load_recipe
 from hf_sft.runs import Run, load_run
 from hf_sft.sources import DataSource, load_source
@@ -74,7 +75,7 @@ def answer(
     if missing:
         raise DataError(f"the input lacks column(s) {', '.join(missing)}.  It has: {', '.join(rows.column_names)}.")
     files = rows["file"] if FILE in rows.column_names else None
-    folder = Path(inputs).expanduser().parent if isinstance(inputs, str | Path) else Path()
+    folder = path_of(inputs).parent if isinstance(inputs, str | Path) else Path()
     beside = [column for column in task.optional_columns() if column in rows.column_names]
     asked = task.read(rows.select_columns([*columns, *beside]), folder)
     filled = range(len(rows)) if strict else _list_filled(asked, task)
@@ -172,7 +173,7 @@ def _read(inputs: Any, task: Task, source: DataSource) -> Dataset:
 
 
 def _read_file(path: str | Path, task: Task, source: DataSource) -> Dataset:
-    path = Path(path).expanduser()
+    path = path_of(path)
     if task.reads_files and kind_of(path) is None:
         return task.from_words([str(path)])
     if kind_of(path) is None or not path.is_file():

@@ -22,12 +22,14 @@ from hf_sft.errors import RecipeError, nearest, suggest
 from hf_sft.evaluation import EvaluationPlan
 from hf_sft.methods import LENGTH, Method
 from hf_sft.metrics import FOREIGN, list_metrics
+from hf_sft.packages import path_of
 from hf_sft.problems import FOLDERS, explain, refuse_owned, show_place, show_value
 from hf_sft.sources import DataSource
 from hf_sft.tasks import Task
 from hf_sft.training import OWNED, Training
 from hf_sft.yaml_reader import WORD, Document, NotYaml, Place, Problem, read_yaml
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 NOWHERE, OVERRIDE = 0, sys.maxsize
 """Stand for a line: a dict has none, and what an override says comes after the whole file."""
 CLEARED: dict[Place, tuple[str, ...]] = {
@@ -78,7 +80,7 @@ class Recipe(Block):
     """What is measured, and which of it chooses the best checkpoint."""
     output: Output
     """Where the run goes: its `folder`, and a `hub` repository if it is to be published."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=4_000_000_000)
     """Draws the new weights, the order of the rows and dropout."""
 
     def absolute(self) -> "Recipe":
@@ -91,8 +93,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), trust_remote_co
 
     A dotted `type` is imported where `foreign_code` allows it, or with `trust_remote_code`.
     """
-    recipe = _build(_read(Path(path)), str(path), overrides, trust_remote_code)
-    return recipe.model_copy(update={"data": recipe.data.seen_from(Path(path).parent)})
+    path = path_of(path) if str(path).startswith("~") else Path(path)
+    recipe = _build(_read(path), str(path), overrides, trust_remote_code)
+    return recipe.model_copy(update={"data": recipe.data.seen_from(path.parent)})
 
 
 def read_recipe(given: dict[str, Any], overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Recipe:
@@ -102,6 +105,8 @@ def read_recipe(given: dict[str, Any], overrides: Sequence[str] = (), trust_remo
 
 def _build(draft: Document, name: str, overrides: Sequence[str], trusted: bool) -> Recipe:
     _override(draft, overrides)
+    if halves := _find_surrogates(draft.value):
+        raise RecipeError(_list_problems(name, [Problem(_line(draft, place), place, halves[place]) for place in halves]))
     problems = _take_owned(draft.value) | _check_metrics(draft.value)
     try:
         recipe = Recipe.model_validate(draft.value, context={TRUSTED: trusted})
@@ -212,6 +217,16 @@ def _take_owned(given: dict[str, Any]) -> dict[Place, str]:
     for name in owned:
         del training[name]
     return {("training", name): refuse_owned(name) for name in owned}
+
+
+def _find_surrogates(value: Any, place: Place = ()) -> dict[Place, str]:
+    """The texts that can't be written: bytes of a command line that are no UTF-8, or halves of characters."""
+    if isinstance(value, dict | list):
+        inside = value.items() if isinstance(value, dict) else enumerate(value)
+        return {at: told for key, each in inside for at, told in _find_surrogates(each, (*place, key)).items()}
+    if isinstance(value, str) and SURROGATE.search(value):
+        return {place: f"holds half of a surrogate pair, which is no character: {ascii(value)[:60]}. Expected Unicode."}
+    return {}
 
 
 def _check_metrics(given: dict[str, Any]) -> dict[Place, str]:

@@ -16,9 +16,9 @@ RANDOM = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[\w%+/.~-]{20,}")
 SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|PAT|KEY|APIKEY|CREDENTIALS?)(_|$)", re.IGNORECASE)
 """Names of environment variables whose values are secrets, where they are no paths and have eight characters or more."""
 CONTROL = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]|\r(?!\n)"
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufeff]|\r(?!\n)"
 )
-"""Control characters but tabs and line ends, and those that turn the direction of text."""
+"""Control characters but tabs and line ends, those that turn the direction of text, and halves of characters."""
 
 
 def hide_secrets(text: str) -> str:

@@ -23,6 +23,7 @@ from hf_sft.lineage import mark_known
 from hf_sft.methods import Phase
 from hf_sft.metrics import FOREIGN
 from hf_sft.models import is_adapter, load_model, load_processor
+from hf_sft.packages import path_of
 from hf_sft.recipe import Recipe, load_recipe, read_recipe
 from hf_sft.redaction import for_terminal
 from hf_sft.run_folder import LOGS, RECIPE, read_facts, read_record
@@ -196,7 +197,7 @@ def _require_adapter_that_fits(recipe: Recipe) -> None:
     if recipe.model.add_tokens and not merged:
         raise RecipeError("`model.add_tokens` changes what an adapter is put on.  Use `method.merge=true`, or `method: full`.")
     base = recipe.model.checkpoint
-    if recipe.output.hub and not merged and base and not base.startswith("package:") and Path(base).expanduser().is_dir():
+    if recipe.output.hub and not merged and base and not base.startswith("package:") and path_of(base).is_dir():
         raise RecipeError(
             f"`output.hub`: an adapter on `{base}`, a folder of this machine, can't be loaded by others.\n"
             "  Use `method.merge=true`; or leave `output.hub` out, and publish the run later: hf-sft publish … --with-base"
@@ -211,7 +212,7 @@ def load_run(folder: str | Path, trust_remote_code: bool = False) -> Run:
 
     Raises `RecipeError` when it is none, or when it would run code that is not ours and the caller does not ask for that.
     """
-    folder = Path(folder).expanduser()
+    folder = path_of(folder)
     facts = read_facts(folder)
     if facts is None or not (folder / RECIPE).is_file():
         unfinished = " It holds an unfinished one: train it with --resume." if read_record(folder) else ""

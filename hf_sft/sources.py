@@ -21,7 +21,7 @@ from hf_sft.conll_files import read_conll
 from hf_sft.csv_files import CsvFormat, find_delimiter, open_text, read_csv, read_header
 from hf_sft.data_files import exists, files_in, is_label, kind_of, label_folders, list_files, locate_files, suffix_of
 from hf_sft.errors import DataError, first_line, list_few
-from hf_sft.packages import absolute, locate
+from hf_sft.packages import absolute, locate, path_of
 from hf_sft.squad_files import read_squad
 
 FILES = ("csv", "json", "parquet", "arrow", "text", "conll")
@@ -88,9 +88,9 @@ class DataSource(Block):
 
     def absolute(self) -> "DataSource":
         """The same with absolute paths: found from wherever one stands. What the Hub has keeps its name."""
-        if self.dataset not in (*FILES, *FOLDERS) and not Path(self.dataset).expanduser().exists():
+        if self.dataset not in (*FILES, *FOLDERS) and not path_of(self.dataset).exists():
             return self
-        return self._with_paths(lambda path: absolute(path) if exists(str(Path(path).expanduser())) else path)
+        return self._with_paths(lambda path: absolute(path) if exists(path) else path)
 
     def _with_paths(self, change: Callable[[str], str]) -> "DataSource":
         """With every relative path changed, and none of a URL or a package."""
@@ -108,14 +108,17 @@ class DataSource(Block):
         return self.model_copy(update=where)
 
 
-def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> tuple[dict[str, Dataset], DataSource]:
+def load_source(
+    source: DataSource, texts: Iterable[str], notes: list[str], read: Iterable[str] | None = None
+) -> tuple[dict[str, Dataset], DataSource]:
     """All splits that a source brings, by name; and the source with what was found out about it.
 
-    The columns `texts` of a csv stay text whatever they hold. Raises `DataError`.
+    The columns `texts` of a csv stay text whatever they hold; of the others those that are `read` (all by default) become
+    numbers where they hold such. Raises `DataError`.
     """
     source = _name_kind(source)
     try:
-        folder = Path(locate(source.data_dir)).expanduser() if source.data_dir else None
+        folder = path_of(locate(source.data_dir)) if source.data_dir else None
     except LookupError as error:
         raise DataError(error.args[0]) from None
     if folder is not None and not folder.is_dir() and (source.dataset in FILES or source.dataset in FOLDERS):
@@ -123,7 +126,7 @@ def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> t
     try:
         if source.dataset == "textfolder":
             return _load_textfolder(source, folder, notes), source
-        if source.dataset not in FILES and (path := Path(source.dataset).expanduser()).is_dir():
+        if source.dataset not in FILES and (path := path_of(source.dataset)).is_dir():
             if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
                 saved = load_from_disk(str(path))
                 saved = saved if isinstance(saved, DatasetDict) else {"train": saved}
@@ -145,7 +148,7 @@ def load_source(source: DataSource, texts: Iterable[str], notes: list[str]) -> t
             source = _find_delimiter(source, files, [*texts], notes)
             written = CsvFormat(source.delimiter or ",", source.quoting, source.encoding)
             brought = {name: read_csv(paths, written, source.drop_invalid, notes) for name, paths in files.items()}
-            brought = _find_numbers(brought, set(texts))
+            brought = _find_numbers(brought, set(texts), None if read is None else set(read))
         elif source.dataset == "conll":
             brought = {name: read_conll(paths, source.encoding) for name, paths in files.items()}
         elif source.dataset == "json" and (found := _read_squad(source, files)):
@@ -284,7 +287,7 @@ def folder_of(source: DataSource) -> Path:
     named = source.data_dir or source.data_files or source.dataset
     while not isinstance(named, str):
         named = next(iter(named.values())) if isinstance(named, dict) else named[0]
-    path = Path(locate(named)).expanduser()
+    path = path_of(locate(named))
     return path if path.is_dir() else path.parent
 
 
@@ -314,11 +317,14 @@ def _find_delimiter(source: DataSource, files: dict[str, list[str]], wanted: lis
     return source.model_copy(update={"delimiter": None if delimiter == "," else delimiter})
 
 
-def _find_numbers(brought: dict[str, Dataset], texts: set[str]) -> dict[str, Dataset]:
+def _find_numbers(brought: dict[str, Dataset], texts: set[str], read: set[str] | None) -> dict[str, Dataset]:
     """Columns all of whose cells, in all splits, are numbers (or true and false) become such."""
     kinds: dict[str, str] = {}
     compute: Any = pc  # its functions are made when it is imported
-    for column in [each for each in next(iter(brought.values())).column_names if each not in texts]:
+    columns = [
+        each for each in next(iter(brought.values())).column_names if each not in texts and (read is None or each in read)
+    ]
+    for column in columns:
         cells = [rows.data.table[column] for rows in brought.values() if column in rows.column_names]
         for kind, pattern in (("int64", INTEGER), ("float64", NUMBER), ("bool", "(?i:true|false)")):
             found = [compute.match_substring_regex(each, f"^({pattern})$") for each in cells]
@@ -330,10 +336,8 @@ def _find_numbers(brought: dict[str, Dataset], texts: set[str]) -> dict[str, Dat
 
 
 def _cast(rows: Dataset, kinds: dict[str, str]) -> Dataset:
-    for column, kind in kinds.items():
-        if column in rows.column_names:
-            rows = rows.cast_column(column, Value(kind))
-    return rows
+    found = {column: Value(kind) for column, kind in kinds.items() if column in rows.column_names}
+    return rows.cast(Features({**rows.features, **found})) if found else rows
 
 
 def _explain_missing(source: DataSource, error: Exception) -> str:

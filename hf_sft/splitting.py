@@ -84,7 +84,7 @@ def _hash_files(table: Any) -> pa.Table:
 def load_splits(source: DataSource, task: Task) -> Splits:
     """Load, check and split the rows; classes become their names. Raises `DataError`, every problem of a kind at once."""
     notes: list[str] = []
-    brought, source_as_read = load_source(source, task.input_columns(), notes)
+    brought, source_as_read = load_source(source, task.input_columns(), notes, _columns_read(source, task))
     loaded, named = _name_splits(source, brought, notes)
     lacking = _lacks_labels(loaded.get("test"), task)
     for name, rows in loaded.items():
@@ -114,6 +114,12 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     return Splits(rows, source_as_read, resolved, labels, tuple(notes), unlabelled, seen)
 
 
+def _columns_read(source: DataSource, task: Task) -> set[str]:
+    """The columns that the task and the data block name."""
+    named = (column for columns in task.columns().values() for column in columns)
+    return {*named, *task.optional_columns(), *filter(None, (source.keep, source.group, source.stratify))}
+
+
 def load_rows(
     source: DataSource, task: Task, labels: Labels | None, split: str | None, notes: list[str]
 ) -> tuple[str, Dataset]:
@@ -121,7 +127,7 @@ def load_rows(
 
     Gives its name too. Raises `DataError`.
     """
-    brought, _ = load_source(source, task.input_columns(), notes)
+    brought, _ = load_source(source, task.input_columns(), notes, _columns_read(source, task))
     name = split or ("test" if "test" in brought else next(iter(brought)))
     if name not in brought or (split is None and name != "test" and len(brought) > 1):
         asked = f"has no split `{split}`" if split else "has several splits, none of them called `test`"

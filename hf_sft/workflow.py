@@ -23,6 +23,7 @@ from hf_sft.fitting import fit_phases
 from hf_sft.hub_checkpoints import sent_meanwhile
 from hf_sft.lineage import write_known
 from hf_sft.models import save_model
+from hf_sft.packages import path_of
 from hf_sft.pages import say_certificate
 from hf_sft.prediction import answer_rows
 from hf_sft.recipe import Output, dump_recipe, load_recipe
@@ -74,7 +75,7 @@ def train(
     """
     recipe = as_recipe(recipe, overrides, trust_remote_code)
     resume = resume or resume_anyway
-    if resume and (facts := read_facts(folder := Path(recipe.output.folder).expanduser())) and (folder / RECIPE).is_file():
+    if resume and (facts := read_facts(folder := path_of(recipe.output.folder))) and (folder / RECIPE).is_file():
         require_same(recipe, load_recipe(folder / RECIPE, (), trust_remote_code), facts, folder)
         return say_finished(folder, recipe.output)
     with Listening() as listening:

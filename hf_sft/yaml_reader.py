@@ -99,6 +99,8 @@ def _events(text: str) -> Iterator[Event]:
         before = text[: getattr(error, "position", 0)]
         column = len(before) - before.rfind("\n")
         raise NotYaml(str(getattr(error, "reason", error)), before.count("\n") + 1, column) from None
+    except RecursionError:
+        raise NotYaml("is nested too deeply for a recipe", 1, 1) from None
     except (OverflowError, ValueError) as error:  # "\U99999999" reaches chr()
         raise NotYaml(f"an escape stands for no character: {error}", 1, 1) from None
 

@@ -21,6 +21,7 @@ from hf_sft.errors import CheckpointError, DataError
 from hf_sft.images import AT_ONCE, Cell, find_files, find_flaws, hash_image, inline, name_of, open_image, shrink
 from hf_sft.label_columns import SINGLE
 from hf_sft.labelled import Labelled
+from hf_sft.packages import path_of
 from hf_sft.tasks import Batch, Labels, Task
 
 PATCH = 16
@@ -142,7 +143,7 @@ def _find(path: str, folder: Path) -> str:
     """Where a path leads from where one stands, else from the folder of the data; as it is where it leads nowhere."""
     if "://" in path:
         return path
-    seen = [Path(path).expanduser().absolute(), (folder / path).absolute()]
+    seen = [path_of(path).absolute(), (folder / path).absolute()]
     return str(next((each for each in seen if each.is_file()), seen[-1]))
 
 
