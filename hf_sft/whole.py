@@ -118,6 +118,8 @@ def hash_file(file: Path) -> str:
 
 def _sync(path: Path) -> None:
     """Wait until the disk has a file, or a folder's names."""
+    if os.name == "nt":  # which lets nobody open a folder, and syncs only what is open for writing
+        return
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

@@ -268,7 +268,20 @@ def test_modules_of_python_itself_and_programs_are_not_imported(name, scene, mon
 def test_installed_modules_need_no_consent(scene):
     scene.recipe["task"]["type"] = "hf_sft.tasks.sequence_classification"
     hf_sft.check(scene.recipe)
-    assert foreign_code.is_allowed("transformers.models.bert") and foreign_code.is_allowed("tests.quaint")
+    assert foreign_code.is_allowed("transformers.models.bert")
+
+
+def test_a_project_that_is_installed_in_place_needs_no_consent(scene, monkeypatch):
+    """As `pip install -e` leaves it: a note of where the project lies."""
+    in_task(scene)
+    scene.write("site/lab-1.0.dist-info/METADATA", "Name: lab\nVersion: 1.0\n")
+    note = json.dumps({"url": scene.code.as_uri(), "dir_info": {"editable": True}})
+    (scene.code / "site" / "lab-1.0.dist-info" / "direct_url.json").write_text(note)
+    assert not foreign_code.is_allowed("lab.tasks")
+    monkeypatch.syspath_prepend(str(scene.code / "site"))
+    monkeypatch.setattr(foreign_code, "_installed", foreign_code._installed.__wrapped__)
+    assert foreign_code.is_allowed("lab.tasks") and not foreign_code.is_allowed("unittest.case")
+    assert not scene.witness.exists()
 
 
 @pytest.mark.parametrize("by", ["option", "environment"])

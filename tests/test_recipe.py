@@ -131,7 +131,7 @@ def test_one_problem_is_counted_as_one_and_overrides_come_last(write):
     assert complaint(write(MRPC), "seed=-1") == dedent("""\
         mrpc.yaml is not a valid recipe (1 problem):
 
-          override  seed  must be a whole number of at least 0; got -1.""")
+          override  seed  must be a whole number of at least 0 and of at most 4000000000; got -1.""")
     rows = problems(write(edited("batch_size: 16", "batch_size: 0")), "model.checkpoint=5", "method.r=0")
     assert [row[:2] for row in rows] == [
         ("line 18", "training.batch_size"), ("override", "model.checkpoint"), ("override", "method.r"),
@@ -170,7 +170,8 @@ WRONG_VALUES = [
      "must be one of train, validation, test. Did you mean `train`?"),
     ("metrics: [accuracy, f1_macro]", "metrics: accuracy", "evaluation.metrics",
      "must be a list of texts; got 'accuracy'."),
-    ("seed: 3", "seed: " + "x" * 100, "seed", f"must be a whole number of at least 0; got '{'x' * 58}…."),
+    ("seed: 3", "seed: " + "x" * 100, "seed",
+     f"must be a whole number of at least 0 and of at most 4000000000; got '{'x' * 58}…."),
 ]  # fmt: skip
 
 
@@ -279,7 +280,7 @@ def test_best_must_be_among_the_metrics_also_beside_other_problems(write):
     path = write(edited("[accuracy, f1_macro]", "[accuracy]"))
     assert problems(path, "seed=x") == [
         ("line 22", "evaluation.best", "`best: f1_macro` is not among `metrics`."),
-        ("override", "seed", "must be a whole number of at least 0; got 'x'."),
+        ("override", "seed", "must be a whole number of at least 0 and of at most 4000000000; got 'x'."),
     ]
     assert load_recipe(path, ["evaluation.metrics=null"]).evaluation.best == "f1_macro"
 
