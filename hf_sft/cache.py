@@ -32,7 +32,7 @@ GONE = ".removed-"
 
 
 def cache_folder(kind: str) -> Path:
-    """Where things of one kind are kept. Raises `RecipeError` where the environment sets a limit that is none."""
+    """The folder for things of one kind. Raises `RecipeError` if the environment sets a limit that is not a size."""
     find_limit()
     return Path(constants.HF_HOME) / "hf_sft" / kind
 

@@ -223,7 +223,7 @@ def _find_surrogates(value: Any, place: Place = ()) -> dict[Place, str]:
     """The texts that can't be written: bytes of a command line that are no UTF-8, or halves of characters."""
     if isinstance(value, dict | list):
         inside = value.items() if isinstance(value, dict) else enumerate(value)
-        return {at: told for key, each in inside for at, told in _find_surrogates(each, (*place, key)).items()}
+        return {at: message for key, each in inside for at, message in _find_surrogates(each, (*place, key)).items()}
     if isinstance(value, str) and SURROGATE.search(value):
         return {place: f"holds half of a surrogate pair, which is no character: {ascii(value)[:60]}. Expected Unicode."}
     return {}

@@ -203,8 +203,8 @@ def write_report(
     with files.placed() as aside:
         (aside / RECIPE).write_text(recipe_text, encoding="utf-8")
         np.savez_compressed(aside / "resamples.npz", allow_pickle=False, **_gather_resamples(evaluations))
-        shown, told = for_pages(shown_text), in_all(facts, for_pages)
-        write_pages(aside, folder, shown, told, measured, in_all(mistakes, for_pages), in_all(samples, for_pages))
+        shown, public = for_pages(shown_text), in_all(facts, for_pages)
+        write_pages(aside, folder, shown, public, measured, in_all(mistakes, for_pages), in_all(samples, for_pages))
     facts["files"] = files.hashes()
     write_facts(folder, facts)
     return Report(folder, facts)

@@ -137,7 +137,8 @@ def _is_ours(path: Path) -> bool:
 
 @contextlib.contextmanager
 def held(folder: Path, resume: bool) -> Iterator[None]:
-    """The folder is this run's, as long as it lives. Where no checkpoint was written, nothing is left in the end.
+    """The folder is this run's, as long as it lives. Where no checkpoint was written, nothing of it is left in the end; beside
+    files of others its record is, so that it can be resumed.
 
     Raises `RecipeError` where another run has it, or has finished there meanwhile.
     """
@@ -163,9 +164,12 @@ def held(folder: Path, resume: bool) -> Iterator[None]:
             yield
         finally:
             if PartialState().is_main_process and newest_kept(folder) is None:
-                remove_checkpoints(folder)
-                if not there and folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
+                remove_checkpoints(folder, but_the_record=True)
+                record = folder / CHECKPOINTS / RECORD
+                if not any(path.is_file() and path != record for path in folder.rglob("*")):
+                    remove_checkpoints(folder)  # else the record says that the folder is a run's, which can be resumed
+                if not there:
+                    _remove_if_empty(folder)
 
 
 def newest_kept(folder: Path) -> Path | None:
@@ -183,7 +187,7 @@ def _phases(folder: Path) -> list[Path]:
     return [path for path in below.glob("[0-9]*") if path.name.isdecimal() and path.is_dir() and not path.is_symlink()]
 
 
-def remove_checkpoints(folder: Path) -> None:
+def remove_checkpoints(folder: Path, but_the_record: bool = False) -> None:
     """Remove what a run keeps to go on from, and what it wrote aside, and nothing else. The lock goes last."""
     below = folder / CHECKPOINTS
     for phase in _phases(folder):
@@ -193,7 +197,7 @@ def remove_checkpoints(folder: Path) -> None:
         _remove_if_empty(phase)
     for path in (*below.glob(f"{SENDING}*"), *below.glob(f"{ASIDE}*"), *folder.glob(f"{ASIDE}*")):
         shutil.rmtree(path, ignore_errors=True)
-    for name in (RECORD, LOCK):
+    for name in (LOCK,) if but_the_record else (RECORD, LOCK):
         with contextlib.suppress(OSError):
             (below / name).unlink()
     _remove_if_empty(below)

@@ -108,10 +108,10 @@ def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool,
     recipe, checkpoints, unpublished, files = prepared.recipe, folder / CHECKPOINTS, None, RunFiles(folder)
     before, untrained = write_samples(prepared, prepared.loaded.model), answer_untrained(prepared)
     to = recipe.output.hub if recipe.output.hub_checkpoints else None
-    told: dict[str, Any] = {"narrow": to is None, "listening": listening, "resume": resume}
+    options: dict[str, Any] = {"narrow": to is None, "listening": listening, "resume": resume}
     if (record := prepared.record) is not None:
-        told["begun"] = partial(write_record, folder, record)
-    settings = [prepared.setting(checkpoints, place, **told) for place in range(len(prepared.phases))]
+        options["begun"] = partial(write_record, folder, record)
+    settings = [prepared.setting(checkpoints, place, **options) for place in range(len(prepared.phases))]
     folders = [setting.folder for setting in settings]
     with sent_meanwhile(to, recipe.output.private, prepared.phases, folders) as phases:
         model, curves = fit_phases(phases, prepared.loaded, prepared.examples, prepared.asked, settings)

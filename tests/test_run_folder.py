@@ -81,8 +81,13 @@ def test_what_others_put_below_checkpoints_stays_whatever_becomes_of_the_run(end
             stopping.train(recipe, tmp_path / "run")
     left = contents_of(tmp_path / "run", FOREIGN)
     assert left == FOREIGN
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["0", "my_model.bin"]
+    record = [] if end == "finished" else ["run.json"]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["0", "my_model.bin", *record]
     assert [path.name for path in (tmp_path / "run" / "checkpoints" / "0").iterdir()] == ["mine.txt"]
+    if end != "finished":
+        monkeypatch.setattr(StepTrainer, "training_step", step)
+        stopping.train(recipe, tmp_path / "run", resume=True)
+        assert run_folder.is_finished(tmp_path / "run") and contents_of(tmp_path / "run", FOREIGN) == FOREIGN
 
 
 def contents_of(folder: Path, names: Any) -> dict[str, str]:
