@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,19 @@ CONTROL = re.compile(
 def hide_secrets(text: str) -> str:
     """The text without Hub tokens, users and passwords in URLs, URL parameters that look like keys, and secrets of the
     environment."""
-    from huggingface_hub import get_token  # half a second, which `--help` would wait for
-
-    for secret in {get_token(), *_secrets()}:
-        if secret:
-            text = text.replace(secret, HIDDEN)
+    for secret in _secrets(tuple(os.environ.items())):
+        text = text.replace(secret, HIDDEN)
     return URL.sub(lambda found: _hide_in_url(found[0]), TOKEN.sub(HIDDEN, text))
 
 
-def _secrets() -> list[str]:
-    named = [value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)]
-    return sorted((value for value in named if len(value) >= 8 and not value.startswith(("/", "~"))), key=len, reverse=True)
+@lru_cache(maxsize=1)
+def _secrets(environment: tuple[tuple[str, str], ...]) -> list[str]:
+    """The Hub token and what the environment holds, longest first."""
+    from huggingface_hub import get_token  # half a second, which `--help` would wait for
+
+    named = [value for name, value in environment if SECRET_VARIABLE.search(name)]
+    named = [value for value in named if len(value) >= 8 and not value.startswith(("/", "~"))]
+    return sorted({*named, *filter(None, [get_token()])}, key=len, reverse=True)
 
 
 def _hide_in_url(url: str) -> str:
