@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,26 @@ SIGNALS = {
 """What is listened to, and the exit status that answers it."""
 TWICE = 2.0
 """Seconds in which a second signal is the first one again: a terminal and a launcher both send it."""
+
+
+SAY_LATER = """
+import os, sys, time
+launcher, until = int(sys.argv[1]), time.monotonic() + 60
+while time.monotonic() < until:
+    try:
+        os.kill(launcher, 0)
+    except OSError:
+        break
+    time.sleep(0.05)
+print(sys.argv[2], file=sys.stderr)
+"""
+
+
+def say_after_launcher(text: str) -> None:
+    """Print a text once more when torch's launcher has ended, whose traceback would hide it; nothing without that launcher."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        command = [sys.executable, "-I", "-c", SAY_LATER, str(os.getppid()), text]
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -27,7 +27,7 @@ from hf_sft.packages import path_of
 from hf_sft.pages import say_certificate
 from hf_sft.prediction import answer_rows
 from hf_sft.recipe import Output, dump_recipe, load_recipe
-from hf_sft.redaction import HIDDEN, hide_secrets, in_all
+from hf_sft.redaction import HIDDEN, for_terminal, hide_secrets, in_all
 from hf_sft.report import Report, gather_facts, read_report, write_report
 from hf_sft.run_folder import (
     CHECKPOINTS,
@@ -41,7 +41,7 @@ from hf_sft.run_folder import (
     write_record,
 )
 from hf_sft.runs import Prepared, RecipeLike, as_recipe, load_run, prepare, say
-from hf_sft.signals import Listening
+from hf_sft.signals import Listening, say_after_launcher
 from hf_sft.sources import DataSource
 from hf_sft.splitting import hash_rows, load_rows, load_splits
 from hf_sft.strict_json import dump_json
@@ -152,7 +152,10 @@ def told_when_it_ends_early(folder: Path) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         kept = newest_kept(folder)
-        say(f"Interrupted.  `{kept}` is kept.\n{again}" if kept else "Interrupted, before there was anything to keep.")
+        message = f"Interrupted.  `{kept}` is kept.\n{again}" if kept else "Interrupted, before there was anything to keep."
+        say(message)
+        if PartialState().is_main_process:
+            say_after_launcher(for_terminal(message))
         raise
     except OSError as error:
         if error.errno not in UNWRITABLE:

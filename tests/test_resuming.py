@@ -573,3 +573,20 @@ def test_begun_by_two_processes_it_goes_on_by_one_and_when_one_dies_the_other_sa
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
     apart = sum(float((one[name] - two[name]).square().sum()) for name in one)
     assert apart / sum(float(tensor.square().sum()) for tensor in one.values()) < 1e-10
+
+
+def test_what_to_do_stands_below_the_traceback_of_a_launcher(tmp_path):
+    worker = "from hf_sft.signals import say_after_launcher; say_after_launcher('To go on: --resume')"
+    launcher = f"""
+import os, subprocess, sys, time
+subprocess.run([sys.executable, "-c", {worker!r}], env={{**os.environ, "TORCHELASTIC_RUN_ID": "none"}}, check=True)
+time.sleep(0.3)
+raise SystemExit("the launcher's own words")
+"""
+    for program, lines in ((launcher, ["the launcher's own words", "To go on: --resume"]), (worker, [])):
+        with (tmp_path / "said").open("w") as said:
+            subprocess.run([sys.executable, "-c", program], stderr=said, check=False)
+        until = time.monotonic() + 20
+        while (tmp_path / "said").read_text().splitlines() != lines and time.monotonic() < until:
+            time.sleep(0.05)
+        assert (tmp_path / "said").read_text().splitlines() == lines
