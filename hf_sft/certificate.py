@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -152,15 +153,14 @@ def fresh_process(write: Callable[[], None], saved: str, run: str, device: str, 
     That raises `ValueError` with its last words, and `TimeoutError` where it takes too long or was killed.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_LAUNCH) and name not in RANKS}
-    here = os.getcwd()
-    wanted = trusted or Path(__file__).is_relative_to(here)  # else nothing of ours, nor of the recipe's, is imported from here
-    paths = json.dumps([path for path in map(os.path.abspath, sys.path) if wanted or path != here])
+    here = _current_folder()
     begun = subprocess.Popen(
-        [sys.executable, "-P", "-c", FRESH, json.dumps([saved, run, device, trusted]), paths],
+        [sys.executable, "-P", "-c", FRESH, json.dumps([saved, run, device, trusted]), json.dumps(_paths(here, trusted))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**env, "HF_HUB_OFFLINE": "1"},
+        cwd=here or tempfile.gettempdir(),
         text=True,
     )
     write()
@@ -176,6 +176,20 @@ def fresh_process(write: Callable[[], None], saved: str, run: str, device: str, 
         return json.loads(out.splitlines()[-1])
 
     return end
+
+
+def _current_folder() -> Path | None:
+    """None where it was removed; libraries can't be imported there."""
+    with contextlib.suppress(OSError):
+        return Path.cwd()
+    return None
+
+
+def _paths(here: Path | None, trusted: bool) -> list[str]:
+    """Where this process imports from; not the current folder, unless hf_sft lies there, or the caller trusts what does."""
+    found = [Path(path) if path else here for path in sys.path]
+    wanted = trusted or here == Path(__file__).parents[1]
+    return [str(path) for path in found if path is not None and (wanted or path != here)]
 
 
 def _send(begun: subprocess.Popen[str], line: str) -> None:

@@ -182,3 +182,12 @@ def test_a_process_that_waits_is_ended_when_the_run_is_interrupted(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         end()
     assert begun[0].wait(10) == -9
+
+
+def test_a_process_of_its_own_starts_where_the_current_folder_is_gone(checkpoints, tmp_path, monkeypatch):
+    trained(checkpoints["bert"], tmp_path / "run")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    (tmp_path / "gone").rmdir()
+    assert fresh(str(tmp_path / "run"))()["rows"] == 11
