@@ -1,7 +1,7 @@
 """Random faults over small runs: nothing is lost that was there before, there is no traceback, and what is resumed ends in the
 bits of a run that nothing happened to.
 
-    python -m tests.benchmarks.chaos [--faults 300] [--seed 0] [--only KIND]
+    python -m tests.benchmarks.chaos [--faults 300] [--minutes 60] [--seed 0] [--only KIND]
 
 A fault is one of `KINDS`, at a random moment of a random recipe of `tests.stopping` (dropout, early stopping, two phases,
 LoRA, stored features, bfloat16). While a run is at work, files of somebody else are put into its folder. After the fault the
@@ -270,6 +270,7 @@ def fingerprint(output: Path) -> Any:
 def main() -> int:
     asked = argparse.ArgumentParser()
     asked.add_argument("--faults", type=int, default=300)
+    asked.add_argument("--minutes", type=float, default=60, help="after which no more faults begin")
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--only", choices=KINDS)
     given = asked.parse_args()
@@ -288,6 +289,8 @@ def main() -> int:
             assert case.wait(process) == 0, case.said
             wanted[name], long[name] = fingerprint(case.output), time.monotonic() - at
         for number in range(given.faults):
+            if time.monotonic() - began > 60 * given.minutes:
+                break
             kind, name = given.only or KINDS[number % len(KINDS)], drawn.choice([*recipes])
             case = Case(name, recipes[name], root / f"fault{number}", long[name], drawn)
             message_will_do = strike(kind, case)
@@ -297,7 +300,7 @@ def main() -> int:
                 print(f"{number}: {kind}, {name}: {verdict}; {case.statuses}\n{case.said[-3000:]}", flush=True)
             for path in root.glob(f"fault{number}*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    print(f"{given.faults} faults in {time.monotonic() - began:.0f} s, seed {given.seed}")
+    print(f"{sum(found.values())} faults in {time.monotonic() - began:.0f} s, seed {given.seed}")
     for kind in KINDS:
         counts = {verdict: count for (of, verdict), count in found.items() if of == kind}
         if counts:
