@@ -187,9 +187,11 @@ def _current_folder() -> Path | None:
 
 def _paths(here: Path | None, trusted: bool) -> list[str]:
     """Where this process imports from; not the current folder, unless hf_sft lies there, or the caller trusts what does."""
-    found = [Path(path) if path else here for path in sys.path]
+    if here is None:
+        return [path for path in sys.path if os.path.isabs(path)]
+    found = [os.path.normpath(here / path) for path in sys.path]
     wanted = trusted or here == Path(__file__).parents[1]
-    return [str(path) for path in found if path is not None and (wanted or path != here)]
+    return [path for path in found if wanted or path != str(here)]
 
 
 def _send(begun: subprocess.Popen[str], line: str) -> None:

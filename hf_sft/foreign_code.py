@@ -39,10 +39,10 @@ def is_allowed(name: str) -> bool:
         return False
     spec = _find(name)
     places = [*(spec.submodule_search_locations or ()), spec.origin] if spec else []
-    found = next((Path(place) for place in places if place and Path(place).exists()), None)
+    found = [Path(place).resolve() for place in places if place and Path(place).exists()]  # several of a namespace
     plugins = plugin_folder()
     roots = [*_installed(), *([plugins] if plugins else [])]
-    return found is not None and any(found.resolve().is_relative_to(root) for root in roots)
+    return bool(found) and all(any(place.is_relative_to(root) for root in roots) for place in found)
 
 
 def _find(name: str) -> ModuleSpec | None:

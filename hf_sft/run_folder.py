@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -164,10 +164,11 @@ def held(folder: Path, resume: bool) -> Iterator[None]:
             yield
         finally:
             if PartialState().is_main_process and newest_kept(folder) is None:
-                remove_checkpoints(folder, but_the_record=True)
-                record = folder / CHECKPOINTS / RECORD
-                if not any(path.is_file() and path != record for path in folder.rglob("*")):
-                    remove_checkpoints(folder)  # else the record says that the folder is a run's, which can be resumed
+                _remove_state(folder)
+                own = [folder / CHECKPOINTS / name for name in (RECORD, LOCK)]
+                alone = not any(path.is_file() and path not in own for path in folder.rglob("*"))
+                # Beside files of others the record stays: it says that the folder is a run's, which can be resumed.
+                _release(folder, (RECORD, LOCK) if alone else (LOCK,))
                 if not there:
                     _remove_if_empty(folder)
 
@@ -187,8 +188,14 @@ def _phases(folder: Path) -> list[Path]:
     return [path for path in below.glob("[0-9]*") if path.name.isdecimal() and path.is_dir() and not path.is_symlink()]
 
 
-def remove_checkpoints(folder: Path, but_the_record: bool = False) -> None:
-    """Remove what a run keeps to go on from, and what it wrote aside, and nothing else. The lock goes last."""
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what a run keeps to go on from, and what it wrote aside, and nothing else."""
+    _remove_state(folder)
+    _release(folder, (RECORD, LOCK))
+
+
+def _remove_state(folder: Path) -> None:
+    """Remove the checkpoints, and what was written aside."""
     below = folder / CHECKPOINTS
     for phase in _phases(folder):
         own = (*list_steps(phase), phase / FINISHED, *phase.glob(f".{PREFIX}*"), *phase.glob(f".{FINISHED}-*"))
@@ -197,10 +204,14 @@ def remove_checkpoints(folder: Path, but_the_record: bool = False) -> None:
         _remove_if_empty(phase)
     for path in (*below.glob(f"{SENDING}*"), *below.glob(f"{ASIDE}*"), *folder.glob(f"{ASIDE}*")):
         shutil.rmtree(path, ignore_errors=True)
-    for name in (LOCK,) if but_the_record else (RECORD, LOCK):
+
+
+def _release(folder: Path, names: Sequence[str]) -> None:
+    """Remove files of `checkpoints/`, of which the lock is the last, and that folder where nothing else is in it."""
+    for name in names:
         with contextlib.suppress(OSError):
-            (below / name).unlink()
-    _remove_if_empty(below)
+            (folder / CHECKPOINTS / name).unlink()
+    _remove_if_empty(folder / CHECKPOINTS)
 
 
 def _remove_if_empty(folder: Path) -> None:

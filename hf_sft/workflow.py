@@ -273,7 +273,9 @@ def collect_facts(
     )
     facts["given"] = prepared.given.absolute().model_dump(mode="json")
     facts["names"] = _names(facts["recipe"], recipe.model_dump(mode="json"))
-    facts["checkpoint"] |= {"name": recipe.model.name, "weights": hash_weights(recipe.model)}
+    facts["checkpoint"]["name"] = recipe.model.name
+    if not getattr(recipe.method, "merge", True):  # an adapter, which goes with these weights alone
+        facts["checkpoint"]["weights"] = hash_weights(recipe.model)
     facts["training"]["changes"] = list(prepared.changes)
     for part in ("given", "names", "recipe", "checkpoint"):
         facts[part] = in_all(facts[part], hide_secrets)

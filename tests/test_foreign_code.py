@@ -271,6 +271,17 @@ def test_installed_modules_need_no_consent(scene):
     assert foreign_code.is_allowed("transformers.models.bert")
 
 
+def test_a_namespace_that_is_only_in_part_installed_needs_consent(scene, monkeypatch):
+    """Its parts lie in several folders, of which any may hold the module."""
+    for part in ("installed/lab/more.py", "lab/tasks.py"):
+        scene.write(part, TASK)
+    monkeypatch.syspath_prepend(str(scene.code / "installed"))
+    monkeypatch.setattr(foreign_code, "_installed", lambda: (scene.code / "installed",))
+    assert not foreign_code.is_allowed("lab.tasks")
+    monkeypatch.setattr(foreign_code, "_installed", lambda: (scene.code,))
+    assert foreign_code.is_allowed("lab.tasks")
+
+
 def test_a_project_that_is_installed_in_place_needs_no_consent(scene, monkeypatch):
     """As `pip install -e` leaves it: a note of where the project lies."""
     in_task(scene)
@@ -306,13 +317,15 @@ def test_a_folder_that_the_caller_names_needs_no_other_consent_and_hides_nothing
 NAMES = ("datasets", "profile", "torch", "sitecustomize", "json", "hf_sft", "numpy", "six", "bitsandbytes")
 
 
-@pytest.mark.parametrize("started", ["-m", "script"])
+@pytest.mark.parametrize("started", ["-m", "script", "here"])
 def test_a_fresh_process_imports_nothing_from_where_it_is_started(started, scene, finished, monkeypatch):
     for name in NAMES:
         scene.write(f"{name}.py", PLANTED)
     monkeypatch.chdir(scene.code)
-    if started == "script":  # else as `python -m` has it
+    if started != "-m":  # which has the folder's whole name there
         monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(scene.code)])
+    if started == "here":
+        monkeypatch.setattr(sys, "path", [".", *sys.path])
     facts = FRESH_PROCESS(lambda: None, str(finished), str(finished), "cpu", False)()
     assert facts["rows"] == 11 and facts["largest_difference"] <= facts["bound"]
     assert not scene.witness.exists()
