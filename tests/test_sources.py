@@ -48,6 +48,36 @@ def test_cells_of_a_csv_are_read_as_they_are_written(cells, values, tmp_path):
     assert [type(v) for v in rows["label"]] == [type(v) for v in values]
 
 
+DISAGREEING = [
+    (["1", "2"], ["01", "2"]),
+    (["1", "2"], ["1.5", "2"]),
+    (["1", "2"], ["1e2", "2"]),
+    (["1.5", "2"], ["123456789012345678", "2"]),
+    (["1", "2"], ["", "2"]),
+    (["1", "2"], ["", ""]),
+    (["1", "2"], ["yes", "2"]),
+    (["true", "false"], ["1", "0"]),
+    (["true", "false"], ["True", ""]),
+    (["true", "false"], ["yes", "no"]),
+]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("pair", DISAGREEING, ids=str)
+def test_splits_that_disagree_are_read_as_the_one_table_they_are(pair, turned, tmp_path):
+    """A cell means the same in whatever split it stands: not the number 1 in one, and the text 01 in another."""
+    pair = pair[::-1] if turned else pair
+    for name, cells in (("train", pair[0]), ("test", pair[1]), ("both", [*pair[0], *pair[1]])):
+        (tmp_path / f"{name}.csv").write_text(csv(cells))
+    files = {name: str(tmp_path / f"{name}.csv") for name in ("train", "test")}
+    apart, _ = load_source(DataSource(dataset="csv", data_files=files), ["text"], [])
+    together, _ = load_source(DataSource(dataset=str(tmp_path / "both.csv")), ["text"], [])
+    assert [(type(v), v) for split in ("train", "test") for v in apart[split]["label"]] == [
+        (type(v), v) for v in together["train"]["label"]
+    ]
+    assert apart["train"].features == apart["test"].features == together["train"].features
+
+
 def test_texts_that_are_numbers_stay_texts(tmp_path):
     rows, _, _ = read(tmp_path / "a.csv", csv(["a", "b"], ["007", "12"]))
     assert rows["text"][:] == ["007", "12"]

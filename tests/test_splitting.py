@@ -1,6 +1,7 @@
 """Splits are made fairly, subsets are nested, and what was decided is said."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -47,6 +48,21 @@ def test_a_group_is_never_on_two_sides(tmp_path):
     groups = [set(split["g"]) for split in rows.values()]
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
     assert len(rows["test"]) > 20
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_neither_a_text_nor_a_group_is_on_two_sides_however_they_overlap(seed, tmp_path):
+    """Texts link groups and groups link texts: rows at the ends of such a chain have neither in common, and go together."""
+    draw = np.random.default_rng(seed)
+    texts, groups = draw.integers(70, size=(2, 60))
+    rows = [{"text": f"t{t}", "g": f"g{g}" if g else None, "i": i} for i, (t, g) in enumerate(zip(texts, groups, strict=True))]
+    files = write(tmp_path / "a.jsonl", [{**row, "label": "ab"[row["i"] % 2]} for row in rows])
+    source = DataSource(dataset="json", data_files=files, group="g", splits={"validation": 0.2, "test": 0.2}, seed=seed)
+    made = load_splits(source, TASK).rows
+    assert sorted(i for split in made.values() for i in split["i"]) == list(range(60))
+    for column in ("text", "g"):
+        sides = Counter(value for split in made.values() for value in {*split[column]} - {None})
+        assert {*sides.values()} == {1}, column
 
 
 def test_splits_depend_on_the_data_seed_alone(tmp_path):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoConfig
 
 from hf_sft.baselines import fit_all
@@ -15,6 +16,7 @@ from hf_sft.evaluation import writer
 from hf_sft.losses import item_loss
 from hf_sft.models import load_model, load_processor
 from hf_sft.scoring import measure
+from hf_sft.tasks.chat import Chat
 from hf_sft.training import Training, resolve_machine
 from tests import tiny
 
@@ -84,3 +86,34 @@ def test_every_field_of_a_task_says_what_it_is_for(name):
     kind = load_kind("tasks", name)
     assert (kind.__doc__ or "").strip()
     assert [field for field, info in kind.model_fields.items() if not info.description] == []
+
+
+def other_answers(task, rows):
+    """The same inputs with the answers of other rows."""
+    if not isinstance(task, Chat):
+        asked = {column: rows[column][:] for column in task.input_columns()}
+        answers = {column: rows[column][::-1] for column in rows.column_names if column not in asked}
+        return Dataset.from_dict({**asked, **answers}, features=rows.features)
+    return Dataset.from_dict({"messages": [[*talk[:-1], {**talk[-1], "content": "other"}] for talk in rows["messages"]]})
+
+
+@pytest.mark.parametrize("name", list_kinds("tasks"))
+def test_rows_are_the_same_by_what_is_asked_and_not_by_the_answer(name):
+    """A question of train with another answer in test has been seen all the same."""
+    task, rows = load_kind("tasks", name).sample()
+    task, _, _ = task.resolve({"train": rows})
+    known = task.identities(rows)
+    assert task.identities(other_answers(task, rows)) == known
+    inputs = [[row[column] for column in task.input_columns()] for row in rows]
+    inputs = [[cell[:-1] for cell in row] for row in inputs] if isinstance(task, Chat) else inputs
+    asked = [repr(row) for row in inputs]
+    assert len({*asked}) > 1 and len({*known}) == len({*asked}) == len({*zip(known, asked, strict=True)})
+
+
+def test_a_conversation_is_the_same_by_the_turns_before_its_last_answer():
+    def talk(*words):
+        return [{"role": role, "content": word} for role, word in zip(("user", "assistant") * 3, words, strict=False)]
+
+    talks = [talk("q", "a"), talk("q", "b"), talk("q", "a", "and?"), talk("q", "a", "and?", "so"), talk("r", "a")]
+    first, second, unanswered, longer, other = Chat(type="chat").identities(Dataset.from_dict({"messages": talks}))
+    assert first == second == unanswered and len({first, longer, other}) == 3

@@ -312,8 +312,9 @@ class Chat(NextToken, Task):
         return ["\n".join(f"{turn['role']}: {say_turn(turn)}" for turn in talk) for talk in self._talks(rows)]
 
     def identities(self, rows: Dataset) -> list[str]:
-        """What is asked: all but the last answer."""
-        return [json.dumps(talk[:-1] if len(talk) > 1 else talk) for talk in self._talks(rows)]
+        """The turns before the last answer: what follows it carries no loss."""
+        talks = [up_to_last_answer(talk) for talk in self._talks(rows)]
+        return [json.dumps(talk[:-1] if talk and talk[-1]["role"] == ASSISTANT else talk) for talk in talks]
 
     def show(self, example: dict[str, Any], processor: Any, labels: Labels | None) -> str:
         """The tokens that carry loss stand between « and »."""
