@@ -279,7 +279,7 @@ def _precision(training: Training, device: str) -> str:
     if training.bf16 or training.fp16:
         return "bf16" if training.bf16 else "fp16"
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if training.bf16 is None and told in ("bf16", "fp16"):
+    if training.bf16 is None and (told == "bf16" or (told == "fp16" and training.fp16 is None)):
         return told
     return "bf16" if training.bf16 is None and _has_native_bf16(device) else "fp32"
 

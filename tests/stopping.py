@@ -20,7 +20,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["hf_sft.workflow", "hf_sft.plots", "tests.tiny"])
 
 
-def dropping(checkpoint: Path, folder: Path) -> Path:
+def dropping(checkpoint: Path, folder: Path, share: float = 0.1) -> Path:
     """The tiny checkpoint with dropout: what is drawn counts."""
     if folder.is_dir():
         return folder
@@ -28,7 +28,7 @@ def dropping(checkpoint: Path, folder: Path) -> Path:
     for path in checkpoint.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / "config.json").read_text())
-    config |= {name: 0.1 for name in config if "drop" in name and isinstance(config[name], float)}
+    config |= {name: share for name in config if "drop" in name and isinstance(config[name], float)}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

@@ -59,6 +59,27 @@ def test_early_stopping_stops_and_keeps_the_best(checkpoints, tmp_path):
     assert phase["best_step"] == 3
 
 
+@pytest.mark.parametrize(("metric", "rate"), [("mse", 0.01), ("pearson", 0.003)])
+def test_what_counts_as_an_improvement_is_what_the_recipe_says(metric, rate, checkpoints, tmp_path):
+    """Each evaluation is a little better than the one before: by less than the threshold, that is none."""
+    files = tiny.write_rows(tmp_path / "data", "regression", train=40)
+    training = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 6, "learning_rate": rate, "optim": "sgd"}
+
+    def train(threshold: float) -> tuple[int, list[float]]:
+        aids = [{"type": "early_stopping", "patience": 2, "threshold": threshold}]
+        asked = {"training": training, "aids": aids, "evaluation": {"metrics": [metric], "best": metric}}
+        recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", **asked)
+        facts = hf_sft.train({**recipe, "output": {"folder": str(tmp_path / str(threshold))}}).facts["training"]
+        return facts["phases"][0]["steps"], [each[metric] for each in facts["curves"][0]["evaluations"]]
+
+    steps, values = train(0.0)
+    gains = [abs(one - two) for one, two in itertools.pairwise(values)]
+    better = [b < a if metric == "mse" else b > a for a, b in itertools.pairwise(values)]
+    assert steps == 6 and all(better), "pick another rate: with this one it does not improve each time"
+    assert train(min(gains) / 2)[0] == 6
+    assert train(3 * max(gains))[0] == 3
+
+
 def test_callbacks_are_made_anew_for_each_training():
     (make,) = load_kind("aids", "early_stopping")(type="early_stopping").apply(phase(), TASK, ROWS).callbacks
     assert make() is not make()

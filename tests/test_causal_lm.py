@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, OPTConfig, OPTModel
 
 import hf_sft
+from hf_sft.baselines import fit_all
+from hf_sft.block import load_kind
 from hf_sft.checkpoint import Checkpoint
 from hf_sft.cli import app
 from hf_sft.models import load_model, load_processor
 from hf_sft.packing import Grams, pack
+from hf_sft.scoring import measure
 from hf_sft.tasks import Writing
 from hf_sft.tasks.causal_lm import CausalLm
 from tests import tiny
@@ -273,3 +277,44 @@ def test_the_baselines_are_proper_distributions_of_the_same_tokens():
             assert sum(math.exp(-model.nats([first, second], [1, 1])) for second in range(12)) == pytest.approx(1.0)
     pairs = [[0, 1, 0, 1, 0, 1]] * 50
     assert Grams(pairs, 3, 5.0).nats([0, 1, 0, 1], [1] * 4) < Grams(pairs, 3).nats([0, 1, 0, 1], [1] * 4)
+
+
+def nats_of_grams(train: list[list[int]], size: int, weight: float | None, ids: list[int], mask: list[int]) -> float:
+    """Add-one smoothed unigrams of the tokens after the first; bigrams mixed with `weight` of them."""
+    single = Counter(token for each in train for token in each[1:])
+    total, pairs = sum(single.values()), Counter(pair for each in train for pair in pairwise(each))
+    before = Counter(token for each in train for token in each[:-1])
+    nats = 0.0
+    for (first, second), carries in zip(pairwise(ids), mask[1:], strict=True):
+        chance = (single[second] + 1) / (total + size)
+        if weight is not None:
+            chance = (pairs[first, second] + weight * chance) / (before[first] + weight)
+        nats -= carries * math.log(chance)
+    return nats
+
+
+@pytest.mark.parametrize("problem", ["texts", "talks"])
+def test_the_baselines_of_a_language_model_are_grams_of_the_tokens_that_carry_loss(problem, checkpoints):
+    """Fitted on train and asked about other rows; where only an assistant's tokens carry loss, only these are counted."""
+    processor = load_processor(Checkpoint(checkpoint=str(checkpoints["gpt2"])))
+    asked = load_kind("tasks", tiny.task_of(problem)["type"]).model_validate({**tiny.task_of(problem), "max_length": 64})
+    train, test = (Dataset.from_list(tiny.rows(problem, *which)) for which in ((30,), (9, 200)))
+
+    def tokens(rows: Dataset) -> list[tuple[list[int], list[int]]]:
+        encoded = asked.encode(rows[:], processor, None)
+        return list(
+            zip(encoded["input_ids"], encoded.get("loss_mask", [[1] * len(e) for e in encoded["input_ids"]]), strict=True)
+        )
+
+    assert problem == "texts" or any(0 in mask[1:] and 1 in mask[1:] for _, mask in tokens(test))
+    fitted, failed = fit_all(asked.baselines(train, None, processor))
+    assert not failed and set(fitted) == {"unigram", "bigram"}
+    for name, weight in (("unigram", None), ("bigram", 5.0)):
+        found = fitted[name](test)
+        pairs = tokens(test)
+        wanted = [nats_of_grams([ids for ids, _ in tokens(train)], len(processor), weight, *pair) for pair in pairs]
+        assert found.nats == pytest.approx(wanted)
+        assert found.tokens.tolist() == [sum(mask[1:]) for _, mask in pairs]
+        loss = sum(wanted) / sum(sum(mask[1:]) for _, mask in pairs)
+        values = measure(["loss", "perplexity"], found, np.zeros(9))
+        assert values == pytest.approx({"loss": loss, "perplexity": math.exp(loss)})

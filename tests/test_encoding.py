@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,16 @@ from safetensors.torch import load_file, save_file
 import hf_sft
 from hf_sft.cache import cache_folder, written_aside
 from hf_sft.checkpoint import Checkpoint
-from hf_sft.encoding import encode_splits, hash_code
+from hf_sft.encoding import encode_rows, encode_splits, hash_code
 from hf_sft.models import load_processor
 from hf_sft.sources import DataSource
 from hf_sft.splitting import load_splits
+from hf_sft.tasks import Labels
 from hf_sft.tasks.sequence_classification import SequenceClassification
 from tests import tiny
 
 TASK = SequenceClassification(type="sequence_classification")
+SINGLE = tiny.PROBLEMS[0]
 
 
 def write(path, rows):
@@ -153,6 +156,82 @@ def test_another_row_or_weight_is_another_key_of_what_is_stored(tmp_path, checkp
     save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
     assert things("weight", checkpoint=moved) == [4, 3]
     assert things("field", task={**tiny.task_of(tiny.PROBLEMS[0]), "max_length": 7}) == [7, 4]
+
+
+def test_an_encoding_from_the_cache_is_the_one_that_would_be_made_anew(tmp_path, checkpoints):
+    """By other classes, another order of them, another processor or task: what was made for one is not taken for another."""
+    rows = [{"text": f"a goal was lost in minute {i}", "label": "abc"[i % 3]} for i in range(30)]
+    splits = load_splits(DataSource(dataset="json", data_files=write(tmp_path / "a.jsonl", rows)), TASK)
+    many = replace(splits, task=TASK.model_copy(update={"problem_type": "multi_label_classification"}))
+    short = load_processor(Checkpoint(checkpoint=str(checkpoints["bert"])), 6)
+    turned = shutil.copytree(checkpoints["bert"], tmp_path / "turned")
+    settings = json.loads((turned / "tokenizer_config.json").read_text())
+    (turned / "tokenizer_config.json").write_text(json.dumps({**settings, "truncation_side": "left"}))
+    left = load_processor(Checkpoint(checkpoint=str(turned)), 6)
+    cases = [
+        (splits, short),
+        (replace(splits, labels=Labels(("c", "a", "b"))), short),
+        (replace(splits, labels=Labels(("b", "c", "d", "a"))), short),
+        (many, short),
+        (replace(many, labels=Labels(("b", "a", "c"))), short),
+        (splits, left),
+        (replace(splits, task=TASK.model_copy(update={"max_length": 5})), short),
+        (replace(splits, task=TASK.model_copy(update={"long": "windows", "max_length": 5})), short),
+        (splits, load_processor(Checkpoint(checkpoint=str(checkpoints["gpt2"])), 6)),
+    ]
+    seen = []
+    for case, processor in cases:
+        found = encode_splits(case, processor)["train"].encoded
+        made = encode_rows(case.rows["train"], case.task, case.labels, processor)
+        assert {name: found[name][:] for name in made.column_names} == {name: made[name][:] for name in made.column_names}
+        seen.append(repr(made[:]))
+    assert len({*seen}) == len(cases), "two of the cases are encoded alike, and could not be told apart"
+
+
+LAST = {"type": "last_layers", "layers": 1}
+"""Of two: the lower one's states are stored."""
+
+
+@pytest.mark.parametrize(
+    ("problem", "method", "changed"),
+    [
+        (SINGLE, {"type": "head_only"}, {"training": {"bf16": True}}),
+        (SINGLE, LAST, {"training": {"bf16": True}}),
+        (SINGLE, {"type": "head_only"}, {"body": "encoder.layer.1"}),
+        (SINGLE, LAST, {"body": "encoder.layer.0"}),
+        (SINGLE, LAST, {"body": "embeddings.word_embeddings"}),
+        (SINGLE, LAST, {"task": {"type": "sequence_classification", "max_length": 6}}),
+        ("pictures", {"type": "head_only"}, {"pictures": True}),
+        ("pictures", LAST, {"pictures": True}),
+    ],
+    ids=str,
+)
+def test_a_run_on_what_is_stored_is_a_run_with_an_empty_cache(problem, method, changed, tmp_path, checkpoints, monkeypatch):
+    """What another precision, another weight below the head or another picture of the same name has left is not taken."""
+    family = "vit" if problem == "pictures" else "bert"
+    files = tiny.write_rows(tmp_path / "data", problem)
+
+    def losses(home, **changes):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / home))
+        checkpoint = checkpoints[family]
+        if inside := changes.pop("body", None):
+            checkpoint = shutil.copytree(checkpoint, tmp_path / f"{home} moved", dirs_exist_ok=True)
+            weights = load_file(checkpoint / "model.safetensors")
+            for name in weights:
+                weights[name] = weights[name].roll(int(name.startswith(inside)), 0).clone()
+            save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+        if changes.pop("pictures", False):
+            for path in (tmp_path / "data").glob("*.png"):
+                tiny.draw(int(path.stem) + 300).save(path)
+        asked = {"task": tiny.task_of(problem), **changes}
+        asked["training"] = {"max_steps": 2, **asked.get("training", {})}
+        recipe = tiny.recipe(checkpoint, files, tmp_path / f"{home} {len(list(tmp_path.iterdir()))}", **asked)
+        facts = hf_sft.train({**recipe, "method": method}).facts["training"]
+        assert facts["phases"][0]["stored_features" if method["type"] == "head_only" else "stored_layers"]
+        return facts["curves"][0]["losses"]
+
+    before = losses("warm")
+    assert losses("warm", **changed) == losses("cold", **changed) != before
 
 
 @pytest.mark.parametrize(("odd", "refused"), [(0, False), (1, False), (12, True)])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import hf_sft
+from hf_sft import build_trainer
 from hf_sft.tasks import Writing
 from hf_sft.vocabulary import NewTokenizer, train_tokenizer
 from tests import tiny
@@ -136,6 +137,22 @@ def test_a_tokenizer_is_the_same_for_the_same_texts_and_reads_back_what_it_wrote
     else:
         assert {read.pad_token, read.cls_token, read.mask_token} == {"[PAD]", "[CLS]", "[MASK]"}
         assert read.convert_ids_to_tokens(read("goal")["input_ids"])[0] == "[CLS]"
+
+
+def test_a_tokenizer_from_the_cache_is_that_of_these_texts_this_kind_and_this_size(tmp_path, monkeypatch):
+    """One cache, filled by others first: each run's tokenizer is the one that its own train split gives."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    words = {"one": "the goal was lost", "two": "shares of the bank fell"}
+    seen = set()
+    for name, kind, size in (("one", "bpe", 290), ("two", "bpe", 290), ("one", "bpe", 280), ("one", "wordpiece", 120)):
+        texts = [f"{words[name]} {i}" for i in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        wanted = {"type": kind, "vocab_size": size}
+        files = dict.fromkeys(("train", "validation", "test"), str(tmp_path / f"{name}.jsonl"))
+        found = build_trainer(recipe({**GPT2, "tokenizer": wanted}, files, tmp_path / "run")).processing_class.get_vocab()
+        assert found == train_tokenizer(NewTokenizer.model_validate(wanted), texts).get_vocab()
+        seen.add(json.dumps(found, sort_keys=True))
+    assert len(seen) == 4
 
 
 def test_an_adapter_on_random_weights_is_refused(tmp_path):

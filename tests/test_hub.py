@@ -504,6 +504,40 @@ def test_only_what_the_run_wrote_is_sent_and_the_rest_is_named(hub, run, tmp_pat
     assert not [name for name in sent if b"a private key" in sent[name] or sent[name] == b"mine"]
 
 
+OF_A_RUN = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+OF_A_RUN |= {"README.md", "recipe.yaml", "report.json", "resamples.npz"}
+WITH_TEXTS = {"report.html", "predictions/test.jsonl", "predictions/validation.jsonl"}
+
+
+def test_these_files_of_a_run_are_published_and_no_other(hub, run):
+    """Not which rows it was trained on, nor the probes: a new file of a run is thought about before it goes out."""
+    hf_sft.publish(run, "me/out")
+    hf_sft.publish(run, "me/all", report=True)
+    assert {*hub.files("me/out")} == OF_A_RUN and {*hub.files("me/all")} == OF_A_RUN | WITH_TEXTS
+    there = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert "trained_on.npy" in there and there > OF_A_RUN | WITH_TEXTS
+
+
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_repository_is_made_as_private_as_the_recipe_says_also_while_it_trains(
+    private, meanwhile, hub, checkpoints, tmp_path, monkeypatch
+):
+    made: list[tuple[str, bool]] = []
+
+    class Watched(dict):
+        def __setitem__(self, key: tuple[str, str], repo: Any) -> None:
+            made.append((key[1], repo.private))
+            super().__setitem__(key, repo)
+
+    hub.repos = Watched(hub.repos)
+    asked = to_hub(checkpoints["bert"], tmp_path, "me/out")
+    asked["output"] |= {"private": private, "hub_checkpoints": meanwhile}
+    asked["training"] |= {"eval_strategy": "steps", "eval_steps": 2}
+    assert hf_sft.train(asked).unpublished is None
+    assert made == [("me/out", private)] and bool(hub.titles("me/out", "checkpoints")) is meanwhile
+
+
 @pytest.mark.parametrize("name", ["config.json", "recipe.yaml", "README.md"])
 @pytest.mark.parametrize("how", ["edited", "linked"])
 def test_a_file_that_is_not_as_the_run_wrote_it_is_not_sent_but_for_a_card_that_was_edited(how, name, hub, run, tmp_path):

@@ -107,6 +107,36 @@ def test_masks_belong_to_seed_epoch_and_window_and_those_of_evaluation_are_fixed
     assert ids == fixed[place]
 
 
+def test_a_training_masks_each_row_anew_in_each_epoch_and_by_its_seed(checkpoints, tmp_path, monkeypatch):
+    from hf_sft.trainer import StepTrainer
+
+    taken: list[dict[int, list[int]]] = []
+    step = StepTrainer.training_step
+
+    def watch(self: StepTrainer, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
+        for batch, micro_batch in inputs["micro_batches"]:
+            shown = zip(micro_batch.places, batch["input_ids"].tolist(), strict=True)
+            taken[-1] |= {place: [token for token in ids if token] for place, ids in shown}
+        if self.state.global_step % 3 == 2:
+            taken.append({})
+        return step(self, model, inputs, *rest)
+
+    monkeypatch.setattr(StepTrainer, "training_step", watch)
+    files = tiny.write_rows(tmp_path / "data", "masked", train=24)
+    for seed in (0, 0, 1):
+        taken.append({})
+        training = {"max_steps": -1, "num_train_epochs": 3}
+        made = tiny.recipe(
+            checkpoints["bert"], files, tmp_path / "run", task={"type": "masked_lm", "max_length": 64}, training=training
+        )
+        hf_sft.build_trainer({**made, "seed": seed}).train()
+        assert not taken.pop()
+    one, again, other = taken[:3], taken[3:6], taken[6:]
+    assert one == again and all(len(epoch) == 24 for epoch in taken)
+    for first, second in ((one[0], one[1]), (one[1], one[2]), (one[0], other[0])):
+        assert sum(first[place] != second[place] for place in first) > 20
+
+
 @pytest.mark.parametrize("family", ["bert", *BODIES])
 def test_the_head_is_given_only_what_is_predicted_and_says_the_same(family, checkpoints, processor, tmp_path):
     torch.manual_seed(0)

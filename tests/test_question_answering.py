@@ -1,6 +1,7 @@
 """What only question answering must get right: characters through tokens and windows, no answers, SQuAD's figures."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,37 @@ def test_the_null_threshold_is_the_one_with_which_validation_has_the_best_f1():
         assert chosen == 0 or tried[0] < max(tried.values())
     assert choose_threshold(np.array([3.0, 1.0]), np.array([-1.0, -1.0])) == 4.0
     assert choose_threshold(np.array([-3.0, -1.0]), np.array([1.0, 1.0])) == -4.0
+
+
+def test_the_threshold_is_chosen_by_f1_and_the_note_s_figures_are_f1_s_with_it_and_without():
+    """Answers that overlap in part: by exact match they are no better than silence, by F1 they are."""
+    context = "Ann Lee of Bern left Rome in May"
+    starts = [match.start() for match in re.finditer(r"\w+", context)]
+    rng, other = np.random.default_rng(0), 0
+    for _ in range(40):
+        spans, cells = rng.integers(0, len(starts), (12, 2)), rng.integers(0, len(starts), (12, 3))
+        known = [context[starts[min(a, b)] :].split()[: 1 + abs(a - b)] for a, b, _ in cells]
+        texts = [" ".join(words) if silent % 3 else "" for words, (*_, silent) in zip(known, cells, strict=True)]
+        answers = [{"text": [text] if text else [], "answer_start": [context.index(text)] if text else []} for text in texts]
+        rows = Dataset.from_dict({"question": ["q"] * 12, "context": [context] * 12, "answers": answers})
+        ends = [context.find(" ", starts[max(pair)]) % (len(context) + 1) for pair in spans]
+        kept = [
+            [np.array([[-1, -1, null], [starts[min(pair)], end, 0.0]], dtype=np.float32)]
+            for pair, end, null in zip(spans, ends, rng.normal(size=12).round(2), strict=True)
+        ]
+        asked, _, _ = task(no_answer=True).resolve({"train": rows})
+        tuned, (note,) = asked.tune([(rows.select(range(7)), kept[:7]), (rows.select(range(7, 12)), kept[7:])], None)
+
+        def score(metric: str, threshold: float, asked=asked, kept=kept, rows=rows, texts=texts) -> float:
+            found = asked.model_copy(update={"null_threshold": threshold}).answer(kept, rows, None)
+            return measure([metric], found, SpanAnswers.read_references([[text] if text else [] for text in texts]))[metric]
+
+        tried = [float(row[0][0, 2]) + shift for row in kept for shift in (-1e-3, 1e-3)] + [0.0]
+        best = score("f1", tuned.null_threshold)
+        assert best == pytest.approx(max(score("f1", each) for each in tried))
+        assert f"F1 {best:.3f} there" in note and note.endswith(f"with 0 it is {score('f1', 0.0):.3f}.")
+        other += score("exact_match", tuned.null_threshold) < max(score("exact_match", each) for each in tried) - 1e-9
+    assert other > 5, "exact match would choose the same nearly everywhere"
 
 
 def test_what_validation_chose_is_saved_and_what_the_recipe_says_stays(checkpoints, tmp_path):

@@ -21,6 +21,7 @@ from hf_sft.answers import ClassAnswers, Mistake, NumberAnswers, SetAnswers
 from hf_sft.batching import Examples
 from hf_sft.curves import TrainingCurve
 from hf_sft.evaluation import Evaluation, worst
+from hf_sft.pages import say_rival
 from hf_sft.plots import draw_evaluations, draw_losses, draw_scores
 from hf_sft.report import Report, gather_facts, read_report, write_report
 from hf_sft.run_folder import RunFiles
@@ -421,6 +422,27 @@ def test_better_and_worse_are_said_only_where_the_rows_can_tell(gap, problem_typ
     assert re.search(pattern, shown)
     page = " ".join((report.folder / "report.html").read_text().replace("&#39;", "'").split())
     assert re.search(pattern, page) and ('class="below"' in page) == told.endswith("worse.")
+
+
+@pytest.mark.parametrize(
+    ("metric", "gaps", "rival", "verdict"),
+    [
+        ("accuracy", {"a": (0.1, 0.05, 0.2), "b": (0.2, 0.1, 0.3)}, "a", "better"),
+        ("accuracy", {"a": (0.1, 0.05, 0.2), "b": (-0.2, -0.3, -0.1)}, "b", "worse"),
+        ("mse", {"a": (-0.1, -0.2, -0.05), "b": (-0.2, -0.3, -0.1)}, "a", "better"),
+        ("mse", {"a": (-0.1, -0.2, -0.05), "b": (0.2, 0.1, 0.3)}, "b", "worse"),
+        ("perplexity", {"a": (4.0, 3.0, 5.0), "b": (-2.0, -3.0, -1.0)}, "a", "worse"),
+        ("loss", {"a": (-0.4, -0.5, -0.3), "b": (-0.2, -0.3, -0.1)}, "b", "better"),
+        ("mae", {"a": (-0.4, -0.5, 0.3), "b": (-0.9, -1.0, -0.8)}, "a", "these rows can't tell the two apart"),
+        ("f1_macro", {"a": (0.4, -0.5, 0.6)}, "a", "these rows can't tell the two apart"),
+    ],
+)
+def test_the_rival_is_the_best_baseline_and_less_is_better_where_it_is(metric, gaps, rival, verdict):
+    scored = {name: {"test": {metric: dict(zip(("value", "low", "high"), gap, strict=True))}} for name, gap in gaps.items()}
+    said = say_rival({"gaps": scored}, metric)
+    assert said is not None and said.endswith(f"against the best baseline, {rival}: {verdict}.")
+    value, low, high = gaps[rival]
+    assert said.startswith(f"{metric} {value:+.3f} ({low:+.3f} to {high:+.3f})")
 
 
 def test_the_values_of_all_resamples_are_kept(tmp_path):

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 import hf_sft
 from hf_sft import checkpoints as kept
+from hf_sft import training
 from hf_sft.cli import app
 from hf_sft.errors import Diverged, SaveError
 from hf_sft.signals import Interrupted
@@ -239,6 +240,41 @@ def test_what_has_changed_is_named_and_refused_unless_it_is_wanted(recipes, tmp_
     assert kept.list_steps(tmp_path / "run" / "checkpoints" / "0")
     stopping.train(other, tmp_path / "run", resume_anyway=True)
     assert "gone on with although it has changed: recipe.training.learning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("decided", ["precision", "threads", "micro_batch_tokens"])
+def test_what_the_machine_decided_in_the_beginning_stays_where_it_is_gone_on_with(
+    decided, recipes, tmp_path, stop_in_step, monkeypatch, capsys
+):
+    """Precision from the launcher, threads and micro-batches from the machine: the bits are those of a run that began so."""
+    recipe = {**recipes["full"], "training": {**recipes["full"]["training"], "bf16": None, "micro_batch_tokens": None}}
+    threads = torch.get_num_threads()
+
+    def machine(of_the_beginning: bool) -> None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16" if of_the_beginning else "no")
+        monkeypatch.setattr("hf_sft.training._has_native_bf16", lambda device: False)
+        if decided == "threads":
+            torch.set_num_threads(1 if of_the_beginning else 2)
+        if decided == "micro_batch_tokens":
+            monkeypatch.setitem(training.MICRO_BATCH_TOKENS, "cpu", 50 if of_the_beginning else 1024)
+
+    try:
+        machine(True)
+        stopping.train(recipe, tmp_path / "whole")
+        stop_in_step(6)
+        with pytest.raises(Interrupted):
+            stopping.train(recipe, tmp_path / "run")
+        monkeypatch.undo()
+        machine(False)
+        capsys.readouterr()
+        stopping.train(recipe, tmp_path / "run", resume=True)
+        told = capsys.readouterr().err
+        then, now = (stopping.fingerprint(tmp_path / name) for name in ("whole", "run"))
+        assert now[0] == then[0]
+        assert now[1]["environment"] == then[1]["environment"] and now[1]["environment"]["precision"] == "bf16"
+        assert f"{decided}: {now[1]['environment'][decided]}, as it was begun, and not" in told
+    finally:
+        torch.set_num_threads(threads)
 
 
 def rates(output: Path) -> list[float]:

@@ -1,6 +1,8 @@
 """What only tagging must get right: words keep their tags through sub-words and windows, and entities are seqeval's."""
 
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFas
 import hf_sft
 from hf_sft.baselines import fit_all
 from hf_sft.evaluation import EvaluationPlan, evaluate_blocks
+from hf_sft.marked_spans import tag_units
 from hf_sft.scoring import measure
 from hf_sft.tags import EntityAnswers, TagAnswers, count_repaired, find_scheme, is_iob1, read_entities, to_iob2
 from hf_sft.tasks import Labels
@@ -229,6 +232,25 @@ def test_spans_of_text_become_tags_of_its_words_and_come_back_as_characters(proc
         ("LOC", 12, 21, "Bern-West"),
     ]
     assert answer["words"] == ["Ann", "Lee", ",", "of", "Bern", "-", "West", ",", "left", "."]
+
+
+def test_a_unit_is_tagged_by_the_span_that_covers_most_of_its_characters():
+    """Counted character by character: also one that a span only touches; of two that cover as much the first."""
+    rng = np.random.default_rng(0)
+    partly = 0
+    for _ in range(300):
+        edges = np.unique(rng.integers(0, 30, 8)).tolist()
+        spans = [(start, end, "XY"[i % 2]) for i, (start, end) in enumerate(pairwise(edges)) if rng.random() < 0.6]
+        units = [unit for unit in pairwise(np.unique(rng.integers(0, 30, 9)).tolist()) if rng.random() < 0.8]
+        tags, last = [], None
+        for unit in units:
+            covered = Counter(i for place in range(*unit) for i, (start, end, _) in enumerate(spans) if start <= place < end)
+            owner = min(covered, key=lambda i: (-covered[i], i), default=None)
+            tags.append("O" if owner is None else ("I-" if owner == last else "B-") + spans[owner][2])
+            partly += owner is not None and covered[owner] < unit[1] - unit[0]
+            last = owner
+        assert tag_units(units, spans) == tags
+    assert partly > 100
 
 
 def answered(found, rows, labels, processor):

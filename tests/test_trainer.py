@@ -25,7 +25,7 @@ from hf_sft.allocator import CACHES
 from hf_sft.batching import Examples, StepSampler
 from hf_sft.dropout import drop
 from hf_sft.training import Training, resolve_machine
-from tests import tiny
+from tests import stopping, tiny
 
 SINGLE = "single_label_classification"
 
@@ -79,6 +79,69 @@ def test_the_best_weights_are_the_ones_that_are_saved(checkpoints, tmp_path):
     assert curve["best_step"] == scores.index(max(scores)) + 1
     again = hf_sft.evaluate(tmp_path / "run", "validation")
     assert again.scores["accuracy"].value == pytest.approx(max(scores))
+
+
+CHOOSES = [(SINGLE, "accuracy"), (SINGLE, "f1_macro"), ("regression", "pearson"), ("regression", "mse"), ("regression", "mae")]
+CHOOSES += [("texts", "loss"), ("texts", "perplexity"), ("texts", "bits_per_byte"), ("masked", "accuracy")]
+
+
+@pytest.mark.parametrize(("problem", "metric"), CHOOSES)
+def test_the_step_that_is_kept_is_the_best_by_the_metric_that_chooses(problem, metric, checkpoints, tmp_path):
+    """Also where less is better; and the weights that are saved are that step's."""
+    files = tiny.write_rows(tmp_path / "data", problem, train=40)
+    family, rate = "gpt2" if problem == "texts" else "bert", 0.3 if problem == SINGLE else 0.03
+    wild = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 9, "learning_rate": rate, "optim": "adamw_torch"}
+    asked = {"task": tiny.task_of(problem), "training": wild, "evaluation": {"best": metric}}
+    report = hf_sft.train(tiny.recipe(checkpoints[family], files, tmp_path / "run", **asked))
+    (curve,) = report.facts["training"]["curves"]
+    values = [evaluation[metric] for evaluation in curve["evaluations"]]
+    less = metric in ("mse", "mae", "loss", "perplexity", "bits_per_byte")
+    best = min(values) if less else max(values)
+    assert values[-1] != best, "pick another rate: this one ends at its best"
+    assert curve["best_step"] == values.index(best) + 1
+    assert report.metrics["validation"][metric]["value"] == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("problem", [*tiny.PROBLEMS, "pictures", "texts", "masked", "talks", "pairs"])
+def test_what_is_scored_while_training_is_what_is_scored_in_the_end_also_with_dropout(problem, checkpoints, tmp_path):
+    """Nothing is dropped when rows are scored, or texts are generated."""
+    family = {"pictures": "vit", "texts": "gpt2", "talks": "gpt2", "pairs": "t5"}.get(problem, "bert")
+    checkpoint = stopping.dropping(checkpoints[family], tmp_path / "dropping", 0.5)
+    files = tiny.write_rows(tmp_path / "data", problem, train=24)
+    training = {"eval_strategy": "steps", "eval_steps": 3, "max_steps": 6, "optim": "adamw_torch", "learning_rate": 3e-3}
+    asked = {"task": tiny.task_of(problem), "training": training, "evaluation": {}}
+    if problem == "questions":
+        asked["task"]["null_threshold"] = 0.0  # else it is chosen when the training is over
+    if problem == "pairs":
+        asked["evaluation"]["best"] = "chrf"
+    report = hf_sft.train(tiny.recipe(checkpoint, files, tmp_path / "run", **asked))
+    (curve,) = report.facts["training"]["curves"]
+    kept = next(each for each in curve["evaluations"] if each["step"] == curve["best_step"])
+    final = {name: score["value"] for name, score in report.metrics["validation"].items()}
+    assert {name: kept[name] for name in final} == pytest.approx(final, rel=1e-5)
+    again = hf_sft.evaluate(tmp_path / "run", "validation").scores
+    assert {name: score.value for name, score in again.items()} == pytest.approx(final, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_dropout_is_the_seed_s_and_another_in_each_step(family, checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    checkpoint = stopping.dropping(checkpoints[family], tmp_path / "dropping", 0.5)
+
+    def draws(seed: int) -> list[list[bool]]:
+        """Of each step which of the first elements of the first dropout were dropped."""
+        trainer = hf_sft.build_trainer(
+            {**tiny.recipe(checkpoint, files, tmp_path / "run", training={"max_steps": 3}), "seed": seed}
+        )
+        seen: list[list[bool]] = []
+        first = next(each for each in trainer.model.modules() if isinstance(each, torch.nn.Dropout))
+        first.register_forward_hook(lambda *call: seen.append((call[-1].flatten()[:64] == 0).tolist()))
+        trainer.train()
+        return seen
+
+    one, again, other = draws(0), draws(0), draws(1)
+    assert one == again and len({*map(str, one)}) == len(one) >= 3
+    assert one[0] != other[0] and 10 < sum(one[0]) < 54
 
 
 def test_every_epoch_has_an_order_of_its_own_and_every_run_the_same_ones():
@@ -254,6 +317,38 @@ def test_engines_that_the_step_does_not_serve_are_refused(engine, checkpoints, t
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     with pytest.raises(hf_sft.RecipeError, match="which our training step does not serve yet"):
         hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("launched", [None, "no", "fp16", "bf16"])
+@pytest.mark.parametrize(("bf16", "fp16"), [(b, f) for b in (None, False, True) for f in (None, False, True)])
+def test_precision_is_the_recipe_s_then_accelerate_s_then_the_machine_s(bf16, fp16, launched, native, monkeypatch):
+    monkeypatch.setattr("hf_sft.training._has_native_bf16", lambda device: native)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    training = Training(bf16=bf16, fp16=fp16)
+    if bf16 and fp16:
+        with pytest.raises(hf_sft.RecipeError, match="can't both be true"):
+            resolve_machine(training)
+        return
+    if bf16 or fp16:
+        wanted = "bf16" if bf16 else "fp16"
+    elif bf16 is False:
+        wanted = "fp32"
+    elif launched == "bf16" or (launched == "fp16" and fp16 is None):
+        wanted = launched
+    else:
+        wanted = "bf16" if native else "fp32"
+    machine = resolve_machine(training)
+    assert machine.precision == wanted
+    arguments = training.arguments(Path("x"), 0, machine, None)
+    assert (arguments.bf16, arguments.fp16) == (wanted == "bf16", wanted == "fp16")
+    with machine.autocast():
+        assert torch.is_autocast_enabled("cpu") is (wanted != "fp32")
+        assert wanted == "fp32" or torch.get_autocast_dtype("cpu") is getattr(
+            torch, {"bf16": "bfloat16"}.get(wanted, "float16")
+        )
 
 
 def test_a_step_has_a_row_for_every_process(monkeypatch):
