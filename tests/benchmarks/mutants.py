@@ -1,0 +1,379 @@
+"""Small faults planted one at a time in a module: which does no test notice?
+
+    python -m tests.benchmarks.mutants MODULE… [--record] [--limit 60] [--seed 0] [--minutes 30] [--lanes 2] [--list]
+
+A mutant is the module with one constant, comparison, operator, keyword, statement or pair of arguments changed. `--record`
+runs the whole suite once and notes which test executes which line; a mutant runs the tests that execute its line (those of the
+whole module, where an import executes the line), the fastest first, until one fails. Each runs in a fork of a process that has
+imported all libraries, on a copy of the tree, so that tests that start processes meet the mutant too. What no test notices is
+printed with its line; `EQUIVALENT` below lists what can't be noticed, with the reason.
+
+mutmut and cosmic-ray are not used: the first leaves out decorated functions and all that stands in classes, and wraps the
+rest, which changes the hashes of code that our caches are keyed by; the second starts a Python for each mutant, which takes
+longer to import torch than most tests take to fail.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+KNOWN = Path(tempfile.gettempdir()) / "hf_sft-mutants"
+"""Where it is noted which test executes which line, and how long it takes."""
+IN_A_LINE = 90
+"""Seconds of tests that a mutant meets at most; with more, the slowest are left out, and the line says so."""
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.BitOr: ast.BitAnd,
+    ast.BitAnd: ast.BitOr,
+}
+WORDS = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)
+"""What is said, or imported: mutants inside change no number."""
+EQUIVALENT: dict[str, str] = {}
+"""By `module: what was changed`: why no test can notice."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A module's source with one change."""
+
+    module: str
+    line: int
+    what: str
+    source: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}: {self.what}"
+
+
+def mutants_of(path: Path) -> Iterator[Mutant]:
+    """All mutants of a file, in the order of their lines."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    module = path.relative_to(ROOT / "hf_sft").as_posix()
+    skipped = {id(inner) for node in ast.walk(tree) for outer in _no_numbers(node) for inner in ast.walk(outer)}
+    for node in [each for each in ast.walk(tree) if id(each) not in skipped]:
+        for field, value, what, place in _changes(node):
+            before, old = ast.unparse(node), getattr(node, field)
+            setattr(node, field, value)
+            what = what or f"{_short(before)}  →  {_short(ast.unparse(node))}"
+            yield Mutant(module, getattr(place, "lineno", 0), what, ast.unparse(ast.fix_missing_locations(tree)))
+            setattr(node, field, old)
+
+
+def _no_numbers(node: ast.AST) -> Iterator[ast.AST]:
+    """Parts of a node in which nothing is changed."""
+    if isinstance(node, WORDS):
+        yield node
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        yield node  # a docstring
+    for name in ("annotation", "returns"):
+        if (found := getattr(node, name, None)) is not None:
+            yield found
+    yield from getattr(node, "decorator_list", ())
+
+
+def _changes(node: ast.AST) -> Iterator[tuple[str, Any, str, ast.AST]]:
+    """What is changed about a node: an attribute, its new value, words for it where the code does not say it, and where."""
+    if isinstance(node, ast.Constant):
+        if isinstance(node.value, bool):
+            yield "value", not node.value, "", node
+        elif isinstance(node.value, int):
+            yield "value", node.value + 1, "", node
+        elif isinstance(node.value, float):
+            yield "value", node.value * 2 or 1.0, "", node
+    elif isinstance(node, ast.Compare):
+        for place, operator in enumerate(node.ops):
+            yield "ops", [*node.ops[:place], COMPARISONS[type(operator)](), *node.ops[place + 1 :]], "", node
+    elif isinstance(node, ast.BoolOp):
+        yield "op", ast.Or() if isinstance(node.op, ast.And) else ast.And(), "", node
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        yield "op", OPERATORS[type(node.op)](), "", node
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        yield "op", ast.UAdd(), "", node
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield "operand", ast.UnaryOp(ast.Not(), node.operand), "", node
+    elif isinstance(node, ast.If | ast.IfExp) and not isinstance(node.test, ast.Compare | ast.BoolOp | ast.UnaryOp):
+        yield "test", ast.UnaryOp(ast.Not(), node.test), f"if {_short(ast.unparse(node.test))}: turned round", node.test
+    elif isinstance(node, ast.Call):
+        called = _short(ast.unparse(node.func))
+        for keyword in node.keywords:
+            if keyword.arg is not None:
+                without = [each for each in node.keywords if each is not keyword]
+                yield "keywords", without, f"{called}: without {_short(ast.unparse(keyword))}", keyword.value
+        if len(node.args) > 1 and not any(isinstance(each, ast.Starred) for each in node.args[:2]):
+            first, second, *rest = node.args
+            if ast.dump(first) != ast.dump(second):
+                words = f"{called}: {_short(ast.unparse(first))} and {_short(ast.unparse(second))} exchanged"
+                yield "args", [second, first, *rest], words, node
+    for name in ("body", "orelse", "finalbody"):
+        block = getattr(node, name, None)
+        for place, statement in enumerate(block if isinstance(block, list) else ()):
+            if _can_be_dropped(statement):
+                left = [*block[:place], ast.copy_location(ast.Pass(), statement), *block[place + 1 :]]
+                yield name, left, f"without: {_short(ast.unparse(statement))}", statement
+
+
+def _can_be_dropped(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Call)
+    return isinstance(statement, ast.AugAssign | ast.Raise | ast.Continue | ast.Break)
+
+
+def _short(code: str) -> str:
+    code = " ".join(code.split())
+    return code if len(code) <= 120 else f"{code[:117]}…"
+
+
+# Which tests execute a line.
+
+
+def record() -> None:
+    """Run the suite with this file as a plugin in each of its processes, and write down what each test executes."""
+    shutil.rmtree(KNOWN, ignore_errors=True)
+    KNOWN.mkdir()
+    told = {**os.environ, "HF_SFT_MUTANTS": str(KNOWN)}
+    command = [sys.executable, "-m", "pytest", "-n", "2", "-p", "tests.benchmarks.mutants"]
+    done = subprocess.run(command, cwd=ROOT, env=told, check=False)
+    if done.returncode:
+        sys.exit("the suite has to pass before mutants can be told from what fails anyway")
+    tests: dict[str, dict[str, list[int]]] = {}
+    seconds: dict[str, float] = {}
+    for path in KNOWN.glob("worker-*.json"):
+        found = json.loads(path.read_text())
+        seconds |= found["seconds"]
+        for module, lines in found["lines"].items():
+            for line, contexts in lines.items():
+                tests.setdefault(module, {}).setdefault(line, []).extend(contexts)
+    (KNOWN / "tests.json").write_text(json.dumps({"tests": tests, "seconds": seconds}))
+
+
+if "HF_SFT_MUTANTS" in os.environ and "PYTEST_XDIST_WORKER" in os.environ:
+    import coverage
+    import pytest
+
+    SECONDS: dict[str, float] = {}
+    COVERAGE = coverage.Coverage(data_file=None, source=[str(ROOT / "hf_sft")])
+    COVERAGE.start()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(item: Any) -> Any:
+        COVERAGE.switch_context(f"{item.nodeid}|setup")
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(item: Any) -> Any:
+        COVERAGE.switch_context(item.nodeid)
+        started = time.monotonic()
+        try:
+            return (yield)
+        finally:
+            SECONDS[item.nodeid] = time.monotonic() - started
+
+    def pytest_sessionfinish() -> None:
+        COVERAGE.stop()
+        data = COVERAGE.get_data()
+        lines = {
+            Path(file).relative_to(ROOT / "hf_sft").as_posix(): data.contexts_by_lineno(file) for file in data.measured_files()
+        }
+        path = Path(os.environ["HF_SFT_MUTANTS"]) / f"worker-{os.environ['PYTEST_XDIST_WORKER']}.json"
+        path.write_text(json.dumps({"lines": lines, "seconds": SECONDS}))
+
+
+def tests_of(mutant: Mutant, known: dict[str, Any]) -> list[str]:
+    """Those that execute its line, the fastest first. What sets a test up may be shared by all of its file."""
+    lines, seconds = known["tests"].get(mutant.module, {}), known["seconds"]
+    contexts = {*lines.get(str(mutant.line), ())}
+    if not contexts - {""}:  # by an import, or by no test
+        contexts = {each for found in lines.values() for each in found} if contexts else set()
+    shared = {each.partition("::")[0] for each in contexts if each.endswith("|setup")}
+    chosen = {each for each in contexts if each in seconds}
+    chosen |= {each for each in seconds if each.partition("::")[0] in shared}
+    return sorted(chosen, key=seconds.__getitem__)
+
+
+# Running them.
+
+
+def preload() -> None:
+    """Import all that the package and its tests import, but neither of them."""
+    listing = "import sys, importlib, pathlib\n"
+    listing += "for p in sorted(pathlib.Path('tests').glob('test_*.py')): importlib.import_module(f'tests.{p.stem}')\n"
+    listing += "import hf_sft.cli, hf_sft.workflow, hf_sft.plots\nprint('\\n'.join(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", listing], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    for name in done.stdout.split():
+        if name.partition(".")[0] not in ("hf_sft", "tests", "__main__", "sitecustomize", "conftest"):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+    for name in [each for each in sys.modules if each.partition(".")[0] in ("hf_sft", "tests")]:
+        del sys.modules[name]
+
+
+def run_tests(copy: Path, home: Path, tests: list[str]) -> int:
+    """pytest's exit status, in a fork of this process that imports the package from the copy."""
+    child = os.fork()
+    if child:
+        limit = time.monotonic() + 3 * IN_A_LINE
+        while time.monotonic() < limit:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return -1
+    try:
+        os.setsid()
+        os.chdir(copy)
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+        sys.path.insert(0, str(copy))
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        _move_caches(home)
+        import pytest
+
+        options = ["-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={home / 'tests'}"]
+        os._exit(int(pytest.main([*options, *tests])))
+    except BaseException:
+        os._exit(99)
+
+
+def _move_caches(home: Path) -> None:
+    """A mutant's caches are its own: the libraries read where theirs are when they were imported."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    for module in (huggingface_hub.constants, datasets.config):
+        for name in [each for each in vars(module) if (each.startswith("HF_") and "CACHE" in each) or each == "HF_HOME"]:
+            value = getattr(module, name)
+            if isinstance(value, str | Path) and str(value).startswith("/"):
+                setattr(module, name, type(value)(str(home / name)))
+
+
+def lane(number: int, mutants: list[Mutant], known: dict[str, Any], until: float, results: Path) -> None:
+    """Run mutants one after the other, on a copy of the tree of its own; a line of JSON for each."""
+    with tempfile.TemporaryDirectory() as folder, results.open("a") as file:
+        copy = Path(folder) / "tree"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".*_cache"))
+        for place, mutant in enumerate(mutants):
+            if time.monotonic() > until:
+                return
+            tests, spent = [], 0.0
+            asked = tests_of(mutant, known)
+            for test in asked:
+                spent += known["seconds"][test]
+                if spent > IN_A_LINE and tests:
+                    break
+                tests.append(test)
+            path = copy / "hf_sft" / mutant.module
+            whole = path.read_text(encoding="utf-8")
+            for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+                compiled.unlink()
+            path.write_text(mutant.source, encoding="utf-8")
+            started = time.monotonic()
+            status = run_tests(copy, Path(folder) / f"home-{place}", tests) if tests else 0
+            path.write_text(whole, encoding="utf-8")
+            shutil.rmtree(Path(folder) / f"home-{place}", ignore_errors=True)
+            told = {"name": mutant.name, "line": mutant.line, "status": status, "tests": len(tests), "of": len(asked)}
+            file.write(json.dumps({**told, "seconds": time.monotonic() - started}) + "\n")
+            file.flush()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", help="like splitting, tasks/chat")
+    parser.add_argument("--record", action="store_true", help="run the whole suite, and note what each test executes")
+    parser.add_argument("--limit", type=int, default=60, help="mutants of each module, drawn at random")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--lanes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--list", action="store_true", help="only count them")
+    asked = parser.parse_args()
+    if asked.record:
+        record()
+    every = {name: [*mutants_of(ROOT / "hf_sft" / f"{name}.py")] for name in asked.modules}
+    if asked.list:
+        print("\n".join(f"{name:40} {len(found):5}" for name, found in every.items()))
+        return 0
+    known = json.loads((KNOWN / "tests.json").read_text())
+    draw = random.Random(asked.seed)
+    chosen = [each for found in every.values() for each in draw.sample(found, min(asked.limit, len(found)))]
+    chosen = [each for each in chosen if each.name not in EQUIVALENT]
+    draw.shuffle(chosen)
+    until = time.monotonic() + 60 * asked.minutes
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    preload()
+    files, children = [], []
+    for number in range(asked.lanes):
+        files.append(KNOWN / f"results-{number}.jsonl")
+        files[-1].unlink(missing_ok=True)
+        if not (child := os.fork()):
+            lane(number, chosen[number :: asked.lanes], known, until, files[-1])
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    return tell(asked.modules, chosen, [json.loads(line) for path in files for line in path.read_text().splitlines()])
+
+
+def tell(modules: list[str], chosen: list[Mutant], results: list[dict[str, Any]]) -> int:
+    """Print the table and the survivors; gives 1 where there are some."""
+    by_name = {each["name"]: each for each in results}
+    print(f"{'module':34} {'mutants':>8} {'killed':>7} {'untested':>9} {'survived':>9}")
+    left = []
+    for module in modules:
+        counts: Counter[str] = Counter()
+        for mutant in (each for each in chosen if each.module == f"{module}.py" and each.name in by_name):
+            found = by_name[mutant.name]
+            kind = "killed" if found["status"] else "survived" if found["tests"] else "untested"
+            counts[kind] += 1
+            if kind != "killed":
+                left.append((mutant, found))
+        row = [sum(counts.values()), counts["killed"], counts["untested"], counts["survived"]]
+        print(f"{module:34} {row[0]:8} {row[1]:7} {row[2]:9} {row[3]:9}")
+    for mutant, found in sorted(left, key=lambda pair: (pair[0].module, pair[0].line)):
+        print(f"hf_sft/{mutant.module}:{mutant.line}  {mutant.what}  ({found['tests']} of {found['of']} tests)")
+    print(f"{len(results)} of {len(chosen)} mutants ran, {sum(each['seconds'] for each in results):,.0f} s")
+    return int(bool(left))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
