@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hf_sft import certificate
 from hf_sft.certifying import certify
 from hf_sft.whole import hash_files
 from tests import tiny
+from tests.grids import one_each
 
 SINGLE = "single_label_classification"
 
@@ -42,9 +44,9 @@ def change_a_token(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(words))
 
 
-@pytest.mark.parametrize(("family", "problem"), tiny.CASES)
-@pytest.mark.parametrize("method", ["full", "lora:kept"])
-def test_every_kind_of_run_answers_its_probes_again(family, problem, method, checkpoints, tmp_path):
+@pytest.mark.parametrize(("case", "method"), one_each([*product(tiny.CASES, ("full", "lora:kept"))]), ids=str)
+def test_every_kind_of_run_answers_its_probes_again(case, method, checkpoints, tmp_path):
+    family, problem = case
     found = trained(checkpoints[family], tmp_path / "run", problem, method)
     assert found["within"] and found["rows"] == 11 and found["largest_difference"] < 1e-5
 

@@ -1,8 +1,10 @@
 """Families of checkpoints, by rule: what moves, what is new, and that what was saved is what was trained."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ from transformers.models.auto import AutoConfig, AutoModel, AutoModelForSequence
 import hf_sft
 from hf_sft.vocabulary import NewTokenizer, train_tokenizer
 from tests import tiny
+from tests.grids import WHOLE, one_each
 from tests.quaint import QuaintConfig
-from tests.test_invariants import TOLERANCE, one_step, relative_difference, train_by_two_processes
+from tests.test_invariants import TOLERANCE, alike_however_cut, relative_difference, steps_of, train_by_two_processes
 
 SINGLE = "single_label_classification"
 SIZE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -81,8 +84,7 @@ def asked(checkpoint: Path, folder: Path, method: str) -> dict[str, Any]:
     return recipe
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "method"), one_each([*product(FAMILIES, (*METHODS[3:], *METHODS[:3]))]))
 def test_what_was_saved_answers_like_what_was_trained(family, method, built, tmp_path):
     facts = hf_sft.train(asked(built[family], tmp_path, method)).facts
     assert facts["certificate"]["within"] and facts["certificate"]["rows"] == 11
@@ -138,8 +140,7 @@ def test_a_checkpoint_says_what_its_head_is_to_read(built, checkpoints, tmp_path
         hf_sft.build_trainer(tags)
 
 
-@pytest.mark.parametrize("method", ["full", "head_only", "last_layers", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "method"), one_each([*product(FAMILIES, ("head_only", "last_layers", "full", "lora"))]))
 def test_what_is_meant_to_move_moves_and_nothing_else(family, method, built, tmp_path):
     trainer = hf_sft.build_trainer(asked(built[family], tmp_path, method))
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
@@ -165,19 +166,6 @@ def test_lower_layers_are_stored_only_where_nothing_else_of_them_is_used(family,
     assert facts["training"]["curves"][0]["stored_layers"] == (1 if family == "electra" else 0)
 
 
-def step_however_cut(recipe: dict[str, Any]) -> None:
-    """The loss and the gradients of a step of 16 rows are the same in one micro-batch and in many."""
-
-    def step(tokens: int) -> tuple[float, dict[str, torch.Tensor], int]:
-        return one_step({**recipe, "training": {**recipe["training"], "batch_size": 16, "micro_batch_tokens": tokens}})
-
-    loss, gradients, cuts = step(10_000)
-    other_loss, other_gradients, more_cuts = step(24)
-    assert cuts == 1 and more_cuts >= 5
-    assert other_loss == pytest.approx(loss, rel=TOLERANCE)
-    assert relative_difference(other_gradients, gradients) < TOLERANCE
-
-
 def alike_by_two_processes(recipes: dict[str, dict[str, Any]], folder: Path) -> None:
     """Each ends in the weights that one process ends in; a step has one row for the second process, or none."""
     for name, recipe in recipes.items():
@@ -191,15 +179,22 @@ def alike_by_two_processes(recipes: dict[str, dict[str, Any]], folder: Path) -> 
         assert relative_difference(two, one) < TOLERANCE, name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_is_the_same_however_it_is_cut(family, built, tmp_path):
-    step_however_cut(asked(built[family], tmp_path, "full"))
+@pytest.mark.parametrize(("family", "method"), one_each([*product(FAMILIES, METHODS)]))
+def test_a_step_is_the_same_however_it_is_cut(family, method, built, tmp_path):
+    alike_however_cut(steps_of(asked(built[family], tmp_path, method), (10_000, 24)), (5,))
 
 
 def test_two_processes_end_in_the_weights_of_one(built, tmp_path):
-    """All families by all methods: tests/benchmarks/families.py."""
-    telling = {"modernbert": "full", "electra": "head_only", "t5": "last_layers", "albert": "lora", "llama": "lora:kept"}
-    alike_by_two_processes({family: asked(built[family], tmp_path, method) for family, method in telling.items()}, tmp_path)
+    telling = [
+        ("modernbert", "full"),
+        ("electra", "head_only"),
+        ("t5", "last_layers"),
+        ("albert", "lora"),
+        ("llama", "lora:kept"),
+    ]
+    cells = [*product(FAMILIES, METHODS)] if WHOLE in os.environ else telling
+    recipes = {f"{family}-{method.replace(':', '_')}": asked(built[family], tmp_path, method) for family, method in cells}
+    alike_by_two_processes(recipes, tmp_path)
 
 
 def test_texts_of_which_the_tokenizer_makes_nothing_are_named(built, tmp_path):
