@@ -41,6 +41,14 @@ class Fault:
     """Seconds before anything is answered; without a status the answer is then the right one."""
     done_first: bool = False
     """The request is done, and only its answer is lost."""
+    until: threading.Event | None = None
+    """What is waited for before anything is answered, two minutes at most; `waited` says whether it came."""
+    waited: list[bool] = field(default_factory=list)
+
+    @property
+    def late(self) -> bool:
+        """Whether it is answered, but not at once."""
+        return self.delay > 0 or self.until is not None
 
 
 @dataclass
@@ -142,12 +150,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do(self) -> None:
         fault = self._fault()
         length = int(self.headers.get("Content-Length", 0))
-        if fault and fault.status is None and not fault.done_first and not fault.delay and self.command in ("PUT", "POST"):
+        if fault and fault.status is None and not fault.done_first and not fault.late and self.command in ("PUT", "POST"):
             self.rfile.read(min(fault.after, length))
             return self._cut()
         body = self._read_body(length)
-        if fault and fault.delay:
+        if fault and fault.late:
             time.sleep(fault.delay)
+            if fault.until is not None:
+                fault.waited.append(fault.until.wait(120))
             fault = fault if fault.status is not None else None
         if fault and fault.status is not None:
             return self._answer(fault.status, {"error": "planted"}, fault.headers)

@@ -6,12 +6,13 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tests import tiny
 
@@ -61,7 +62,11 @@ def train(recipe: dict[str, Any], output: Path, **how: Any) -> None:
     hf_sft.train({**recipe, "output": {"folder": str(output)}}, **how)
 
 
-def _child(recipe: dict[str, Any], output: Path, slowly: float, how: dict[str, Any], told: str) -> None:
+At: TypeAlias = tuple[str, int, str]
+"""At which `step`, `save` or `evaluation`, counted from 1, a process is killed (`kill`), or stays for ever (`stay`)."""
+
+
+def _child(recipe: dict[str, Any], output: Path, slowly: float, at: At | None, how: dict[str, Any], told: str) -> None:
     from hf_sft import trainer
     from hf_sft.signals import Interrupted
 
@@ -78,6 +83,8 @@ def _child(recipe: dict[str, Any], output: Path, slowly: float, how: dict[str, A
 
     trainer.StepTrainer.training_step = counted
     slow_down(slowly)
+    if at is not None:
+        _end_at(output, *at)
     try:
         train(recipe, output, **how)
     except Interrupted as interrupted:
@@ -86,6 +93,28 @@ def _child(recipe: dict[str, Any], output: Path, slowly: float, how: dict[str, A
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(2)
     os._exit(0)
+
+
+def _end_at(output: Path, point: str, number: int, what: str) -> None:
+    from hf_sft import checkpoints, trainer
+
+    step = (trainer.StepTrainer, "training_step")
+    owner, name = {"step": step, "save": (checkpoints, "save_file"), "evaluation": (trainer.StepTrainer, "evaluate")}[point]
+    function, calls = getattr(owner, name), []
+
+    def ended(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == number and what == "kill":
+            if point == "save":  # when half of the file is there
+                function(*args, **kwargs)
+                os.truncate(args[1], Path(args[1]).stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        while len(calls) == number and what == "stay":
+            Path(f"{output}.heard" if args[0].listening.heard else f"{output}.there").touch()
+            time.sleep(0.02)
+        return function(*args, **kwargs)
+
+    setattr(owner, name, ended)
 
 
 def slow_down(seconds: float) -> None:
@@ -106,9 +135,10 @@ def _slow(function: Any, seconds: float) -> Any:
     return slowed
 
 
-def start(recipe: dict[str, Any], output: Path, slowly: float = 0.0, **how: Any) -> Any:
-    """A process that trains; what it says is in `OUTPUT.said`."""
-    process = SERVER.Process(target=_child, args=(recipe, output, slowly, how, f"{output}.said"))
+def start(recipe: dict[str, Any], output: Path, slowly: float = 0.0, at: At | None = None, **how: Any) -> Any:
+    """A process that trains; what it says is in `OUTPUT.said`. One that stays writes `OUTPUT.there`, and `OUTPUT.heard` when
+    it was sent a signal."""
+    process = SERVER.Process(target=_child, args=(recipe, output, slowly, at, how, f"{output}.said"))
     process.start()
     return process
 

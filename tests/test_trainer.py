@@ -384,12 +384,10 @@ def test_interrupting_says_what_there_is_and_what_to_do(checkpoints, tmp_path):
     )
     command = [sys.executable, "-m", "hf_sft", "train", str(tmp_path / "r.yaml")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
-    for _ in range(600):
-        if list((tmp_path / "run").glob("checkpoints/*/checkpoint-*/model.safetensors")) or process.poll() is not None:
-            break
+    while not list((tmp_path / "run").glob("checkpoints/*/checkpoint-*/model.safetensors")) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=300)[1]
     assert process.returncode == 130, said[-2000:]
     assert "Interrupted.  " in said and "the same command with --resume" in said and "Traceback" not in said
 
