@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 _HERE = Path(__file__).parent
@@ -34,6 +35,7 @@ sys.path.insert(0, str(_HERE / "no_network"))
 import pytest  # noqa: E402
 import sitecustomize  # noqa: E402
 
+import hf_sft  # noqa: E402
 import hf_sft.certificate  # noqa: E402
 import hf_sft.workflow  # noqa: E402
 from tests import tiny  # noqa: E402
@@ -50,6 +52,25 @@ gc.freeze()
 def checkpoints() -> dict[str, Path]:
     """Folders of tiny checkpoints without a task's head, by family."""
     return {family: tiny.build(family, _SESSION / "checkpoints" / family) for family in tiny.ALL_FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def finished_run(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a run on rows of a problem, by a family's tiny checkpoint; its files lie in `data` beside it.
+
+    Trained once for all tests, which read it: one that changes something takes a copy.
+    """
+    made: dict[tuple[str, str], Path] = {}
+
+    def run(problem: str = tiny.PROBLEMS[0], family: str = "bert") -> Path:
+        if (problem, family) not in made:
+            folder = tmp_path_factory.mktemp(f"{family}-{problem}")
+            files = tiny.write_rows(folder / "data", problem, train=20)
+            hf_sft.train(tiny.recipe(checkpoints[family], files, folder / "run", task=tiny.task_of(problem)))
+            made[problem, family] = folder / "run"
+        return made[problem, family]
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -28,10 +28,8 @@ SINGLE = "single_label_classification"
 
 
 @pytest.fixture(scope="module")
-def finished(checkpoints, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    hf_sft.train(tiny.recipe(checkpoints["bert"], tiny.write_rows(folder / "data", SINGLE), folder / "run"))
-    return folder / "run"
+def finished(finished_run) -> Path:
+    return finished_run()
 
 
 def command(*words: Any, folder: Path | None = None, shell: str = "", **how: Any) -> subprocess.CompletedProcess[str]:

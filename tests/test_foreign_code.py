@@ -146,10 +146,8 @@ OF_RUNS = [
 
 
 @pytest.fixture(scope="module")
-def finished(checkpoints, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    hf_sft.train(tiny.recipe(checkpoints["bert"], tiny.write_rows(folder / "data", SINGLE), folder / "run", "head_only"))
-    return folder / "run"
+def finished(finished_run) -> Path:
+    return finished_run()
 
 
 @pytest.fixture

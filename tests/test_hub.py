@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +50,9 @@ def named(value: Any) -> str:
     return f"{value.method}{value.path}{value.status}" if isinstance(value, Fault) else ""
 
 
-@pytest.fixture(scope="module")
-def finished(checkpoints, tmp_path_factory) -> Path:
-    """A finished run, to be copied."""
-    folder = tmp_path_factory.mktemp("finished")
-    hf_sft.train(tiny.recipe(checkpoints["bert"], tiny.write_rows(folder / "data", SINGLE), folder / "run"))
-    return folder / "run"
-
-
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+def run(finished_run: Callable[[], Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run(), tmp_path / "run"))
 
 
 @pytest.fixture

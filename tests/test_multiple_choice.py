@@ -28,11 +28,8 @@ def task(**fields: Any) -> MultipleChoice:
 
 
 @pytest.fixture(scope="module")
-def run(checkpoints, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("choices")
-    files = tiny.write_rows(folder / "data", "choices", train=20)
-    hf_sft.train(tiny.recipe(checkpoints["bert"], files, folder / "run", task=tiny.task_of("choices")))
-    return folder / "run"
+def run(finished_run) -> Path:
+    return finished_run("choices")
 
 
 def test_a_row_s_logits_are_those_of_the_model_s_own_shape_and_do_not_depend_on_other_rows(run):

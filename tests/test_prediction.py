@@ -29,11 +29,8 @@ def strictly(text: str):
 
 
 @pytest.fixture(scope="module")
-def run(checkpoints, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    files = tiny.write_rows(folder / "data", SINGLE, train=20)
-    hf_sft.train(hf_sft.Recipe.model_validate(tiny.recipe(checkpoints["bert"], files, folder / "run")))
-    return folder / "run"
+def run(finished_run) -> Path:
+    return finished_run()
 
 
 def ask(monkeypatch, run: Path, content: str | bytes):

@@ -575,11 +575,8 @@ def test_the_baseline_gives_each_word_its_most_frequent_tag():
 
 
 @pytest.fixture(scope="module")
-def run(checkpoints, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tags")
-    files = tiny.write_rows(folder / "data", "entities", train=20)
-    hf_sft.train(tiny.recipe(checkpoints["bert"], files, folder / "run", task=tiny.task_of("entities")))
-    return folder / "run"
+def run(finished_run) -> Path:
+    return finished_run("entities")
 
 
 def test_a_run_answers_words_and_text_and_keeps_empty_rows_in_their_place(run):
