@@ -62,12 +62,13 @@ def check(
         from hf_sft.checks import check as check_recipe
 
     found = check_recipe(recipe, overrides or (), trust_remote_code)
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, fact in found.facts.items():
-        table.add_row(Text(name), Text(for_terminal(fact)))
-    _console().print(table)
-    for warning in found.warnings:
-        _console().print(for_terminal(f"· {warning}"), markup=False)
+    if _is_main_process():
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for name, fact in found.facts.items():
+            table.add_row(Text(name), Text(for_terminal(fact)))
+        _console().print(table)
+        for warning in found.warnings:
+            _console().print(for_terminal(f"· {warning}"), markup=False)
     raise typer.Exit(1 if strict and found.warnings else 0)
 
 

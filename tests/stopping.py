@@ -4,7 +4,6 @@ import contextlib
 import gc
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,10 +14,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from tests import tiny
+from tests.processes import SERVER
 
 ROOT = Path(__file__).parent.parent
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["hf_sft.workflow", "hf_sft.plots", "tests.tiny"])
 
 
 def dropping(checkpoint: Path, folder: Path, share: float = 0.1) -> Path:

@@ -29,10 +29,10 @@ from transformers.models.auto import AutoConfig, AutoModel, AutoModelForSequence
 
 import hf_sft
 from hf_sft.vocabulary import NewTokenizer, train_tokenizer
-from tests import tiny
+from tests import processes, tiny
 from tests.grids import WHOLE, one_each
 from tests.quaint import QuaintConfig
-from tests.test_invariants import TOLERANCE, alike_however_cut, relative_difference, steps_of, train_by_two_processes
+from tests.test_invariants import TOLERANCE, alike_however_cut, relative_difference, steps_of
 
 SINGLE = "single_label_classification"
 SIZE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -170,9 +170,8 @@ def alike_by_two_processes(recipes: dict[str, dict[str, Any]], folder: Path) -> 
     """Each ends in the weights that one process ends in; a step has one row for the second process, or none."""
     for name, recipe in recipes.items():
         hf_sft.train({**recipe, "output": {"folder": str(folder / "one" / name)}})
-    train_by_two_processes(
-        [{**recipe, "output": {"folder": str(folder / "two" / name)}} for name, recipe in recipes.items()], folder
-    )
+    by_two = [{**recipe, "output": {"folder": str(folder / "two" / name)}} for name, recipe in recipes.items()]
+    processes.by_two(processes.train_all, by_two)
     for name in recipes:
         (weights,) = {path.name for path in (folder / "one" / name).glob("*model.safetensors")}
         one, two = (load_file(folder / side / name / weights) for side in ("one", "two"))

@@ -1,19 +1,17 @@
 """Each text is written as if its prompt were the only one: whatever stands beside it, and however many processes there are."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM
 
 from hf_sft.generation import Text, Writing, write_texts
-from tests import tiny
+from tests import processes, tiny
 
-ROOT = Path(__file__).parent.parent
 PROMPTS = [[2 + (7 * i + 3 * j) % 36 for j in range(1 + (5 * i) % 13)] for i in range(20)]
 ENDS = list(range(0, 64, 7))
 
@@ -61,29 +59,18 @@ def test_tokens_are_drawn_as_the_model_has_them(checkpoints):
     assert float((((counts - expected) ** 2) / expected).sum()) < 110  # chi-squared with 63 degrees: one in 4,000 is above
 
 
-PROGRAM = """
-import json, sys
-from accelerate import PartialState
-from pathlib import Path
-from hf_sft.generation import Writing
-from tests.test_generation import load, write
-PartialState(cpu=True)
-model = load("gpt2", sys.argv[1])
-texts = [write(model, Writing(12, heat), budget) for heat in (0.0, 0.7) for budget in (60, 400)]
-said = [[[*text.tokens, text.stopped] for text in each] for each in texts]
-Path(sys.argv[2], f"{PartialState().process_index}-of-{PartialState().num_processes}.json").write_text(json.dumps(said))
-PartialState().destroy_process_group()
-"""
+def write_in_both(checkpoint: str, folder: str) -> None:
+    state = PartialState(cpu=True)
+    model = load("gpt2", checkpoint)
+    texts = [write(model, Writing(12, heat), budget) for heat in (0.0, 0.7) for budget in (60, 400)]
+    said = [[[*text.tokens, text.stopped] for text in each] for each in texts]
+    Path(folder, f"{state.process_index}-of-{state.num_processes}.json").write_text(json.dumps(said))
 
 
 def test_two_processes_write_the_texts_of_one_in_the_same_order(checkpoints, tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "cpu_multi.yaml")]
-    for how in ([], launch):
-        command = [sys.executable, *how, str(program), str(checkpoints["gpt2"]), str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
+    for ranks in (1, 2):
+        done = processes.run(write_in_both, str(checkpoints["gpt2"]), str(tmp_path), ranks=ranks)
+        assert not any(each.returncode for each in done), done
     found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert found.keys() == {"0-of-1", "0-of-2", "1-of-2"}
     assert found["0-of-2"] == found["1-of-2"] == found["0-of-1"]

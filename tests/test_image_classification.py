@@ -284,7 +284,7 @@ def test_resnet_50_goes_through_check_and_three_steps_of_its_recipe(tmp_path):
     """Its own architecture, with random weights; the recipe of the introductions: SGD, momentum 0.9, learning rate 0.001."""
     torch.manual_seed(0)
     ResNetModel(ResNetConfig()).save_pretrained(tmp_path / "resnet50")
-    ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875).save_pretrained(tmp_path / "resnet50")
+    ConvNextImageProcessor(size={"shortest_edge": 96}, crop_pct=0.875).save_pretrained(tmp_path / "resnet50")
     files = tiny.write_rows(tmp_path / "data", "pictures", train=12)
     recipe = Path(__file__).parent.parent / "recipes" / "beans_resnet50_head_only.yaml"
     mapping = ", ".join(f"{name}: {path}" for name, path in files.items())
@@ -299,7 +299,7 @@ def test_resnet_50_goes_through_check_and_three_steps_of_its_recipe(tmp_path):
         f"output.folder={tmp_path / 'run'}",
     ]
     found = hf_sft.check(recipe, words)
-    assert "224×224" in found.facts["as the model sees it"]
+    assert "96×96" in found.facts["as the model sees it"]
     trainer = hf_sft.build_trainer(recipe, [*words[:-1], f"output.folder={tmp_path / 'other'}"])
     (group, *_) = trainer.create_optimizer().param_groups
     assert (group["momentum"], group["lr"]) == (0.9, 0.001)

@@ -29,10 +29,8 @@ from hf_sft.errors import Diverged, SaveError
 from hf_sft.signals import Interrupted
 from hf_sft.trainer import StepTrainer
 from hf_sft.whole import is_whole
-from tests import stopping, tiny
-
-LONG = 300
-"""Seconds after which a process hangs, on however busy a machine."""
+from tests import processes, stopping, tiny
+from tests.processes import LONG
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +307,7 @@ def rates(output: Path) -> list[float]:
     ids=str,
 )
 def test_a_changed_rate_takes_effect_at_the_next_step_and_the_report_has_every_steps(changed, recipes, tmp_path, stop_in_step):
-    recipe = {**recipes["lora"], "aids": []}
+    recipe = {**recipes["head_only"], "aids": []}
     other = {**recipe, "training": recipe["training"] | changed}
     for name, each in (("old", recipe), ("new", other)):
         stopping.train(each, tmp_path / name)
@@ -470,7 +468,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_what_can_be_gone_on_with_elsewher
 
 def test_what_safetensors_says_of_a_full_disk_is_understood(recipes, tmp_path):
     """A limit on the size of files, which is a real error of the disk: no checkpoint fits, and no model."""
-    process = stopping.SERVER.Process(target=_limited, args=(recipes["full"], tmp_path / "run"))
+    process = processes.SERVER.Process(target=_limited, args=(recipes["full"], tmp_path / "run"))
     process.start()
     process.join(120)
     said = stopping.said(tmp_path / "run")

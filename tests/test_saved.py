@@ -3,9 +3,10 @@
 import json
 import subprocess
 import sys
+from itertools import product
+from pathlib import Path
 
 import numpy as np
-import pytest
 
 import hf_sft
 from tests import tiny
@@ -13,29 +14,31 @@ from tests import tiny
 LOAD = """
 import json, sys, numpy as np, torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
-run, texts, kept = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3] == "kept"
-tokenizer = AutoTokenizer.from_pretrained(run)
-if kept:
-    from peft import PeftConfig, PeftModel
-    base = PeftConfig.from_pretrained(run).base_model_name_or_path
-    model = AutoModelForSequenceClassification.from_pretrained(base, config=AutoConfig.from_pretrained(run))
-    model = PeftModel.from_pretrained(model, run)
-else:
-    model = AutoModelForSequenceClassification.from_pretrained(run)
-model.eval()
-with torch.no_grad():
-    logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.tolist()
-answers = None if kept else [a["label"] for a in pipeline("text-classification", model=run)(texts)]
-print(json.dumps({"logits": logits, "answers": answers, "dtype": str(next(model.parameters()).dtype)}))
+found, texts = {}, json.loads(sys.argv[2])
+for run in json.loads(sys.argv[1]):
+    kept, tokenizer = run.endswith("kept"), AutoTokenizer.from_pretrained(run)
+    if kept:
+        from peft import PeftConfig, PeftModel
+        base = PeftConfig.from_pretrained(run).base_model_name_or_path
+        model = AutoModelForSequenceClassification.from_pretrained(base, config=AutoConfig.from_pretrained(run))
+        model = PeftModel.from_pretrained(model, run)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(run)
+    model.eval()
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.tolist()
+    answers = None if kept else [a["label"] for a in pipeline("text-classification", model=run)(texts)]
+    found[run] = {"logits": logits, "answers": answers, "dtype": str(next(model.parameters()).dtype)}
+print(json.dumps(found))
 """
+CELLS = [*product(tiny.FAMILIES, ("full", "head_only", "lora:merged", "lora:kept"))]
 
 
-@pytest.mark.parametrize("method", ["full", "head_only", "lora:merged", "lora:kept"])
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_a_saved_run_gives_the_logits_it_had_when_loaded_in_a_new_process(family, method, checkpoints, tmp_path, monkeypatch):
+def test_saved_runs_give_the_logits_they_had_when_loaded_in_a_new_process(checkpoints, tmp_path, monkeypatch):
+    """One process for all of them."""
     import hf_sft.workflow
 
-    measured = {}
+    measured: dict[str, list[np.ndarray]] = {}
     evaluate = hf_sft.workflow.evaluate_blocks
 
     def watch(split, ran, *rest):
@@ -44,34 +47,36 @@ def test_a_saved_run_gives_the_logits_it_had_when_loaded_in_a_new_process(family
         return evaluate(split, ran, *rest)
 
     monkeypatch.setattr("hf_sft.workflow.evaluate_blocks", watch)
-    files = tiny.write_rows(tmp_path / "data", "single_label_classification")
-    hf_sft.train(hf_sft.Recipe.model_validate(tiny.recipe(checkpoints[family], files, tmp_path / "run", method)))
+    files, logits = tiny.write_rows(tmp_path / "data", "single_label_classification"), {}
+    for family, method in CELLS:
+        run = tmp_path / f"{family}-{method.replace(':', '-')}"
+        hf_sft.train(tiny.recipe(checkpoints[family], files, run, method))
+        logits[str(run)] = measured["test"]
     texts = [row["text"] for row in tiny.rows("single_label_classification", 11, 200)]
-    certificate = json.loads((tmp_path / "run" / "report.json").read_text())["certificate"]
-    assert certificate["within"] and certificate["rows"] == len(texts) and certificate["largest_difference"] < 1e-5
-    kept = "kept" if method.endswith("kept") else "merged"
-    loaded = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path / "run"), json.dumps(texts), kept],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", LOAD, json.dumps([*logits]), json.dumps(texts)]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=False)
     assert loaded.returncode == 0, loaded.stderr[-3000:]
     found = json.loads(loaded.stdout.splitlines()[-1])
-    np.testing.assert_allclose(found["logits"], measured["test"], atol=1e-5, rtol=1e-5)
-    written = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()]
-    if found["answers"]:
-        assert found["answers"] == [row["label"] for row in written]
-    assert found["dtype"] == "torch.float32"
-    assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.suffix in (".bin", ".pt", ".pkl")) == []
+    assert len(found) == len(CELLS)
+    for run, said in found.items():
+        np.testing.assert_allclose(said["logits"], logits[run], atol=1e-5, rtol=1e-5, err_msg=run)
+        assert said["dtype"] == "torch.float32"
+        _is_whole(Path(run), files, said["answers"])
 
-    answers = hf_sft.predict(tmp_path / "run", files["test"])
+
+def _is_whole(run: Path, files: dict[str, str], labels: list[str] | None) -> None:
+    report = json.loads((run / "report.json").read_text())
+    certificate = report["certificate"]
+    assert certificate["within"] and certificate["rows"] == 11 and certificate["largest_difference"] < 1e-5
+    written = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
+    assert labels is None or labels == [row["label"] for row in written]
+    assert sorted(path.name for path in run.iterdir() if path.suffix in (".bin", ".pt", ".pkl")) == []
+    answers = hf_sft.predict(run, files["test"])
     assert [(a["row"], a["label"], a["reference"]) for a in answers] == [
         (w["row"], w["label"], w["reference"]) for w in written
     ]
     np.testing.assert_allclose([a["score"] for a in answers], [w["score"] for w in written], atol=1e-5)
-    again = hf_sft.evaluate(tmp_path / "run")
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    again = hf_sft.evaluate(run)
     assert {n: s.value for n, s in again.scores.items()} == {n: s["value"] for n, s in report["metrics"]["test"].items()}
 
 

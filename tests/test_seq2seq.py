@@ -62,16 +62,15 @@ def lists_of_words(count: int) -> list[list[str]]:
     return list(made.values())
 
 
-@pytest.mark.parametrize("way", [sorted, reversed], ids=["sorts", "reverses"])
-def test_a_model_from_a_config_learns_to_put_words_in_order(way, checkpoints, tmp_path):
-    pairs = [(" ".join(words), " ".join(way(words))) for words in lists_of_words(3000)]
+def test_a_model_from_a_config_learns_to_reverse_words(checkpoints, tmp_path):
+    pairs = [(" ".join(words), " ".join(reversed(words))) for words in lists_of_words(3000)]
     files = write_files(tmp_path, train=pairs[:2800], validation=pairs[2800:2860], test=pairs[2860:])
     size = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 1, "num_heads": 4, "dropout_rate": 0.0}
     asked = {
         "model": {"from_config": "t5", "tokenizer": str(checkpoints["t5"]), "config": size},
         "task": {"type": "seq2seq", "max_target_length": 8},
         "evaluation": {"metrics": ["exact_match", "rouge_1", "rouge_2", "rouge_l", "chrf", "bleu"]},
-        "training": {"learning_rate": 3e-3, "max_steps": 1600, "optim": "adamw_torch", "lr_scheduler_type": "linear"},
+        "training": {"learning_rate": 3e-3, "max_steps": 800, "optim": "adamw_torch", "lr_scheduler_type": "linear"},
     }
     recipe = tiny.recipe(checkpoints["t5"], files, tmp_path / "run", **asked)
     recipe["model"], recipe["training"] = asked["model"], recipe["training"] | {"batch_size": 32}

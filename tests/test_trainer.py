@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
@@ -25,7 +26,7 @@ from hf_sft.allocator import CACHES
 from hf_sft.batching import Examples, StepSampler
 from hf_sft.dropout import drop
 from hf_sft.training import Training, resolve_machine
-from tests import stopping, tiny
+from tests import processes, stopping, tiny
 
 SINGLE = "single_label_classification"
 
@@ -177,46 +178,35 @@ def test_the_trainer_shows_each_epoch_its_own_order(checkpoints, tmp_path, monke
     assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
 
 
-DROPS = """
-import json, sys, torch
-from accelerate import PartialState
-import hf_sft
-from hf_sft import trainer
-seen = []
-plain = trainer.StepTrainer.training_step
-def watch(self, *args):
-    seen.append(torch.get_rng_state().sum().item())
-    return plain(self, *args)
-trainer.StepTrainer.training_step = watch
-hf_sft.train(json.load(open(sys.argv[1])))
-open(f"rank{PartialState().process_index}", "w").write(json.dumps(seen))
-"""
+def note_draws(recipe: dict) -> None:
+    from hf_sft.trainer import StepTrainer
+
+    seen, step = [], StepTrainer.training_step
+
+    def watch(self, *args):
+        seen.append(torch.get_rng_state().sum().item())
+        return step(self, *args)
+
+    StepTrainer.training_step = watch
+    hf_sft.train(recipe)
+    Path(f"rank{PartialState().process_index}").write_text(json.dumps(seen))
 
 
 def test_two_processes_draw_different_dropout(checkpoints, tmp_path):
     files = tiny.write_rows(tmp_path / "data", SINGLE)
     recipe = tiny.recipe(bert_with_dropout(tmp_path / "c", checkpoints), files, tmp_path / "run", training={"max_steps": 2})
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    (tmp_path / "drops.py").write_text(DROPS)
-    config = Path(hf_sft.__file__).parent.parent / "accelerate_configs" / "cpu_multi.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "drops.py", "recipe.json"]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.by_two(note_draws, recipe)
     first, second = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1))
     assert len(first) == 2 and first[0] != second[0] and first[1] != second[1]
 
 
 def test_check_rehearses_in_two_processes_too(checkpoints, tmp_path):
-    """By the launcher, both phases of lp_ft, with an evaluation and a checkpoint each, in one folder for both processes."""
+    """Both phases of lp_ft, with an evaluation and a checkpoint each, in one folder for both processes."""
     files = tiny.write_rows(tmp_path / "data", SINGLE)
     recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", "lp_ft", training={"eval_strategy": "epoch"})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    config = Path(hf_sft.__file__).parent.parent / "accelerate_configs" / "cpu_multi.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command = [*launch, "-m", "hf_sft", "check", "recipe.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 process(es)" in done.stderr and not (tmp_path / "run").exists()
+    said = [done.stderr for done in processes.by_two(processes.command, ["check", "recipe.yaml"])]
+    assert "2 process(es)" in said[0] and "2 process(es)" not in said[1] and not (tmp_path / "run").exists()
 
 
 def test_torch_s_own_dropout_runs_where_ours_would_not_fit(checkpoints, tmp_path):

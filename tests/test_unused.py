@@ -1,7 +1,5 @@
 """Parts of a body that no text reaches stay as they are, whatever the method, and several processes train beside them."""
 
-import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
 
 import hf_sft
-from tests import stopping, tiny
+from tests import processes, tiny
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +56,7 @@ def test_what_no_text_reaches_does_not_move(method, seeing, tmp_path):
 def test_two_processes_train_beside_it(seeing, tmp_path):
     files = tiny.write_rows(tmp_path / "data", "talks", train=20)
     recipe = tiny.recipe(seeing, files, tmp_path / "two", task=tiny.task_of("talks"))
-    (tmp_path / "cases.json").write_text(json.dumps([recipe]))
-    done = subprocess.run(
-        stopping.by_two_processes(tmp_path / "cases.json"), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    processes.by_two(processes.train_all, [recipe])
     hf_sft.train({**recipe, "output": {"folder": str(tmp_path / "one")}})
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     apart = sum(float((one[name] - two[name]).square().sum()) for name in one) ** 0.5

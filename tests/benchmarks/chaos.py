@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests import stopping, tiny
+from tests import processes, stopping, tiny
 
 KINDS = (
     *("kill", "stop and continue", "full disk", "read-only disk", "removed file", "cut file"),
@@ -113,7 +113,7 @@ class Case:
         self.statuses: list[int | None] = []
 
     def start(self, fault: tuple[int, int] | None = None, env: Any = None, **how: Any) -> Any:
-        process = stopping.SERVER.Process(
+        process = processes.SERVER.Process(
             target=child, args=(self.recipe, self.output, how, f"{self.output}.said", fault, env or {})
         )
         process.start()
