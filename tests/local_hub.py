@@ -42,7 +42,7 @@ class Fault:
     done_first: bool = False
     """The request is done, and only its answer is lost."""
     until: threading.Event | None = None
-    """What is waited for before anything is answered, two minutes at most; `waited` says whether it came."""
+    """What is waited for before anything is answered, ten minutes at most; `waited` says whether it came."""
     waited: list[bool] = field(default_factory=list)
 
     @property
@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.late:
             time.sleep(fault.delay)
             if fault.until is not None:
-                fault.waited.append(fault.until.wait(120))
+                fault.waited.append(fault.until.wait(600))
             fault = fault if fault.status is not None else None
         if fault and fault.status is not None:
             return self._answer(fault.status, {"error": "planted"}, fault.headers)

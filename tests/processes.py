@@ -16,7 +16,7 @@ from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["hf_sft.workflow", "hf_sft.plots", "tests.tiny"])
-LONG = 300
+LONG = 600
 """Seconds after which a process hangs, on however busy a machine."""
 STREAMS = ("stdin", "stdout", "stderr")
 

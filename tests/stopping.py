@@ -172,7 +172,7 @@ def stop_after(process: Any, output: Path, seconds: float, number: int) -> int |
     time.sleep(seconds)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, number)
-    process.join(120)
+    process.join(600)
     return process.exitcode
 
 

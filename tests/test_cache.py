@@ -82,9 +82,9 @@ def test_two_processes_at_the_limit_do_not_make_each_other_fail(home):
     both = [context.Process(target=_write, args=(str(home.parent), number, 300, told)) for number in range(2)]
     for process in both:
         process.start()
-    failed = [told.get(timeout=120) for _ in both]
+    failed = [told.get(timeout=600) for _ in both]
     for process in both:
-        process.join(60)
+        process.join(600)
     assert failed == [[], []]
     assert cache._size(home / "encoded") < 5000 + 2 * 1100
 

@@ -132,7 +132,7 @@ c.compare = compare
         stdout=subprocess.PIPE,
         text=True,
     )
-    out, _ = begun.communicate("compare\n3\n", timeout=120)
+    out, _ = begun.communicate("compare\n3\n", timeout=600)
     assert json.loads(out) == [os.getpriority(os.PRIO_PROCESS, 0), 1, 3]
 
 
@@ -186,7 +186,7 @@ def test_a_process_that_waits_is_ended_when_the_run_is_interrupted(monkeypatch):
     monkeypatch.setattr(begun[0], "communicate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         end()
-    assert begun[0].wait(10) == -9
+    assert begun[0].wait(600) == -9
 
 
 def test_a_process_of_its_own_starts_where_the_current_folder_is_gone(checkpoints, tmp_path, monkeypatch):

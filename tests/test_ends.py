@@ -35,7 +35,7 @@ def command(*words: Any, folder: Path | None = None, shell: str = "", **how: Any
     """`hf-sft` in a process of its own; `shell` is what stands behind it on a command line."""
     line = [sys.executable, "-m", "hf_sft", *map(str, words)]
     given: Any = ["bash", "-c", f'"$@" {shell}', "bash", *line] if shell else line
-    return subprocess.run(given, capture_output=True, text=True, check=False, timeout=120, cwd=folder, **how)
+    return subprocess.run(given, capture_output=True, text=True, check=False, timeout=600, cwd=folder, **how)
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

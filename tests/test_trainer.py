@@ -377,7 +377,7 @@ def test_interrupting_says_what_there_is_and_what_to_do(checkpoints, tmp_path):
     while not list((tmp_path / "run").glob("checkpoints/*/checkpoint-*/model.safetensors")) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=300)[1]
+    said = process.communicate(timeout=600)[1]
     assert process.returncode == 130, said[-2000:]
     assert "Interrupted.  " in said and "the same command with --resume" in said and "Traceback" not in said
 

@@ -271,6 +271,7 @@ def run_tests(copy: Path, home: Path, tests: list[str]) -> int:
         import pytest
 
         options = ["-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={home / 'tests'}"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are imported already
         os._exit(int(pytest.main([*options, *tests])))
     except BaseException:
         os._exit(99)

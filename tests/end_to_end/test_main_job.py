@@ -14,7 +14,7 @@ SMALL = ["data.rows=160", "task.max_length=48", "training.num_train_epochs=5"]
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 
