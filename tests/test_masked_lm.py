@@ -30,6 +30,7 @@ import hf_sft
 from hf_sft.checkpoint import Checkpoint
 from hf_sft.encoding import read_examples
 from hf_sft.models import load_processor
+from hf_sft.scoring import measure
 from hf_sft.tasks.masked_lm import MaskedLm
 from tests import tiny
 
@@ -198,6 +199,27 @@ def test_a_run_is_scored_as_plain_transformers_scores_it_and_fills_masks_in_a_ne
         assert said["text"] == text.replace("[MASK]", found[0][0])
         with pytest.raises(hf_sft.DataError, match=r"text 1 has no \[MASK\]: there is nothing to fill"):
             hf_sft.predict(tmp_path / "run", [text, "the goal"])
+
+
+def test_the_baseline_is_the_tokens_of_train_by_how_often_they_occur(processor):
+    """Add-one smoothed, asked about the very places that the model is; counted by hand."""
+    asked, rows = task(max_length=16), texts(40)
+    train, test = rows.select(range(30)), rows.select(range(30, 40))
+    words = [token for text in train["text"] for token in processor(text, add_special_tokens=False)["input_ids"]]
+    counts, size = Counter(words), len(processor)
+    often = sorted(range(size), key=lambda token: (-counts[token], token))
+    examples = read_examples(test, asked, None, processor)
+    wanted = np.zeros((len(test), 4))
+    for place in range(len(examples)):
+        batch = examples.collate((place,))
+        for token in batch["originals"][batch["predicts"]].tolist():
+            nats = -math.log((counts[token] + 1) / (len(words) + size))
+            wanted[examples.row_of(place)] += nats, 1, token == often[0], token in often[:5]
+    found = asked.baselines(train, None, processor)["unigram"]()(test)
+    np.testing.assert_allclose(found.sums, wanted)
+    values = measure(["loss", "accuracy", "accuracy_at_5"], found, np.zeros(len(test)))
+    nats, count, first, five = wanted.sum(0)
+    assert values == pytest.approx({"loss": nats / count, "accuracy": first / count, "accuracy_at_5": five / count})
 
 
 def test_a_tokenizer_without_a_mask_is_refused(checkpoints, tmp_path):

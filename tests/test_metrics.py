@@ -150,6 +150,15 @@ def test_roc_auc_is_scikit_learns_for_two_classes_many_classes_and_label_sets():
     assert measure(["roc_auc"], answers_of(MULTI, None, scores), references)["roc_auc"] == pytest.approx(known, abs=1e-12)
 
 
+@pytest.mark.parametrize("rows", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_few_numbers_have_the_libraries_values_too(seed, rows):
+    rng = np.random.default_rng(seed)
+    references, predictions = rng.permutation(rows) * 1.5, rng.permutation(rows) + rng.integers(0, 9)
+    values = measure([*NUMBERS], NumberAnswers(predictions.astype(float)), references)
+    assert values == pytest.approx({name: value(references, predictions) for name, value in NUMBERS.items()}, abs=1e-12)
+
+
 def test_roc_auc_leaves_out_a_class_that_no_row_has():
     references = np.array([0, 1, 0, 1])
     scores = np.array([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.3, 0.6, 0.1], [0.6, 0.3, 0.1]])

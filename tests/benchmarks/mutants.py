@@ -1,6 +1,6 @@
 """Small faults planted one at a time in a module: which does no test notice?
 
-    python -m tests.benchmarks.mutants MODULE… [--record] [--limit 60] [--seed 0] [--minutes 30] [--lanes 2] [--list]
+    python -m tests.benchmarks.mutants MODULE… [--record] [--limit 60] [--seed 0] [--seconds 30] [--minutes 30] [--lanes 2]
 
 A mutant is the module with one constant, comparison, operator, keyword, statement or pair of arguments changed. `--record`
 runs the whole suite once and notes which test executes which line; a mutant runs the tests that execute its line (those of the
@@ -35,8 +35,6 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 KNOWN = Path(tempfile.gettempdir()) / "hf_sft-mutants"
 """Where it is noted which test executes which line, and how long it takes."""
-IN_A_LINE = 90
-"""Seconds of tests that a mutant meets at most; with more, the slowest are left out, and the line says so."""
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -134,7 +132,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, Any, str, ast.AST]]:
             if keyword.arg is not None:
                 without = [each for each in node.keywords if each is not keyword]
                 yield "keywords", without, f"{called}: without {_short(ast.unparse(keyword))}", keyword.value
-        if len(node.args) > 1 and not any(isinstance(each, ast.Starred) for each in node.args[:2]):
+        if len(node.args) > 1 and called not in ("max", "min") and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
             first, second, *rest = node.args
             if ast.dump(first) != ast.dump(second):
                 words = f"{called}: {_short(ast.unparse(first))} and {_short(ast.unparse(second))} exchanged"
@@ -170,15 +168,20 @@ def record() -> None:
     done = subprocess.run(command, cwd=ROOT, env=told, check=False)
     if done.returncode:
         sys.exit("the suite has to pass before mutants can be told from what fails anyway")
+    listed = subprocess.run([*command[:3], "--collect-only"], cwd=ROOT, capture_output=True, text=True, check=True)
+    again = {*listed.stdout.splitlines()}  # an id that holds an address, or a folder, is another each time
+    numbers: dict[str, int] = {}
     tests: dict[str, dict[str, list[int]]] = {}
     seconds: dict[str, float] = {}
     for path in KNOWN.glob("worker-*.json"):
         found = json.loads(path.read_text())
-        seconds |= found["seconds"]
+        seconds |= {name: each for name, each in found["seconds"].items() if name in again}
         for module, lines in found["lines"].items():
             for line, contexts in lines.items():
-                tests.setdefault(module, {}).setdefault(line, []).extend(contexts)
-    (KNOWN / "tests.json").write_text(json.dumps({"tests": tests, "seconds": seconds}))
+                known = [numbers.setdefault(each, len(numbers)) for each in contexts]
+                tests.setdefault(module, {}).setdefault(line, []).extend(known)
+        path.unlink()
+    (KNOWN / "tests.json").write_text(json.dumps({"contexts": [*numbers], "tests": tests, "seconds": seconds}))
 
 
 if "HF_SFT_MUTANTS" in os.environ and "PYTEST_XDIST_WORKER" in os.environ:
@@ -216,9 +219,9 @@ if "HF_SFT_MUTANTS" in os.environ and "PYTEST_XDIST_WORKER" in os.environ:
 def tests_of(mutant: Mutant, known: dict[str, Any]) -> list[str]:
     """Those that execute its line, the fastest first. What sets a test up may be shared by all of its file."""
     lines, seconds = known["tests"].get(mutant.module, {}), known["seconds"]
-    contexts = {*lines.get(str(mutant.line), ())}
+    contexts = {known["contexts"][number] for number in lines.get(str(mutant.line), ())}
     if not contexts - {""}:  # by an import, or by no test
-        contexts = {each for found in lines.values() for each in found} if contexts else set()
+        contexts = {known["contexts"][number] for found in lines.values() for number in found} if contexts else set()
     shared = {each.partition("::")[0] for each in contexts if each.endswith("|setup")}
     chosen = {each for each in contexts if each in seconds}
     chosen |= {each for each in seconds if each.partition("::")[0] in shared}
@@ -245,11 +248,13 @@ def preload() -> None:
         del sys.modules[name]
 
 
-def run_tests(copy: Path, home: Path, tests: list[str]) -> int:
-    """pytest's exit status, in a fork of this process that imports the package from the copy."""
+def run_tests(copy: Path, home: Path, tests: list[str], seconds: float = 60) -> int:
+    """pytest's exit status, in a fork of this process that imports the package from the copy; -1 where it takes much longer
+    than it should, since a mutant may never end."""
+    home.mkdir()
     child = os.fork()
     if child:
-        limit = time.monotonic() + 3 * IN_A_LINE
+        limit = time.monotonic() + 30 + 5 * seconds
         while time.monotonic() < limit:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
@@ -289,11 +294,13 @@ def _move_caches(home: Path) -> None:
                 setattr(module, name, type(value)(str(home / name)))
 
 
-def lane(number: int, mutants: list[Mutant], known: dict[str, Any], until: float, results: Path) -> None:
+def lane(mutants: list[Mutant], known: dict[str, Any], most: float, until: float, results: Path) -> None:
     """Run mutants one after the other, on a copy of the tree of its own; a line of JSON for each."""
     with tempfile.TemporaryDirectory() as folder, results.open("a") as file:
         copy = Path(folder) / "tree"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".*_cache"))
+        if run_tests(copy, Path(folder) / "clean", [each for each in known["seconds"] if "test_splitting.py" in each]):
+            sys.exit("tests fail without any mutant: look at them first")
         for place, mutant in enumerate(mutants):
             if time.monotonic() > until:
                 return
@@ -301,7 +308,7 @@ def lane(number: int, mutants: list[Mutant], known: dict[str, Any], until: float
             asked = tests_of(mutant, known)
             for test in asked:
                 spent += known["seconds"][test]
-                if spent > IN_A_LINE and tests:
+                if spent > most and tests:
                     break
                 tests.append(test)
             path = copy / "hf_sft" / mutant.module
@@ -310,7 +317,7 @@ def lane(number: int, mutants: list[Mutant], known: dict[str, Any], until: float
                 compiled.unlink()
             path.write_text(mutant.source, encoding="utf-8")
             started = time.monotonic()
-            status = run_tests(copy, Path(folder) / f"home-{place}", tests) if tests else 0
+            status = run_tests(copy, Path(folder) / f"home-{place}", tests, spent) if tests else 0
             path.write_text(whole, encoding="utf-8")
             shutil.rmtree(Path(folder) / f"home-{place}", ignore_errors=True)
             told = {"name": mutant.name, "line": mutant.line, "status": status, "tests": len(tests), "of": len(asked)}
@@ -324,6 +331,7 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help="run the whole suite, and note what each test executes")
     parser.add_argument("--limit", type=int, default=60, help="mutants of each module, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=30, help="of tests for a mutant: of more, the slowest are left out")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--lanes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--list", action="store_true", help="only count them")
@@ -347,7 +355,7 @@ def main() -> int:
         files.append(KNOWN / f"results-{number}.jsonl")
         files[-1].unlink(missing_ok=True)
         if not (child := os.fork()):
-            lane(number, chosen[number :: asked.lanes], known, until, files[-1])
+            lane(chosen[number :: asked.lanes], known, asked.seconds, until, files[-1])
             os._exit(0)
         children.append(child)
     for child in children:
