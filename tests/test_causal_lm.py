@@ -144,6 +144,21 @@ def test_blocks_hold_every_piece_once_none_torn_and_nearly_full():
     assert pack(np.array([5, 5, 5]), 8) == [[0], [1], [2]]
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_block_is_begun_only_where_no_other_has_room(seed):
+    """Also room for a piece of one token: the room left in a block is less than the longest piece of any later one."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 12, 80)
+    blocks = pack(lengths, 12)
+    assert sorted(piece for block in blocks for piece in block) == [*range(80)]
+    left = [12 - lengths[block].sum() for block in blocks]
+    assert min(left) >= 0
+    by_longest = sorted(range(len(blocks)), key=lambda i: (-max(lengths[blocks[i]]), min(blocks[i])))
+    for place, later in enumerate(by_longest):
+        longest = max(lengths[blocks[later]])
+        assert not [i for i in by_longest[:place] if left[i] >= longest and max(lengths[blocks[i]]) > longest]
+
+
 def test_models_that_cannot_be_packed_say_so_and_run_unpacked_and_those_that_look_ahead_are_refused(tmp_path, checkpoints):
     size = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     OPTModel(OPTConfig(**size, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=64)).save_pretrained(

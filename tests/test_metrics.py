@@ -179,6 +179,28 @@ def test_undefined_values_are_nan_or_scikit_learns_and_never_warn(name, kind):
     assert np.isnan(score.low) == np.isnan(score.high) == np.isnan(score.value)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_mistakes_are_the_rows_that_are_wrong_with_how_sure_the_model_was(kind, seed):
+    references, answers = make_rows(kind, seed=seed)
+    predictions, found = predictions_of(answers), {each.row: each for each in answers.mistakes(references)}
+    if kind is REGRESSION:
+        assert [*found] == [*range(60)]
+        assert [each.score for each in found.values()] == pytest.approx(abs(predictions - references))
+        return
+    wrong = [row for row in range(60) if np.any(predictions[row] != references[row])]
+    assert [*found] == wrong and 0 < len(wrong) < 60
+    for row, mistake in found.items():
+        if kind is SINGLE:
+            names = [answers.names[i] for i in (references[row], predictions[row])]
+            sure = answers.scores[row].max()
+        else:
+            names = [", ".join(np.array(answers.names)[each[row] == 1]) or "(none)" for each in (references, predictions)]
+            apart = predictions[row] != references[row]
+            sure = max(p if p > 0.5 else 1 - p for p in answers.scores[row][apart])
+        assert [mistake.reference, mistake.prediction] == names and mistake.score == pytest.approx(sure)
+
+
 def test_answers_that_are_not_finite_give_nan_and_no_interval():
     references, answers = np.arange(5.0), NumberAnswers(np.array([0, 1, np.nan, 3, np.inf]))
     for score in score_rows(NUMBERS, answers, references).values():

@@ -341,6 +341,19 @@ def test_characters_of_scripts_without_spaces_are_words_of_the_overlap():
     assert find_sentence(rows[0]["question"], rows[0]["context"]) == (7, 14)
 
 
+def test_the_baseline_answers_each_question_from_its_own_context():
+    rows = Dataset.from_dict(
+        {
+            "question": ["Who left Bern?", "What did the bank cut?"],
+            "context": ["Ann came. Lee left Bern. Cid stayed.", "It rained. The bank cut its rates."],
+            "answers": [{"text": ["Lee"], "answer_start": [10]}, {"text": [], "answer_start": []}],
+        }
+    )
+    found = task().baselines(rows, None)["sentence"]()(rows)
+    assert [answer["answer"] for answer in found.as_json()] == ["Lee left Bern.", "The bank cut its rates."]
+    assert measure(["exact_match"], found, SpanAnswers.read_references([["Lee left Bern."], []])) == {"exact_match": 0.5}
+
+
 def test_the_baseline_is_the_sentence_that_shares_most_words():
     context = "Ann left early. The bank cut its rates in May! Who knows?"
     start, end = find_sentence("When did the bank cut rates?", context)

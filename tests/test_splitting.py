@@ -126,6 +126,20 @@ def test_a_smaller_subset_is_inside_a_larger_one(field, tmp_path):
         assert sorted(small["label"][:]) == ["a"] * 8 + ["b"] * 8
 
 
+def test_as_many_rows_as_train_has_are_all_of_them_and_one_more_is_refused(tmp_path):
+    files = write(tmp_path / "a.jsonl", [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(50)])
+    rows = load_splits(DataSource(dataset="json", data_files=files, rows=40), TASK).rows["train"]
+    assert sorted(rows["text"]) == sorted(
+        load_splits(DataSource(dataset="json", data_files=files), TASK).rows["train"]["text"]
+    )
+    with pytest.raises(DataError, match=r"`data\.rows` is 41, but train has 40 rows"):
+        load_splits(DataSource(dataset="json", data_files=files, rows=41), TASK)
+    named = [f"{i} of `{name}`" for i, name in ((20, "a"), (20, "b"))]
+    for count, few in ((20, False), (21, True)):
+        made = load_splits(DataSource(dataset="json", data_files=files, rows_per_label=count), TASK)
+        assert len(made.rows["train"]) == 40 and any(", ".join(named) in note for note in made.notes) is few
+
+
 def test_slices_and_names_of_splits(tmp_path):
     files = write(tmp_path / "a.jsonl", [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(100)])
     named = {"train": "train[:60%]", "validation": "train[60:80]", "test": "train[-20:]"}

@@ -117,3 +117,49 @@ def test_a_conversation_is_the_same_by_the_turns_before_its_last_answer():
     talks = [talk("q", "a"), talk("q", "b"), talk("q", "a", "and?"), talk("q", "a", "and?", "so"), talk("r", "a")]
     first, second, unanswered, longer, other = Chat(type="chat").identities(Dataset.from_dict({"messages": talks}))
     assert first == second == unanswered and len({first, longer, other}) == 3
+
+
+def talk(*words):
+    return [{"role": role, "content": word} for role, word in zip(("user", "assistant"), words, strict=True)]
+
+
+SHORT, LONG = "the goal", " ".join(tiny.WORDS * 3)
+OF_A_LENGTH = {
+    "sequence_classification": ("bert", {"text": [SHORT, LONG], "label": ["a", "b"]}, [False, True]),
+    "multiple_choice": ("bert", {"context": [SHORT, LONG], "choices": [["a", "law"]] * 2, "label": [0, 1]}, [False, True]),
+    "chat": ("gpt2", {"messages": [talk(SHORT, "good"), talk("good", LONG)]}, [False, True]),
+    "seq2seq": ("t5", {"source": [SHORT, LONG], "target": ["law"] * 2}, [False, True]),
+    "token_classification": ("bert", {"words": [SHORT.split(), LONG.split()], "tags": [["O"] * 2, ["O"] * 108]}, [False] * 2),
+    "causal_lm": ("gpt2", {"text": [SHORT, LONG]}, [False, False]),
+    "masked_lm": ("bert", {"text": [SHORT, LONG]}, [False, False]),
+    "question_answering": (
+        "bert",
+        {"question": ["who", "who", LONG], "context": [SHORT, LONG, SHORT], "answers": [{"text": [], "answer_start": []}] * 3},
+        [False, False, True],
+    ),
+}
+"""Rows that fit and rows that don't, and which of them are said to be cut: not where windows read all of them."""
+
+
+@pytest.mark.parametrize("name", [name for name in list_kinds("tasks") if name != "image_classification"])
+def test_rows_of_which_the_model_is_not_shown_all_are_said_to_be_cut_and_no_others(name, checkpoints):
+    family, columns, wanted = OF_A_LENGTH[name]
+    fields = {"max_length": 32, **({"chat_template": "plain"} if name == "chat" else {})}
+    rows = Dataset.from_dict(columns)
+    task, labels, _ = load_kind("tasks", name).model_validate({"type": name, **fields}).resolve({"train": rows})
+    processor = load_processor(Checkpoint(checkpoint=str(checkpoints[family])), 32, task.auto_processor)
+    encoded = task.encode(rows[:], processor, labels)
+    of_row = encoded.get("row", range(len(rows)))
+    cut = {row for row, is_so in zip(of_row, encoded["truncated"], strict=True) if is_so}
+    assert [row in cut for row in range(len(rows))] == wanted
+    parts = [part for ids in encoded["input_ids"] for part in (ids if isinstance(ids[0], list) else [ids])]
+    assert max(map(len, parts)) == 32 if True in wanted or len(of_row) > len(rows) else max(map(len, parts)) <= 32
+
+
+@pytest.mark.parametrize("name", list_kinds("methods"))
+def test_steps_that_are_not_positive_leave_it_to_the_epochs(name):
+    task, _ = load_kind("tasks", "sequence_classification").sample()
+    method = load_kind("methods", name).model_validate({"type": name})
+    for steps in (-1, 0):
+        for phase in method.phases(task, Training(max_steps=steps, num_train_epochs=2), 40):
+            assert phase.training.max_steps == steps or (phase.name == "head" and phase.training.max_steps == -1)

@@ -4,9 +4,9 @@
 
 A mutant is the module with one constant, comparison, operator, keyword, statement or pair of arguments changed. `--record`
 runs the whole suite once and notes which test executes which line; a mutant runs the tests that execute its line (those of the
-whole module, where an import executes the line), the fastest first, until one fails. Each runs in a fork of a process that has
-imported all libraries, on a copy of the tree, so that tests that start processes meet the mutant too. What no test notices is
-printed with its line; `EQUIVALENT` below lists what can't be noticed, with the reason.
+whole module, where an import executes the line), the narrowest first, until one fails. Each runs in a fork of a process that
+has imported all libraries, on a copy of the tree, so that tests that start processes meet the mutant too. What no test notices
+is printed with its line; `EQUIVALENT` below lists what can't be noticed, with the reason.
 
 mutmut and cosmic-ray are not used: the first leaves out decorated functions and all that stands in classes, and wraps the
 rest, which changes the hashes of code that our caches are keyed by; the second starts a Python for each mutant, which takes
@@ -60,6 +60,8 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 }
 WORDS = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)
 """What is said, or imported: mutants inside change no number."""
+BESIDE = ("strict", "desc", "disable", "leave")
+"""Keywords that check, or show progress."""
 EQUIVALENT: dict[str, str] = {}
 """By `module: what was changed`: why no test can notice."""
 
@@ -98,6 +100,8 @@ def _no_numbers(node: ast.AST) -> Iterator[ast.AST]:
         yield node
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         yield node  # a docstring
+    if isinstance(node, ast.keyword) and node.arg in BESIDE:
+        yield node
     for name in ("annotation", "returns"):
         if (found := getattr(node, name, None)) is not None:
             yield found
@@ -129,7 +133,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, Any, str, ast.AST]]:
     elif isinstance(node, ast.Call):
         called = _short(ast.unparse(node.func))
         for keyword in node.keywords:
-            if keyword.arg is not None:
+            if keyword.arg not in (None, *BESIDE):
                 without = [each for each in node.keywords if each is not keyword]
                 yield "keywords", without, f"{called}: without {_short(ast.unparse(keyword))}", keyword.value
         if len(node.args) > 1 and called not in ("max", "min") and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
@@ -217,7 +221,7 @@ if "HF_SFT_MUTANTS" in os.environ and "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def tests_of(mutant: Mutant, known: dict[str, Any]) -> list[str]:
-    """Those that execute its line, the fastest first. What sets a test up may be shared by all of its file."""
+    """Those that execute its line, first those that execute little else. What sets one up may be shared by all of its file."""
     lines, seconds = known["tests"].get(mutant.module, {}), known["seconds"]
     contexts = {known["contexts"][number] for number in lines.get(str(mutant.line), ())}
     if not contexts - {""}:  # by an import, or by no test
@@ -225,7 +229,7 @@ def tests_of(mutant: Mutant, known: dict[str, Any]) -> list[str]:
     shared = {each.partition("::")[0] for each in contexts if each.endswith("|setup")}
     chosen = {each for each in contexts if each in seconds}
     chosen |= {each for each in seconds if each.partition("::")[0] in shared}
-    return sorted(chosen, key=seconds.__getitem__)
+    return sorted(chosen, key=lambda test: (known["reach"][test], seconds[test]))
 
 
 # Running them.
@@ -304,13 +308,11 @@ def lane(mutants: list[Mutant], known: dict[str, Any], most: float, until: float
         for place, mutant in enumerate(mutants):
             if time.monotonic() > until:
                 return
-            tests, spent = [], 0.0
-            asked = tests_of(mutant, known)
-            for test in asked:
-                spent += known["seconds"][test]
-                if spent > most and tests:
-                    break
-                tests.append(test)
+            asked, tests, spent = tests_of(mutant, known), [], 0.0
+            for test in [each for each in asked if known["seconds"][each] <= most] or asked[:1]:
+                if spent <= most:
+                    tests.append(test)
+                    spent += known["seconds"][test]
             path = copy / "hf_sft" / mutant.module
             whole = path.read_text(encoding="utf-8")
             for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
@@ -343,6 +345,8 @@ def main() -> int:
         print("\n".join(f"{name:40} {len(found):5}" for name, found in every.items()))
         return 0
     known = json.loads((KNOWN / "tests.json").read_text())
+    lines = Counter(number for found in known["tests"].values() for each in found.values() for number in each)
+    known["reach"] = Counter({known["contexts"][number]: count for number, count in lines.items()})
     draw = random.Random(asked.seed)
     chosen = [each for found in every.values() for each in draw.sample(found, min(asked.limit, len(found)))]
     chosen = [each for each in chosen if each.name not in EQUIVALENT]
