@@ -632,6 +632,14 @@ def test_no_secret_leaves_whatever_the_recipe_the_environment_and_the_files_hold
 CONTROLS = ["\x1b[31mred", "bell\x07", "right\u202eto left", "iso\u2066late", "back\x08space", "next\x85line"]
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_a_base_is_published_as_private_as_its_adapter(private, hub, checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / "run", "lora:kept"))
+    hf_sft.publish(tmp_path / "run", "me/out", private=private, with_base=True)
+    assert {name: repo.private for (_, name), repo in hub.repos.items()} == {"me/out": private, "me/out-base": private}
+
+
 def test_control_characters_of_label_names_are_shown_as_escapes(hub, checkpoints, tmp_path, monkeypatch, capsys):
     files = tiny.write_rows(tmp_path / "data", SINGLE)
     for path in files.values():

@@ -124,6 +124,22 @@ def test_what_is_scored_while_training_is_what_is_scored_in_the_end_also_with_dr
     assert {name: score.value for name, score in again.items()} == pytest.approx(final, rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["full", "lora", "head_only", "last_layers"])
+def test_what_is_new_is_drawn_by_the_seed(method, checkpoints, tmp_path):
+    files = tiny.write_rows(tmp_path / "data", SINGLE)
+    recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", method)
+    models = [hf_sft.build_trainer({**recipe, "seed": seed}).model for seed in (0, 0, 1)]
+    one, again, other = (
+        {
+            name: p
+            for name, p in model.named_parameters()
+            if ("classifier" in name and name.endswith("weight")) or "lora_A" in name
+        }
+        for model in models
+    )
+    assert one and all(torch.equal(one[name], again[name]) and not torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_dropout_is_the_seed_s_and_another_in_each_step(family, checkpoints, tmp_path):
     files = tiny.write_rows(tmp_path / "data", SINGLE)
