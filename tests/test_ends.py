@@ -227,7 +227,7 @@ def test_only_columns_that_are_read_become_numbers(tmp_path):
     ],
 )
 def test_a_template_that_fails_or_never_ends_is_named(template, message, checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_sft.chat_templates.SECONDS", 0.5)
+    monkeypatch.setattr("hf_sft.chat_templates.SECONDS", 0.5 if "busy" in message else 600)
     processor = AutoTokenizer.from_pretrained(checkpoints["gpt2"])
     with pytest.raises(ValueError, match=message):
         ChatTemplate(processor, template).write([{"role": "user", "content": "goal"}])
