@@ -62,13 +62,12 @@ def check(
         from hf_sft.checks import check as check_recipe
 
     found = check_recipe(recipe, overrides or (), trust_remote_code)
-    if _is_main_process():
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        for name, fact in found.facts.items():
-            table.add_row(Text(name), Text(for_terminal(fact)))
-        _console().print(table)
-        for warning in found.warnings:
-            _console().print(for_terminal(f"· {warning}"), markup=False)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, fact in found.facts.items():
+        table.add_row(Text(name), Text(for_terminal(fact)))
+    _console().print(table)
+    for warning in found.warnings:
+        _console().print(for_terminal(f"· {warning}"), markup=False)
     raise typer.Exit(1 if strict and found.warnings else 0)
 
 
@@ -96,8 +95,7 @@ def train(
         report = train_recipe(recipe, overrides or (), trust_remote_code, resume, resume_anyway)
     except Interrupted as interrupted:
         raise typer.Exit(interrupted.status) from None
-    if _is_main_process():
-        report.show(_console())
+    report.show(_console())
     if report.unpublished:
         raise HubError(report.unpublished)
 
@@ -121,10 +119,10 @@ def evaluate(
 
     evaluation = evaluate_run(run, split, data or (), trust_remote_code)
     scores = finite({evaluation.split: {name: score.as_json() for name, score in evaluation.scores.items()}})
+    _console().print(score_table(scores, {}, {}))
+    for note in evaluation.notes:
+        _console().print(for_terminal(f"· {note}"), markup=False)
     if _is_main_process():
-        _console().print(score_table(scores, {}, {}))
-        for note in evaluation.notes:
-            _console().print(for_terminal(f"· {note}"), markup=False)
         print(dump_json(scores))
 
 
@@ -297,11 +295,12 @@ def schema():
 
 
 def _console(file: Any = None, width: int = 1000):
-    """Where nobody watches there is no edge to cut a table at; `width` is for prose."""
+    """The main process's; those of the others print nothing. Where nobody watches there is no edge to cut a table at; `width`
+    is for prose."""
     from rich.console import Console
 
     file = file or sys.stderr
-    return Console(file=file, highlight=False, width=None if file.isatty() else width)
+    return Console(file=file, highlight=False, width=None if file.isatty() else width, quiet=not _is_main_process())
 
 
 def _is_main_process() -> bool:
