@@ -30,35 +30,28 @@ class Done:
     stderr: str
 
 
-def run(
-    function: Callable[..., Any], *args: Any, ranks: int = 1, stdin: str | None = None, closed: Sequence[str] = ()
-) -> list[Done]:
+def run(function: Callable[..., None], *args: Any, ranks: int = 1, closed: Sequence[str] = ()) -> list[Done]:
     """A function of a module in a process, or in several that find each other as those of a launcher do; what became of each.
 
-    `closed` names streams that are closed, as by `<&-`. What the function gives is the exit status; None is 0.
+    `closed` names streams that are closed, as by `<&-`.
     """
-    with tempfile.TemporaryDirectory() as told, socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        server.close()
-        given = Path(told, "stdin")
-        given.write_text(stdin or "")
-        how = {"folder": os.getcwd(), "given": str(given), "closed": closed, "env": dict(os.environ), "path": sys.path}
-        started = []
+    port, started = _free_port(), []
+    with tempfile.TemporaryDirectory() as told:
         for rank in range(ranks):
-            where = {name: str(Path(told, f"{name}-{rank}")) for name in STREAMS[1:]}
-            group = {} if ranks == 1 else _of_a_group(rank, ranks, port)
-            process = SERVER.Process(target=_enter, args=(function, args, {**how, "where": where, "group": group}))
+            files = [Path(told, f"{name}-{rank}") for name in STREAMS]
+            for file in files:
+                file.touch()
+            how = {"folder": os.getcwd(), "files": files, "closed": closed, "env": dict(os.environ), "path": sys.path}
+            how["group"] = {} if ranks == 1 else _of_a_group(rank, ranks, port)
+            process = SERVER.Process(target=_enter, args=(function, args, how))
             process.start()
-            started.append((process, where))
+            started.append((process, files[1:]))
         for process, _ in started:
             process.join(LONG)
             if process.is_alive():
                 process.kill()
                 process.join()
-        texts = [
-            [Path(where[name]).read_text() if Path(where[name]).exists() else "" for name in where] for _, where in started
-        ]
-        return [Done(process.exitcode or 0, *text) for (process, _), text in zip(started, texts, strict=True)]
+        return [Done(process.exitcode, *(file.read_text() for file in files)) for process, files in started]
 
 
 def by_two(function: Callable[..., Any], *args: Any) -> list[Done]:
@@ -68,10 +61,15 @@ def by_two(function: Callable[..., Any], *args: Any) -> list[Done]:
     return done
 
 
-def cli(*words: Any, stdin: str | None = None, closed: Sequence[str] = ()) -> Done:
+def cli(*words: Any, closed: Sequence[str] = ()) -> Done:
     """The command `hf-sft`."""
-    (done,) = run(command, [str(word) for word in words], stdin=stdin, closed=closed)
+    (done,) = run(command, [str(word) for word in words], closed=closed)
     return done
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def _of_a_group(rank: int, ranks: int, port: int) -> dict[str, str]:
@@ -81,12 +79,11 @@ def _of_a_group(rank: int, ranks: int, port: int) -> dict[str, str]:
     return {**words, **{name: str(number) for name, number in numbers.items()}}
 
 
-def _enter(function: Callable[..., Any], args: tuple[Any, ...], how: dict[str, Any]) -> None:
-    for place, path in ((0, how["given"]), (1, how["where"]["stdout"]), (2, how["where"]["stderr"])):
-        opened = os.open(path, os.O_RDONLY if place == 0 else os.O_WRONLY | os.O_CREAT)
+def _enter(function: Callable[..., None], args: tuple[Any, ...], how: dict[str, Any]) -> None:
+    for place, (name, path) in enumerate(zip(STREAMS, how["files"], strict=True)):
+        opened = os.open(path, os.O_WRONLY if place else os.O_RDONLY)
         os.dup2(opened, place)
         os.close(opened)
-    for place, name in enumerate(STREAMS):
         if name in how["closed"]:
             os.close(place)
             setattr(sys, name, None)
@@ -105,8 +102,8 @@ def _enter(function: Callable[..., Any], args: tuple[Any, ...], how: dict[str, A
             import torch
 
             torch.set_num_threads(1)
-        found = function(*args)
-        status = found if isinstance(found, int) else 0
+        function(*args)
+        status = 0
     except SystemExit as left:
         status = left.code if isinstance(left.code, int) else int(left.code is not None)
     except BaseException:

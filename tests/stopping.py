@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from tests import tiny
-from tests.processes import SERVER
+from tests.processes import LONG, SERVER
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,18 +152,19 @@ def said(output: Path) -> str:
 
 
 def launch(recipe: dict[str, Any], output: Path, **how: Any) -> subprocess.Popen[bytes]:
-    """The recipe by two processes, in a group of their own; what they say is in `OUTPUT.said`."""
+    """The recipe by two processes, in a group of their own; what they say is in `OUTPUT.said`. `how` is as train_cases.py
+    takes it."""
     cases = Path(f"{output}.json")
     cases.write_text(json.dumps([{**recipe, "output": {"folder": str(output)}}]))
-    with Path(f"{output}.said").open("a") as said:
-        return subprocess.Popen(by_two_processes(cases, **how), start_new_session=True, stdout=said, stderr=said)
-
-
-def by_two_processes(cases: Path, **how: Any) -> list[str]:
-    """The command that trains the recipes of a file; `how` is as train_cases.py takes it."""
     config = ["--config_file", str(ROOT / "accelerate_configs" / "cpu_multi.yaml")]
     program = [str(ROOT / "tests" / "train_cases.py"), str(cases), json.dumps(how)]
-    return [sys.executable, "-m", "accelerate.commands.launch", *config, *program]
+    with Path(f"{output}.said").open("a") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "accelerate.commands.launch", *config, *program],
+            start_new_session=True,
+            stdout=said,
+            stderr=said,
+        )
 
 
 def stop_after(process: Any, output: Path, seconds: float, number: int) -> int | None:
@@ -172,7 +173,7 @@ def stop_after(process: Any, output: Path, seconds: float, number: int) -> int |
     time.sleep(seconds)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, number)
-    process.join(600)
+    process.join(LONG)
     return process.exitcode
 
 

@@ -35,7 +35,7 @@ def command(*words: Any, folder: Path | None = None, shell: str = "", **how: Any
     """`hf-sft` in a process of its own; `shell` is what stands behind it on a command line."""
     line = [sys.executable, "-m", "hf_sft", *map(str, words)]
     given: Any = ["bash", "-c", f'"$@" {shell}', "bash", *line] if shell else line
-    return subprocess.run(given, capture_output=True, text=True, check=False, timeout=600, cwd=folder, **how)
+    return subprocess.run(given, capture_output=True, text=True, check=False, timeout=processes.LONG, cwd=folder, **how)
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -193,7 +193,10 @@ def test_a_reader_that_has_enough_and_an_input_that_is_closed_get_no_traceback(f
 
 
 @pytest.mark.parametrize("columns", [300, 3000])
-def test_a_table_of_many_columns_is_read_at_once(columns, tmp_path):
+def test_a_table_of_many_columns_is_read_at_once(columns, tmp_path, monkeypatch):
+    """One cast of its columns, however many there are: one for each took minutes."""
+    casts, cast = [], Dataset.cast
+    monkeypatch.setattr(Dataset, "cast", lambda self, *how, **named: casts.append(1) or cast(self, *how, **named))
     names = [f"c{i}" for i in range(columns)]
     lines = [",".join(("text", "label", *names))]
     lines += [",".join((f"a text {i}", "ab"[i % 2], *[str(i * k % 97) for k in range(columns)])) for i in range(60)]
@@ -202,6 +205,7 @@ def test_a_table_of_many_columns_is_read_at_once(columns, tmp_path):
         DataSource(dataset=str(tmp_path / "wide.csv")), SequenceClassification(type="sequence_classification")
     )
     assert sum(len(rows) for rows in splits.rows.values()) == 60
+    assert len(casts) <= 1
 
 
 def test_only_columns_that_are_read_become_numbers(tmp_path):

@@ -25,6 +25,12 @@ METHODS = tuple(list_kinds("methods"))
 TOLERANCE = 1e-5
 WITH_AIDS = [*product((PROBLEMS[0],), METHODS, list_kinds("aids")), *product(("entities",), ("full",), list_kinds("aids"))]
 """Kinds of rows, methods and aids that are crossed."""
+SETTINGS = [
+    (aid, (PROBLEMS[0], "entities")[(place + turn) % 2])
+    for turn in (0, 1)
+    for place, aid in enumerate((None, *list_kinds("aids")))
+]
+"""Aids with kinds of rows: each aid with one of them first, and then with the other."""
 
 
 def relative_difference(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
@@ -166,14 +172,9 @@ def test_two_processes_end_in_the_weights_of_one(checkpoints, tmp_path):
             assert [row.get("text") for row in rows[0]] == [row.get("text") for row in rows[1]]  # where it is written
 
 
-@pytest.mark.parametrize(
-    ("method", "aid", "problem"),
-    [
-        (*cell, (PROBLEMS[0], "entities")[i % 2])
-        for i, cell in enumerate(one_each([*product(METHODS, (None, *list_kinds("aids")))]))
-    ],
-)
-def test_the_same_recipe_twice_gives_the_same_metrics(method, aid, problem, checkpoints, tmp_path):
+@pytest.mark.parametrize(("method", "setting"), one_each([*product(METHODS, SETTINGS)]), ids=str)
+def test_the_same_recipe_twice_gives_the_same_metrics(method, setting, checkpoints, tmp_path):
+    aid, problem = setting
     files = tiny.write_rows(tmp_path / "data", problem)
     asked = {"training": {"eval_strategy": "epoch"}, "task": tiny.task_of(problem), "aids": [{"type": aid}] if aid else []}
     reports = [

@@ -470,7 +470,7 @@ def test_what_safetensors_says_of_a_full_disk_is_understood(recipes, tmp_path):
     """A limit on the size of files, which is a real error of the disk: no checkpoint fits, and no model."""
     process = processes.SERVER.Process(target=_limited, args=(recipes["full"], tmp_path / "run"))
     process.start()
-    process.join(600)
+    process.join(LONG)
     said = stopping.said(tmp_path / "run")
     assert process.exitcode == 2 and "SaveError" in said and "can't be written: File too large" in said, said
     assert "there is none yet; the training goes on." in said and "Traceback" not in said

@@ -31,16 +31,6 @@ from tests import processes, stopping, tiny
 SINGLE = "single_label_classification"
 
 
-def bert_with_dropout(folder: Path, checkpoints) -> Path:
-    from transformers import BertModel
-
-    model = BertModel.from_pretrained(checkpoints["bert"])
-    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.3
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(checkpoints["bert"]).save_pretrained(folder)
-    return folder
-
-
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -210,7 +200,9 @@ def note_draws(recipe: dict) -> None:
 
 def test_two_processes_draw_different_dropout(checkpoints, tmp_path):
     files = tiny.write_rows(tmp_path / "data", SINGLE)
-    recipe = tiny.recipe(bert_with_dropout(tmp_path / "c", checkpoints), files, tmp_path / "run", training={"max_steps": 2})
+    recipe = tiny.recipe(
+        stopping.dropping(checkpoints["bert"], tmp_path / "c", 0.3), files, tmp_path / "run", training={"max_steps": 2}
+    )
     processes.by_two(note_draws, recipe)
     first, second = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1))
     assert len(first) == 2 and first[0] != second[0] and first[1] != second[1]
@@ -227,7 +219,7 @@ def test_check_rehearses_in_two_processes_too(checkpoints, tmp_path):
 
 def test_torch_s_own_dropout_runs_where_ours_would_not_fit(checkpoints, tmp_path):
     files = tiny.write_rows(tmp_path / "data", SINGLE)
-    checkpoint = bert_with_dropout(tmp_path / "c", checkpoints)
+    checkpoint = stopping.dropping(checkpoints["bert"], tmp_path / "c", 0.3)
     for training, ran in (({}, "hf_sft"), ({"torch_compile": True}, "torch"), ({"activation_checkpointing": True}, "torch")):
         trainer = hf_sft.build_trainer(tiny.recipe(checkpoint, files, tmp_path / "built", training=training))
         assert trainer.curve.dropout == ran
@@ -352,9 +344,8 @@ def test_precision_is_the_recipe_s_then_accelerate_s_then_the_machine_s(bf16, fp
     assert (arguments.bf16, arguments.fp16) == (wanted == "bf16", wanted == "fp16")
     with machine.autocast():
         assert torch.is_autocast_enabled("cpu") is (wanted != "fp32")
-        assert wanted == "fp32" or torch.get_autocast_dtype("cpu") is getattr(
-            torch, {"bf16": "bfloat16"}.get(wanted, "float16")
-        )
+        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        assert wanted == "fp32" or torch.get_autocast_dtype("cpu") is dtypes[wanted]
 
 
 def test_a_step_has_a_row_for_every_process(monkeypatch):
@@ -393,7 +384,7 @@ def test_interrupting_says_what_there_is_and_what_to_do(checkpoints, tmp_path):
     while not list((tmp_path / "run").glob("checkpoints/*/checkpoint-*/model.safetensors")) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=600)[1]
+    said = process.communicate(timeout=processes.LONG)[1]
     assert process.returncode == 130, said[-2000:]
     assert "Interrupted.  " in said and "the same command with --resume" in said and "Traceback" not in said
 

@@ -1,8 +1,6 @@
 """Tasks, methods, aids and families in all their combinations, of which the test command runs some (`tests.grids`).
 
-    python -m tests.benchmarks.grids [pytest's own words, like -k invariants]
-
-About twelve minutes on two cores.
+python -m tests.benchmarks.grids [pytest's own words, like -k invariants]
 """
 
 import os

@@ -63,7 +63,7 @@ WORDS = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)
 BESIDE = ("strict", "desc", "disable", "leave")
 """Keywords that check, or show progress."""
 EQUIVALENT: dict[str, str] = {}
-"""By `module: what was changed`: why no test can notice."""
+"""By `module: what was changed  in  its line`: why no test can notice."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,20 @@ class Mutant:
 
     module: str
     line: int
+    code: str
+    """That line."""
     what: str
     source: str
 
     @property
     def name(self) -> str:
-        return f"{self.module}: {self.what}"
+        return f"{self.module}: {self.what}  in  {self.code}"
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
-    """All mutants of a file, in the order of their lines."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    """All mutants of a file."""
+    text = path.read_text(encoding="utf-8")
+    tree, lines = ast.parse(text), ["", *map(str.strip, text.splitlines())]
     module = path.relative_to(ROOT / "hf_sft").as_posix()
     skipped = {id(inner) for node in ast.walk(tree) for outer in _no_numbers(node) for inner in ast.walk(outer)}
     for node in [each for each in ast.walk(tree) if id(each) not in skipped]:
@@ -90,7 +93,8 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             before, old = ast.unparse(node), getattr(node, field)
             setattr(node, field, value)
             what = what or f"{_short(before)}  →  {_short(ast.unparse(node))}"
-            yield Mutant(module, getattr(place, "lineno", 0), what, ast.unparse(ast.fix_missing_locations(tree)))
+            line = getattr(place, "lineno", 0)
+            yield Mutant(module, line, lines[line], what, ast.unparse(ast.fix_missing_locations(tree)))
             setattr(node, field, old)
 
 
@@ -298,14 +302,14 @@ def _move_caches(home: Path) -> None:
                 setattr(module, name, type(value)(str(home / name)))
 
 
-def lane(mutants: list[Mutant], known: dict[str, Any], most: float, until: float, results: Path) -> None:
+def lane(mutants: dict[int, Mutant], known: dict[str, Any], most: float, until: float, results: Path) -> None:
     """Run mutants one after the other, on a copy of the tree of its own; a line of JSON for each."""
     with tempfile.TemporaryDirectory() as folder, results.open("a") as file:
         copy = Path(folder) / "tree"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".*_cache"))
         if run_tests(copy, Path(folder) / "clean", [each for each in known["seconds"] if "test_splitting.py" in each]):
             sys.exit("tests fail without any mutant: look at them first")
-        for place, mutant in enumerate(mutants):
+        for place, mutant in mutants.items():
             if time.monotonic() > until:
                 return
             asked, tests, spent = tests_of(mutant, known), [], 0.0
@@ -322,7 +326,7 @@ def lane(mutants: list[Mutant], known: dict[str, Any], most: float, until: float
             status = run_tests(copy, Path(folder) / f"home-{place}", tests, spent) if tests else 0
             path.write_text(whole, encoding="utf-8")
             shutil.rmtree(Path(folder) / f"home-{place}", ignore_errors=True)
-            told = {"name": mutant.name, "line": mutant.line, "status": status, "tests": len(tests), "of": len(asked)}
+            told = {"mutant": place, "name": mutant.name, "status": status, "tests": len(tests), "of": len(asked)}
             file.write(json.dumps({**told, "seconds": time.monotonic() - started}) + "\n")
             file.flush()
 
@@ -359,23 +363,24 @@ def main() -> int:
         files.append(KNOWN / f"results-{number}.jsonl")
         files[-1].unlink(missing_ok=True)
         if not (child := os.fork()):
-            lane(chosen[number :: asked.lanes], known, asked.seconds, until, files[-1])
+            lane(dict([*enumerate(chosen)][number :: asked.lanes]), known, asked.seconds, until, files[-1])
             os._exit(0)
         children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    if any(statuses):
+        return 1
     return tell(asked.modules, chosen, [json.loads(line) for path in files for line in path.read_text().splitlines()])
 
 
 def tell(modules: list[str], chosen: list[Mutant], results: list[dict[str, Any]]) -> int:
     """Print the table and the survivors; gives 1 where there are some."""
-    by_name = {each["name"]: each for each in results}
     print(f"{'module':34} {'mutants':>8} {'killed':>7} {'untested':>9} {'survived':>9}")
     left = []
     for module in modules:
         counts: Counter[str] = Counter()
-        for mutant in (each for each in chosen if each.module == f"{module}.py" and each.name in by_name):
-            found = by_name[mutant.name]
+        for mutant, found in ((chosen[each["mutant"]], each) for each in results):
+            if mutant.module != f"{module}.py":
+                continue
             kind = "killed" if found["status"] else "survived" if found["tests"] else "untested"
             counts[kind] += 1
             if kind != "killed":
@@ -383,7 +388,8 @@ def tell(modules: list[str], chosen: list[Mutant], results: list[dict[str, Any]]
         row = [sum(counts.values()), counts["killed"], counts["untested"], counts["survived"]]
         print(f"{module:34} {row[0]:8} {row[1]:7} {row[2]:9} {row[3]:9}")
     for mutant, found in sorted(left, key=lambda pair: (pair[0].module, pair[0].line)):
-        print(f"hf_sft/{mutant.module}:{mutant.line}  {mutant.what}  ({found['tests']} of {found['of']} tests)")
+        met = f"{found['tests']} of {found['of']} tests"
+        print(f"hf_sft/{mutant.module}:{mutant.line}  {mutant.what}  in  {mutant.code}  ({met})")
     print(f"{len(results)} of {len(chosen)} mutants ran, {sum(each['seconds'] for each in results):,.0f} s")
     return int(bool(left))
 
