@@ -37,15 +37,22 @@ import sitecustomize  # noqa: E402
 
 import hf_sft  # noqa: E402
 import hf_sft.certificate  # noqa: E402
+import hf_sft.plots  # noqa: E402
 import hf_sft.workflow  # noqa: E402
 from tests import tiny  # noqa: E402
 
 sitecustomize.install()
-# Those that the suite starts as `hf-sft` start theirs.
+# As `hf-sft` has them.
 FRESH_PROCESS = hf_sft.certificate.fresh_process
-tiny.certify_here()
-# Trainer collects garbage before each training: what the libraries made when they were imported is none.
-gc.freeze()
+DRAW_RUN = hf_sft.plots.draw_run
+tiny.train_quickly()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """Trainer collects garbage before each training, which takes longer than one: what the libraries made is none."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ from hf_sft.splitting import Splits
 from hf_sft.tasks import Labels
 from hf_sft.tasks.sequence_classification import SequenceClassification
 from hf_sft.training import Machine
+from tests.conftest import DRAW_RUN
 
 HOSTILE = (
     '<script>alert("1")</script>',
@@ -40,6 +41,11 @@ HOSTILE = (
 )
 PLAIN = ("business", "entertainment", "politics", "sports", "tech")
 VOID = {"meta", "br", "link", "img", "hr", "input"}
+
+
+@pytest.fixture(autouse=True)
+def figures(monkeypatch):
+    monkeypatch.setattr("hf_sft.plots.draw_run", DRAW_RUN)
 
 
 def finished_run(
