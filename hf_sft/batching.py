@@ -49,10 +49,10 @@ class MicroBatch:
     """The examples of one forward pass. `counts` is False for a stand-in that keeps processes in step and adds nothing."""
 
     places: tuple[int, ...]
-    counts: bool = True
-    step_items: int = 0
+    counts: bool
+    step_items: int
     """How many items carry loss in the whole optimizer step, over all processes; 0 where nothing is trained."""
-    draw: tuple[int, ...] = ()
+    draw: tuple[int, ...]
     """What a task that draws (masks) draws by: seed and epoch; nothing where nothing is trained."""
 
 

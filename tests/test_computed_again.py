@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.torch import load_file
 from sklearn import metrics as sk
@@ -115,6 +116,17 @@ def test_rows_tokens_and_what_is_cut_are_those_of_the_data(run):
     assert curve["padded_tokens"] >= curve["tokens"] and phase["seconds"] == curve["seconds"] > 0
     assert phase["examples_per_second"] == pytest.approx(56 / phase["seconds"])
     assert phase["tokens_per_second"] == pytest.approx(curve["tokens"] / phase["seconds"])
+    held = psutil.Process().memory_info().rss
+    assert held / 4 < curve["peak_memory_bytes"] < held * 4
+
+
+def test_the_mistakes_on_the_page_are_those_of_test(run):
+    page = (run / "report.html").read_text()
+    said = lines(run / "predictions" / "test.jsonl")
+    texts = [row["text"] for row in lines(run.parent / "data" / "test.jsonl")]
+    wrong = sorted((row for row in said if row["label"] != row["reference"]), key=lambda row: -row["score"])[:10]
+    shown = {text for text in texts if f">{text}<" in page}
+    assert shown == {texts[row["row"]] for row in wrong} and shown
 
 
 def test_parameters_and_steps_are_those_of_the_model(run, checkpoints):

@@ -188,6 +188,17 @@ def test_an_encoding_from_the_cache_is_the_one_that_would_be_made_anew(tmp_path,
     assert len({*seen}) == len(cases), "two of the cases are encoded alike, and could not be told apart"
 
 
+@pytest.mark.parametrize("first", [2, None])
+def test_a_few_rows_are_not_taken_for_all_of_them(first, tmp_path, checkpoints):
+    """`check` encodes a few rows of each split, and `train` all, in whatever order."""
+    rows = [{"text": f"a goal was lost in minute {i}", "label": "abc"[i % 3]} for i in range(30)]
+    splits = load_splits(DataSource(dataset="json", data_files=write(tmp_path / "a.jsonl", rows)), TASK)
+    processor = load_processor(Checkpoint(checkpoint=str(checkpoints["bert"])))
+    for few in (first, None if first else 2, first):
+        counts = {name: len(each) for name, each in encode_splits(splits, processor, few).items()}
+        assert counts == {name: few or len(each) for name, each in splits.rows.items()}
+
+
 LAST = {"type": "last_layers", "layers": 1}
 """Of two: the lower one's states are stored."""
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM
 
-from hf_sft.generation import Text, Writing, write_texts
+from hf_sft.generation import Text, Writing, _cut, write_texts
 from tests import processes, tiny
 
 PROMPTS = [[2 + (7 * i + 3 * j) % 36 for j in range(1 + (5 * i) % 13)] for i in range(20)]
@@ -28,6 +28,19 @@ def load(family: str, folder: Path) -> torch.nn.Module:
 
 def write(model: torch.nn.Module, how: Writing, budget: int, prompts: list[list[int]] = PROMPTS) -> list[Text]:
     return list(write_texts(model, prompts, how, ends=ENDS, pad=1, budget=budget))
+
+
+def test_prompts_that_run_together_fill_the_budget_and_no_more():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        sizes = rng.integers(1, 40, rng.integers(1, 30)).tolist()
+        budget = int(rng.integers(1, 200))
+        parts = _cut([(size, number) for number, size in enumerate(sizes)], budget)
+        assert sorted(number for part in parts for number in part) == [*range(len(sizes))]
+        needed = [[sizes[number] for number in part] for part in parts]
+        assert all(len(part) == 1 or len(part) * max(part) <= budget for part in needed)
+        assert all((len(part) + 1) * max(part) > budget for part in needed[:-1]), "one more would have had room"
+        assert [size for part in needed for size in part] == sorted(sizes, reverse=True)
 
 
 @pytest.mark.parametrize("family", ["gpt2", *tiny.CAUSAL_FAMILIES])

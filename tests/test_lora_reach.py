@@ -119,6 +119,9 @@ def test_experts_that_are_parameters_and_no_layers_take_updates(checkpoints, tmp
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "run"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("experts" in name for name in moved) and report.facts["certificate"]["within"]
+    for method in ({"target_modules": ["q_proj"]}, {"variant": "dora"}, {"dropout": 0.1}, {"variant": "rslora"}):
+        found = hf_sft.check({**made, "method": {"type": "lora", **method}})
+        assert any("weights of experts" in warning for warning in found.warnings) is (method == {"variant": "rslora"}), method
 
 
 @pytest.mark.parametrize(("family", "method"), [("bert", "full"), ("bert", "lora"), ("gpt2", "lora"), ("llama", "lora")])

@@ -2,6 +2,7 @@
 
 import socket
 import tracemalloc
+from dataclasses import fields
 
 import evaluate
 import numpy as np
@@ -15,6 +16,7 @@ from hf_sft import scoring
 from hf_sft.answers import ClassAnswers, NumberAnswers, SetAnswers
 from hf_sft.errors import RecipeError
 from hf_sft.evaluate_metric import load_metric
+from hf_sft.likelihoods import MaskedAnswers, TextAnswers, TurnAnswers
 from hf_sft.metrics import find_metric, list_metrics
 from hf_sft.scoring import draw_weights, measure, paired, score_rows
 from tests import tiny
@@ -157,6 +159,33 @@ def test_few_numbers_have_the_libraries_values_too(seed, rows):
     references, predictions = rng.permutation(rows) * 1.5, rng.permutation(rows) + rng.integers(0, 9)
     values = measure([*NUMBERS], NumberAnswers(predictions.astype(float)), references)
     assert values == pytest.approx({name: value(references, predictions) for name, value in NUMBERS.items()}, abs=1e-12)
+
+
+def test_numbers_that_are_in_proportion_are_correlated_by_one_and_never_more():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        references = rng.normal(size=4)
+        values = measure(["pearson", "spearman"], NumberAnswers(references * rng.random() * 3), references)
+        assert values["pearson"] == pytest.approx(1) and values["pearson"] <= 1 and values["spearman"] <= 1
+
+
+@pytest.mark.parametrize("kind", [TextAnswers, TurnAnswers, MaskedAnswers])
+def test_what_is_written_of_how_likely_a_row_is_are_the_metrics_of_that_row_alone(kind):
+    sums = np.array([[3.5, 7.0, 2.0], [2, 1, 5], [30, 12, 4], [2, 0, 3]], dtype=float)
+    answers = kind(*sums[: len(fields(kind))])
+    for row, said in enumerate(answers.as_json()):
+        alone = answers.take(np.array([row]))
+        assert said.pop("tokens") == alone.tokens[0]
+        assert said == pytest.approx(measure([*said], alone, np.zeros(1)))
+
+
+def test_probabilities_are_written_to_six_places():
+    rng = np.random.default_rng(0)
+    for kind in (SINGLE, MULTI):
+        answers = answers_of(kind, None, rng.random((20, 3)))
+        written = np.array([[*row["scores"].values()] for row in answers.as_json()])
+        np.testing.assert_allclose(written, answers.scores, atol=5.0000001e-7)
+        assert (np.abs(written * 1e6 - np.round(written * 1e6)) < 1e-6).all()
 
 
 def test_roc_auc_leaves_out_a_class_that_no_row_has():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,10 @@ def test_the_null_threshold_is_the_one_with_which_validation_has_the_best_f1():
         tried = {least: gains[above > least].sum() for least in (*(np.sort(above) - 1e-3), above.max() + 1, 0)}
         assert gains[above > chosen].sum() == max(tried.values())
         assert chosen == 0 or tried[0] < max(tried.values())
+        ends = np.sort(above)
+        between = [(a + b) / 2 for a, b in pairwise([ends[0] - 2, *np.unique(above), ends[-1] + 2])]
+        equal = [least for least in between if gains[above > least].sum() == max(tried.values())]
+        assert chosen == 0 or abs(chosen) <= min(map(abs, equal)) + 1e-9, "of equally good ones the nearest to 0"
     assert choose_threshold(np.array([3.0, 1.0]), np.array([-1.0, -1.0])) == 4.0
     assert choose_threshold(np.array([-3.0, -1.0]), np.array([1.0, 1.0])) == -4.0
 

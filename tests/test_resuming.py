@@ -281,7 +281,12 @@ def test_what_the_machine_decided_in_the_beginning_stays_where_it_is_gone_on_wit
         monkeypatch.undo()
         machine(False)
         capsys.readouterr()
+        step, threads_then = StepTrainer.training_step, []
+        monkeypatch.setattr(
+            StepTrainer, "training_step", lambda *how: threads_then.append(torch.get_num_threads()) or step(*how)
+        )
         stopping.train(recipe, tmp_path / "run", resume=True)
+        assert {*threads_then} == {1 if decided == "threads" else threads}
         told = capsys.readouterr().err
         then, now = (stopping.fingerprint(tmp_path / name) for name in ("whole", "run"))
         assert now[0] == then[0]

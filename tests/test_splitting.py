@@ -206,6 +206,17 @@ def test_fractions_for_all_three_splits_are_welcome(splits, tmp_path):
     assert sizes(split(tmp_path, 100, splits=splits)) == {"train": 80, "validation": 10, "test": 10}
 
 
+@pytest.mark.parametrize("share", [-0.5, 0, 0.0, 1, 1.0, 1.5, "0%", "100%"])
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+def test_a_fraction_that_is_none_is_refused(name, share, tmp_path):
+    if name == "train" and share in (1, "100%"):  # all that is not held out is no mistake in itself
+        with pytest.raises(DataError, match="add up to 1.2; expected at most 1, with rows left to train on"):
+            split(tmp_path, 100, splits={"train": share})
+        return
+    with pytest.raises(DataError, match=rf"`data\.splits\.{name}` must be a split's name or a fraction between 0 and 1; got"):
+        split(tmp_path, 100, splits={name: share})
+
+
 def test_fractions_that_do_not_add_up_leave_the_rest_unused_and_say_so(tmp_path):
     made = split(tmp_path, 100, splits={"train": 0.5, "validation": 0.1, "test": 0.1})
     assert sizes(made) == {"train": 50, "validation": 10, "test": 10}
@@ -303,6 +314,8 @@ def test_rows_of_test_that_train_has_too_are_counted(tmp_path):
     seen = [row["text"] in in_train for row in made.rows["test"]]
     assert list(made.seen["test"]) == [i for i, known in enumerate(seen) if known] and len(made.seen["validation"]) == 0
     assert any(f"{sum(seen)} of 25 rows of split `test` have an input that train has too" in note for note in made.notes)
+    other = {**files, "test": write(tmp_path / "c.jsonl", test[15:])}
+    assert not any("train has too" in n for n in load_splits(DataSource(dataset="json", data_files=other), TASK).notes)
 
 
 def test_rows_per_label_says_where_a_class_has_fewer(tmp_path):

@@ -10,7 +10,7 @@ from hf_sft.metrics import Metric, ratio
 ANY, SCORED, SINGLE = (Chosen,), (ClassAnswers, SetAnswers), (ClassAnswers,)
 
 
-def count(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
+def count(answers: Answers, references: np.ndarray, origin: float) -> np.ndarray:
     """Of each row and class: predicted rightly, predicted, referred to; then: items, items with a set."""
     assert isinstance(answers, Chosen)
     predicted, referred = answers.chosen(references)
@@ -32,7 +32,7 @@ def _where_rows(totals: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.where(totals[..., -2] > 0, values, np.nan)
 
 
-def judge(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
+def judge(answers: Answers, references: np.ndarray, origin: float) -> np.ndarray:
     """Of each row how many answers are right, and how many there are."""
     assert isinstance(answers, Judged)
     return answers.right(references).astype(np.float32)

@@ -9,7 +9,7 @@ from hf_sft.likelihoods import Likelihoods, MaskedAnswers, TextAnswers
 from hf_sft.metrics import Metric
 
 
-def add_up(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
+def add_up(answers: Answers, references: np.ndarray, origin: float) -> np.ndarray:
     assert isinstance(answers, Likelihoods)
     return answers.sums
 

@@ -9,7 +9,7 @@ CONSTANT = 1e-13
 """A variance below this share of the mean square is rounding."""
 
 
-def moments(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
+def moments(answers: Answers, references: np.ndarray, origin: float) -> np.ndarray:
     """1, r, p, r², p², r·p, (r - p)² and |r - p|, of references and predictions less `origin`: so squares keep digits."""
     assert isinstance(answers, NumberAnswers)
     r, p = np.asarray(references, dtype=np.float64) - origin, answers.values.astype(np.float64) - origin

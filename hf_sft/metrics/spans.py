@@ -9,7 +9,7 @@ from hf_sft.metrics import Metric
 from hf_sft.spans import SpanAnswers
 
 
-def count(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
+def count(answers: Answers, references: np.ndarray, origin: float) -> np.ndarray:
     """Of each row exact match, overlap, and 1; then the same if it has an answer."""
     assert isinstance(answers, SpanAnswers)
     every = np.column_stack([answers.compare(references), np.ones(len(answers))])

@@ -7,7 +7,7 @@ from hf_sft.metrics import Metric, ratio
 from hf_sft.tags import EntityAnswers
 
 
-def count(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
+def count(answers: Answers, references: np.ndarray, origin: float) -> np.ndarray:
     """Of each row its entities: found rightly, found, and referred to; then 1."""
     assert isinstance(answers, EntityAnswers)
     pairs = zip(answers.entities, answers.referred(references), strict=True)

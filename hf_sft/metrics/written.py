@@ -10,18 +10,18 @@ from hf_sft.metrics.likelihoods import share
 from hf_sft.written import WrittenAnswers, compare_words, count_grams, score_grams
 
 
-def add_words(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
+def add_words(answers: Answers, references: np.ndarray, origin: float) -> np.ndarray:
     """Of each row the three values of ROUGE, and 1."""
     assert isinstance(answers, WrittenAnswers)
     return np.column_stack([compare_words(answers.texts, references), np.ones(len(answers))])
 
 
-def add_exact(answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
+def add_exact(answers: Answers, references: np.ndarray, origin: float) -> np.ndarray:
     assert isinstance(answers, WrittenAnswers)
     return np.column_stack([answers.texts == references, np.ones(len(answers))]).astype(np.float64)
 
 
-def add_grams(name: str, answers: Answers, references: np.ndarray, origin: float = 0.0) -> np.ndarray:
+def add_grams(name: str, answers: Answers, references: np.ndarray, origin: float) -> np.ndarray:
     """Of each row what sacrebleu adds up for a metric of its own."""
     assert isinstance(answers, WrittenAnswers)
     return count_grams(name, answers.texts, references)

@@ -60,7 +60,7 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 }
 WORDS = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)
 """What is said, or imported: mutants inside change no number."""
-BESIDE = ("strict", "desc", "disable", "leave")
+BESIDE = ("strict", "desc", "disable", "leave", "style")
 """Keywords that check, or show progress."""
 EQUIVALENT: dict[str, str] = {}
 """By `module: what was changed  in  its line`: why no test can notice."""
@@ -76,6 +76,8 @@ class Mutant:
     """That line."""
     what: str
     source: str
+    by_import: bool
+    """Whether an import executes that line."""
 
     @property
     def name(self) -> str:
@@ -88,13 +90,17 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
     tree, lines = ast.parse(text), ["", *map(str.strip, text.splitlines())]
     module = path.relative_to(ROOT / "hf_sft").as_posix()
     skipped = {id(inner) for node in ast.walk(tree) for outer in _no_numbers(node) for inner in ast.walk(outer)}
+    functions = [each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef | ast.Lambda)]
+    bodies = [each.body if isinstance(each.body, list) else [each.body] for each in functions]
+    called = {line for body in bodies for line in range(body[0].lineno, (body[-1].end_lineno or 0) + 1)}
     for node in [each for each in ast.walk(tree) if id(each) not in skipped]:
         for field, value, what, place in _changes(node):
             before, old = ast.unparse(node), getattr(node, field)
             setattr(node, field, value)
             what = what or f"{_short(before)}  →  {_short(ast.unparse(node))}"
             line = getattr(place, "lineno", 0)
-            yield Mutant(module, line, lines[line], what, ast.unparse(ast.fix_missing_locations(tree)))
+            whole = ast.unparse(ast.fix_missing_locations(tree))
+            yield Mutant(module, line, lines[line], what, whole, line not in called)
             setattr(node, field, old)
 
 
@@ -225,15 +231,36 @@ if "HF_SFT_MUTANTS" in os.environ and "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def tests_of(mutant: Mutant, known: dict[str, Any]) -> list[str]:
-    """Those that execute its line, first those that execute little else. What sets one up may be shared by all of its file."""
+    """Those that execute its line: one of each function, then a second one, those first that execute little but its module.
+
+    What sets a test up may be shared by all of its file. A line that an import executes is tested by all that execute others
+    of its module, or, where there are none, of those that it imports.
+    """
     lines, seconds = known["tests"].get(mutant.module, {}), known["seconds"]
     contexts = {known["contexts"][number] for number in lines.get(str(mutant.line), ())}
-    if not contexts - {""}:  # by an import, or by no test
-        contexts = {known["contexts"][number] for found in lines.values() for number in found} if contexts else set()
+    inside = Counter(known["contexts"][number] for found in lines.values() for number in found)
+    if mutant.by_import:
+        contexts = {*inside}
+    if mutant.by_import and not contexts - {""}:
+        lines = [line for module in _imported(mutant.source) for line in known["tests"].get(module, {}).values()]
+        contexts = {known["contexts"][number] for line in lines for number in line}
     shared = {each.partition("::")[0] for each in contexts if each.endswith("|setup")}
     chosen = {each for each in contexts if each in seconds}
     chosen |= {each for each in seconds if each.partition("::")[0] in shared}
-    return sorted(chosen, key=lambda test: (known["reach"][test], seconds[test]))
+    rounds: Counter[str] = Counter()
+    ranked = []
+    for test in sorted(chosen, key=lambda test: (-inside[test] / max(1, known["reach"][test]), seconds[test])):
+        function = test.partition("[")[0]
+        ranked.append((rounds[function], len(ranked), test))
+        rounds[function] += 1
+    return [test for *_, test in sorted(ranked)]
+
+
+def _imported(source: str) -> list[str]:
+    """The modules of this package from which a module takes something."""
+    taken = [node.module or "" for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    names = [name.removeprefix("hf_sft.").replace(".", "/") for name in taken if name.startswith("hf_sft.")]
+    return [f"{name}{end}" for name in names for end in (".py", "/__init__.py")]
 
 
 # Running them.
