@@ -210,7 +210,7 @@ def test_fractions_for_all_three_splits_are_welcome(splits, tmp_path):
 @pytest.mark.parametrize("name", ["train", "validation", "test"])
 def test_a_fraction_that_is_none_is_refused(name, share, tmp_path):
     if name == "train" and share in (1, "100%"):  # all that is not held out is no mistake in itself
-        with pytest.raises(DataError, match="add up to 1.2; expected at most 1, with rows left to train on"):
+        with pytest.raises(DataError, match=r"add up to 1\.2; expected at most 1, with rows left to train on"):
             split(tmp_path, 100, splits={"train": share})
         return
     with pytest.raises(DataError, match=rf"`data\.splits\.{name}` must be a split's name or a fraction between 0 and 1; got"):
