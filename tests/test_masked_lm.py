@@ -203,18 +203,20 @@ def test_a_run_is_scored_as_plain_transformers_scores_it_and_fills_masks_in_a_ne
 
 def test_the_baseline_is_the_tokens_of_train_by_how_often_they_occur(processor):
     """Add-one smoothed, asked about the very places that the model is; counted by hand."""
-    asked, rows = task(max_length=16), texts(40)
-    train, test = rows.select(range(30)), rows.select(range(30, 40))
+    asked, rows = task(max_length=16, probability=0.9), texts(60)
+    train, test = rows.select(range(30)), rows.select(range(30, 60))
     words = [token for text in train["text"] for token in processor(text, add_special_tokens=False)["input_ids"]]
     counts, size = Counter(words), len(processor)
     often = sorted(range(size), key=lambda token: (-counts[token], token))
     examples = read_examples(test, asked, None, processor)
-    wanted = np.zeros((len(test), 4))
+    wanted, met = np.zeros((len(test), 4)), set()
     for place in range(len(examples)):
         batch = examples.collate((place,))
         for token in batch["originals"][batch["predicts"]].tolist():
             nats = -math.log((counts[token] + 1) / (len(words) + size))
             wanted[examples.row_of(place)] += nats, 1, token == often[0], token in often[:5]
+            met.add(token)
+    assert {*often[:6]} <= met
     found = asked.baselines(train, None, processor)["unigram"]()(test)
     np.testing.assert_allclose(found.sums, wanted)
     values = measure(["loss", "accuracy", "accuracy_at_5"], found, np.zeros(len(test)))

@@ -169,9 +169,22 @@ def test_numbers_that_are_in_proportion_are_correlated_by_one_and_never_more():
         assert values["pearson"] == pytest.approx(1) and values["pearson"] <= 1 and values["spearman"] <= 1
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1e5])
+def test_correlations_do_not_depend_on_the_unit_and_constants_have_none(scale):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        references, predictions = rng.normal(size=(2, 30))
+        wanted = {name: NUMBERS[name](references, predictions) for name in ("pearson", "spearman", "r2")}
+        found = measure([*wanted], NumberAnswers(predictions * scale), references * scale)
+        assert found == pytest.approx(wanted, abs=1e-9)
+        for constant in (0.1 * scale, 1234567.1):
+            alike = measure(["pearson", "spearman"], NumberAnswers(np.full(30, constant)), references * scale)
+            assert np.isnan([*alike.values()]).all()
+
+
 @pytest.mark.parametrize("kind", [TextAnswers, TurnAnswers, MaskedAnswers])
 def test_what_is_written_of_how_likely_a_row_is_are_the_metrics_of_that_row_alone(kind):
-    sums = np.array([[3.5, 7.0, 2.0], [2, 1, 5], [30, 12, 4], [2, 0, 3]], dtype=float)
+    sums = np.array([[3.5, 7, 2], [2, 1, 5], [30, 12, 4], [2, 0, 3], [2, 1, 1]], dtype=float)
     answers = kind(*sums[: len(fields(kind))])
     for row, said in enumerate(answers.as_json()):
         alone = answers.take(np.array([row]))

@@ -256,6 +256,23 @@ def test_what_has_changed_is_named_and_refused_unless_it_is_wanted(recipes, tmp_
     assert "gone on with although it has changed: recipe.training.learning_rate" in capsys.readouterr().err
 
 
+def test_other_processes_or_another_device_are_told_and_equal_ones_are_not(recipes, tmp_path, stop_in_step, capsys):
+    stop_full(recipes, tmp_path / "run", stop_in_step, step=7)
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    begun = tmp_path / "moved" / "checkpoints" / "run.json"
+    described = json.loads(begun.read_text())
+    described["machine"] |= {"device": "cuda", "processes": 2}
+    begun.write_text(json.dumps(described))
+    capsys.readouterr()
+    for name, told in (("run", False), ("moved", True)):
+        stopping.train(recipes["full"], tmp_path / name, resume=True)
+        said = capsys.readouterr().err
+        assert ("begun by 2 process(es), gone on with by 1: the same rows in the same steps" in said) is told
+        assert ("begun on cuda, gone on with on cpu: dropout draws and sums are rounded otherwise." in said) is told
+        assert ("begun" in said) is told
+    assert stopping.fingerprint(tmp_path / "run")[0] == stopping.fingerprint(tmp_path / "moved")[0]
+
+
 @pytest.mark.parametrize("decided", ["precision", "threads", "micro_batch_tokens"])
 def test_what_the_machine_decided_in_the_beginning_stays_where_it_is_gone_on_with(
     decided, recipes, tmp_path, stop_in_step, monkeypatch, capsys
@@ -627,6 +644,8 @@ def test_begun_by_two_processes_it_goes_on_by_one_and_when_one_dies_the_other_sa
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
     apart = sum(float((one[name] - two[name]).square().sum()) for name in one)
     assert apart / sum(float(tensor.square().sum()) for tensor in one.values()) < 1e-10
+    curves = [json.loads((tmp_path / each / "report.json").read_text())["training"]["curves"][0] for each in ("whole", "run")]
+    assert [(curve["examples"], curve["tokens"]) for curve in curves] == [(curves[0]["examples"], curves[0]["tokens"])] * 2
 
 
 def test_what_to_do_stands_below_the_traceback_of_a_launcher(tmp_path):

@@ -1,6 +1,6 @@
 """Small faults planted one at a time in a module: which does no test notice?
 
-    python -m tests.benchmarks.mutants MODULE… [--record] [--limit 60] [--seed 0] [--seconds 30] [--minutes 30] [--lanes 2]
+    python -m tests.benchmarks.mutants MODULE… [--record [FILE…]] [--limit 60] [--seed 0] [--seconds 30] [--minutes 30] [--lanes 2]
 
 A mutant is the module with one constant, comparison, operator, keyword, statement or pair of arguments changed. `--record`
 runs the whole suite once and notes which test executes which line; a mutant runs the tests that execute its line (those of the
@@ -173,20 +173,22 @@ def _short(code: str) -> str:
 # Which tests execute a line.
 
 
-def record() -> None:
-    """Run the suite with this file as a plugin in each of its processes, and write down what each test executes."""
-    shutil.rmtree(KNOWN, ignore_errors=True)
-    KNOWN.mkdir()
+def record(files: list[str]) -> None:
+    """Run the suite, or some of its files, with this file as a plugin in each of its processes, and write down what each test
+    executes, beside what is known of others."""
+    KNOWN.mkdir(exist_ok=True)
+    noted = KNOWN / "tests.json"
+    before = json.loads(noted.read_text()) if files and noted.exists() else {"contexts": [], "tests": {}, "seconds": {}}
     told = {**os.environ, "HF_SFT_MUTANTS": str(KNOWN)}
-    command = [sys.executable, "-m", "pytest", "-n", "2", "-p", "tests.benchmarks.mutants"]
+    command = [sys.executable, "-m", "pytest", "-n", "2", "-p", "tests.benchmarks.mutants", *files]
     done = subprocess.run(command, cwd=ROOT, env=told, check=False)
     if done.returncode:
         sys.exit("the suite has to pass before mutants can be told from what fails anyway")
-    listed = subprocess.run([*command[:3], "--collect-only"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run([*command[:3], "--collect-only", *files], cwd=ROOT, capture_output=True, text=True, check=True)
     again = {*listed.stdout.splitlines()}  # an id that holds an address, or a folder, is another each time
-    numbers: dict[str, int] = {}
-    tests: dict[str, dict[str, list[int]]] = {}
-    seconds: dict[str, float] = {}
+    numbers: dict[str, int] = {name: number for number, name in enumerate(before["contexts"])}
+    tests: dict[str, dict[str, list[int]]] = before["tests"]
+    seconds: dict[str, float] = before["seconds"]
     for path in KNOWN.glob("worker-*.json"):
         found = json.loads(path.read_text())
         seconds |= {name: each for name, each in found["seconds"].items() if name in again}
@@ -195,7 +197,7 @@ def record() -> None:
                 known = [numbers.setdefault(each, len(numbers)) for each in contexts]
                 tests.setdefault(module, {}).setdefault(line, []).extend(known)
         path.unlink()
-    (KNOWN / "tests.json").write_text(json.dumps({"contexts": [*numbers], "tests": tests, "seconds": seconds}))
+    noted.write_text(json.dumps({"contexts": [*numbers], "tests": tests, "seconds": seconds}))
 
 
 if "HF_SFT_MUTANTS" in os.environ and "PYTEST_XDIST_WORKER" in os.environ:
@@ -361,7 +363,7 @@ def lane(mutants: dict[int, Mutant], known: dict[str, Any], most: float, until: 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", help="like splitting, tasks/chat")
-    parser.add_argument("--record", action="store_true", help="run the whole suite, and note what each test executes")
+    parser.add_argument("--record", nargs="*", metavar="FILE", help="run all tests, or some, and note what each executes")
     parser.add_argument("--limit", type=int, default=60, help="mutants of each module, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=30, help="of tests for a mutant: of more, the slowest are left out")
@@ -369,8 +371,8 @@ def main() -> int:
     parser.add_argument("--lanes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--list", action="store_true", help="only count them")
     asked = parser.parse_args()
-    if asked.record:
-        record()
+    if asked.record is not None:
+        record(asked.record)
     every = {name: [*mutants_of(ROOT / "hf_sft" / f"{name}.py")] for name in asked.modules}
     if asked.list:
         print("\n".join(f"{name:40} {len(found):5}" for name, found in every.items()))
