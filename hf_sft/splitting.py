@@ -89,7 +89,7 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     lacking = _lacks_labels(loaded.get("test"), task)
     for name, rows in loaded.items():
         extra = ("keep", "group", "stratify") if name == "train" else ("keep",)
-        _require_columns(rows, name, task, source, extra, inputs_only=lacking and name == "test")
+        _require_columns(rows, name, task, source, extra, unlabelled=lacking and name == "test")
     kept = {name: _keep(rows, source, name, notes) for name, rows in loaded.items()}
     kept = _read_labels(kept, task, None, source, notes)
     loaded = {name: task.divide(task.read(rows, folder_of(source))) for name, rows in kept.items()}
@@ -209,11 +209,9 @@ def _lacks_labels(rows: Dataset | None, task: Task) -> bool:
 
 
 def _require_columns(
-    rows: Dataset, split: str, task: Task, source: DataSource, extra: tuple[str, ...], inputs_only: bool = False
+    rows: Dataset, split: str, task: Task, source: DataSource, extra: tuple[str, ...], unlabelled: bool = False
 ) -> None:
-    asked = task.columns()
-    if inputs_only:
-        asked = {name: columns for name, columns in asked.items() if {*columns} <= {*task.input_columns()}}
+    asked = {} if unlabelled else task.columns()  # rows are unlabelled that have all inputs, and no answer
     named = [(f"task.{field}", column) for field, columns in asked.items() for column in columns]
     named += [(f"data.{field}", column) for field in extra if (column := getattr(source, field))]
     problems = []

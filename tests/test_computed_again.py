@@ -1,17 +1,21 @@
 """The figures of a real run's report.json, computed again from its data, its predictions and its files, by others' means."""
 
+import io
 import json
+import re
+import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file
 from sklearn import metrics as sk
 from transformers import AutoTokenizer
 
 import hf_sft
+from hf_sft.report import read_report
 from tests import tiny
 
 SINGLE = "single_label_classification"
@@ -116,8 +120,25 @@ def test_rows_tokens_and_what_is_cut_are_those_of_the_data(run):
     assert curve["padded_tokens"] >= curve["tokens"] and phase["seconds"] == curve["seconds"] > 0
     assert phase["examples_per_second"] == pytest.approx(56 / phase["seconds"])
     assert phase["tokens_per_second"] == pytest.approx(curve["tokens"] / phase["seconds"])
-    held = psutil.Process().memory_info().rss
-    assert held / 4 < curve["peak_memory_bytes"] < held * 4
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert most / 4 < curve["peak_memory_bytes"] <= most and curve["peak_memory_bytes"] % 1024 == 0
+
+
+def test_the_table_in_the_end_has_the_scores_of_the_report(run):
+    report = read_report(run)
+    console = Console(file=io.StringIO(), width=200)
+    report.show(console)
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    by_name = {
+        "this model": report.facts["metrics"],
+        "rows not trained on": report.facts["unseen"],
+        **report.facts["baselines"],
+    }
+    for name, splits in by_name.items():
+        for split, scores in splits.items():
+            numbers = ".*".join(f"{scores[metric]['value']:.3f}" for metric in report.facts["metrics"]["test"])
+            found = re.search(rf"{name}\W+{split}\W+{numbers}", shown)
+            assert found or (split == "validation" and name not in ("this model", "rows not trained on")), (name, split)
 
 
 def test_the_mistakes_on_the_page_are_those_of_test(run):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
 import hf_sft
+import hf_sft.fitting
 from hf_sft.block import list_kinds
 from tests import processes, tiny
 from tests.grids import cover, one_each
@@ -217,6 +218,23 @@ def test_training_on_stored_states_is_training_on_the_layers(family, problem, me
         weights.append(load_file(tmp_path / name / "model.safetensors"))
         monkeypatch.setattr("hf_sft.fitting.store_states", lambda *_: None)
     assert relative_difference(*weights) < TOLERANCE
+
+
+@pytest.mark.parametrize("method", ["last_layers", "head_only"])
+def test_a_model_that_was_trained_on_what_was_stored_is_itself_again(method, checkpoints, tmp_path, monkeypatch):
+    models, stored = [], hf_sft.fitting.stored_where_it_rests
+    files = tiny.write_rows(tmp_path / "data", PROBLEMS[0])
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_sft.fitting.stored_where_it_rests", lambda *how: models.append(how[0].model) or stored(*how))
+        recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", method)
+        recipe["method"] |= {"layers": 1} if method == "last_layers" else {}
+        (phase,) = hf_sft.train(recipe).facts["training"]["phases"]
+    assert phase["stored_features"] or phase["stored_layers"] == 1
+    plain = BertForSequenceClassification.from_pretrained(tmp_path / "run")
+    assert [(name, type(each)) for name, each in models[0].named_modules()] == [
+        (name, type(each)) for name, each in plain.named_modules()
+    ]
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in models[0].modules())
 
 
 def test_states_that_do_not_fit_are_not_stored(checkpoints, tmp_path, monkeypatch):

@@ -224,6 +224,16 @@ def test_the_baseline_is_the_tokens_of_train_by_how_often_they_occur(processor):
     assert values == pytest.approx({"loss": nats / count, "accuracy": first / count, "accuracy_at_5": five / count})
 
 
+def test_the_samples_are_the_first_words_of_texts_with_one_masked(processor):
+    said = [" ".join(f"w{i}" for i in range(count)) for count in (1, 2, 5, 12, 13, 40)]
+    rows = task().prompts(Dataset.from_dict({"text": said}), processor)
+    for text, prompt in zip(said, rows["text"], strict=True):
+        words, shown = text.split(), prompt.split()
+        assert len(shown) == min(12, len(words)) and shown.count("[MASK]") == 1
+        assert all(word in ("[MASK]", own) for word, own in zip(shown, words, strict=False))
+        assert shown.index("[MASK]") == len(shown) // 2
+
+
 def test_a_tokenizer_without_a_mask_is_refused(checkpoints, tmp_path):
     folder = tiny.build("bert", tmp_path / "bert")
     settings = json.loads((folder / "tokenizer_config.json").read_text())

@@ -241,12 +241,12 @@ def test_few_rows_are_seen_more_often_than_many(name, rows):
         assert told.num_train_epochs == usual or (told.num_train_epochs > usual) is (usual * of_epoch < least)
         between = of_epoch if told.eval_strategy == "epoch" else told.eval_steps
         assert steps % between == 0 and steps / between <= max(usual, 20)
-        scored = {"eval_strategy": "steps", "eval_steps": 50}
-        for other in method.phases(task, Training(**scored), rows):
-            if other.name == phase.name != "head":  # how often it is scored says nothing of how long it trains
-                found = {field: getattr(other.training, field) for field in scored}
-                assert found == scored and other.training.num_train_epochs <= told.num_train_epochs
-                assert other.training.num_train_epochs * of_epoch >= least
+        for scored in ({"eval_strategy": "steps", "eval_steps": 50}, {"eval_strategy": "epoch"}, {"eval_strategy": "no"}):
+            for other in method.phases(task, Training(**scored), rows):
+                if other.name == phase.name != "head":  # how often it is scored says nothing of how long it trains
+                    found = {field: getattr(other.training, field) for field in scored}
+                    assert found == scored and other.training.num_train_epochs <= told.num_train_epochs
+                    assert other.training.num_train_epochs * of_epoch >= least
     told = {"num_train_epochs": 2, "eval_strategy": "no"}
     phase = method.phases(task, Training(**told), rows)[-1]
     assert {field: getattr(phase.training, field) for field in told} == told

@@ -615,6 +615,17 @@ def test_an_aid_that_is_not_offered_is_not_named(tmp_path):
         hf_sft.check(made)
 
 
+@pytest.mark.parametrize(("kinds", "block"), [("tasks", "task"), ("methods", "method"), ("aids", "aids")])
+def test_a_kind_is_found_by_the_names_that_others_have_for_it(kinds, block, tmp_path):
+    for kind in list_kinds(kinds):
+        for name, told in getattr(load_kind(kinds, kind), "other_names", {}).items():
+            assert name not in list_kinds(kinds) and any(other in told for other in list_kinds(kinds))
+            recipe = tiny.recipe(tmp_path, {}, tmp_path / "run")
+            recipe[block] = [{"type": name}] if block == "aids" else {"type": name}
+            with pytest.raises(hf_sft.RecipeError, match=f"That is {re.escape(told)}"):
+                hf_sft.check(recipe)
+
+
 @pytest.mark.parametrize("data", [[{"dataset": "a.csv"}, {"dataset": "b.csv"}], {"dataset": ["a.csv", "b.csv"]}])
 def test_several_data_sets_are_answered_with_several_files(data, tmp_path):
     made = tiny.recipe(tmp_path, {"train": "x"}, tmp_path / "run") | {"data": data}
@@ -669,8 +680,8 @@ label_smoothing.epsilon 0.1 -
 layerwise_lr.decay 0.9 1
 r_drop.alpha 1.0 1,2,8
 """
-"""Each field that is a number, its default, and which of -2, 0, 1, 2 and 8 it takes: a recipe that says nothing trains as those
-did whose scores were published."""
+"""Each field that is a number, its default, and which of -2, 0, 1, 2 and 8 it takes: a recipe that says nothing trains as
+those did whose scores were published."""
 DEFAULTS = {
     "full": {"learning_rate": 5e-5, "num_train_epochs": 3, "warmup_steps": 0.1},
     "head_only": {"learning_rate": 1e-3, "num_train_epochs": 20, "warmup_steps": 0.0},

@@ -112,6 +112,15 @@ def test_answers_that_are_written_are_no_strata(kind, tmp_path):
         assert not any("stratified" in note or "classes" in note for note in splits.notes)
 
 
+@pytest.mark.parametrize(("labels", "named"), [("ab", True), ([1.5, 2.5], False), ([["a"], ["a", "b"]], False)])
+def test_one_class_for_each_row_is_what_shares_evenly_and_nothing_else(labels, named, tmp_path):
+    made = split(tmp_path, [{"text": f"t{i}", "label": labels[i % 4 == 0]} for i in range(100)])
+    told = [note for note in made.notes if "equal inputs on one side" in note]
+    assert len(told) == 2 and all(("stratified" in note) is named for note in told)
+    if named:
+        assert all(rows["label"][:].count("b") in (2, 3) for name, rows in made.rows.items() if name != "train")
+
+
 @pytest.mark.parametrize("field", ["rows", "rows_per_label"])
 def test_a_smaller_subset_is_inside_a_larger_one(field, tmp_path):
     files = write(tmp_path / "a.jsonl", [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(200)])

@@ -1,6 +1,6 @@
 """Small faults planted one at a time in a module: which does no test notice?
 
-    python -m tests.benchmarks.mutants MODULE… [--record [FILE…]] [--limit 60] [--seed 0] [--seconds 30] [--minutes 30] [--lanes 2]
+    python -m tests.benchmarks.mutants MODULE… [--record [FILE…]] [--limit 60] [--seed 0] [--seconds 30] [--minutes 30]
 
 A mutant is the module with one constant, comparison, operator, keyword, statement or pair of arguments changed. `--record`
 runs the whole suite once and notes which test executes which line; a mutant runs the tests that execute its line (those of the
@@ -369,6 +369,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30, help="of tests for a mutant: of more, the slowest are left out")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--lanes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--again", action="store_true", help="only those that survived the last time")
     parser.add_argument("--list", action="store_true", help="only count them")
     asked = parser.parse_args()
     if asked.record is not None:
@@ -382,6 +383,10 @@ def main() -> int:
     known["reach"] = Counter({known["contexts"][number]: count for number, count in lines.items()})
     draw = random.Random(asked.seed)
     chosen = [each for found in every.values() for each in draw.sample(found, min(asked.limit, len(found)))]
+    if asked.again:
+        told = [json.loads(line) for path in KNOWN.glob("results-*.jsonl") for line in path.read_text().splitlines()]
+        survivors = {each["name"] for each in told if not each["status"]}
+        chosen = [each for found in every.values() for each in found if each.name in survivors]
     chosen = [each for each in chosen if each.name not in EQUIVALENT]
     draw.shuffle(chosen)
     until = time.monotonic() + 60 * asked.minutes
