@@ -1,6 +1,7 @@
 """What a recipe says arrives where others read it: every field at once, looked up again on their side."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,23 @@ def test_the_rate_of_a_parameter_is_multiplied_by_what_the_phase_says_of_it():
         16.0,
         1.0,
     ]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_rates_of_an_aid_and_of_a_method_are_multiplied_in_each_group(family, checkpoints, tmp_path):
+    """LoRA+ and the layers' rates, both looked up in the optimizer: a head of 1, layers below it of 1/2 and 1/4."""
+    files = tiny.write_rows(tmp_path / "data", tiny.PROBLEMS[0])
+    recipe = tiny.recipe(checkpoints[family], files, tmp_path / "run", "lora", aids=[{"type": "layerwise_lr", "decay": 0.5}])
+    recipe["method"] |= {"variant": "lora_plus"}
+    recipe["training"] |= {"learning_rate": 0.25}
+    trainer = hf_sft.build_trainer(recipe)
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
+    for name, rate in rates.items():
+        layer = re.search(r"\.(?:layer|h)\.(\d)\.", name)
+        depth = 0 if layer is None else 2 - int(layer[1])
+        assert rate == pytest.approx(0.25 * 0.5**depth * (16 if "lora_B" in name else 1)), name
+    assert len({*rates.values()}) >= 5
 
 
 TASK = SequenceClassification.sample()[0].model_copy(update={"problem_type": "single_label_classification"})

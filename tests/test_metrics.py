@@ -264,6 +264,18 @@ def test_batches_of_evaluate_give_the_value_of_the_whole(name, kind):
     assert metric.compute(predictions=given, references=references).keys() == {name}
 
 
+@pytest.mark.parametrize(("name", "kind"), CASES, ids=IDS)
+def test_the_right_answers_are_the_best_there_are(name, kind):
+    """By the direction that the metric has."""
+    references, answers = make_rows(kind)
+    if kind is SINGLE:
+        right = answers_of(kind, references, num_labels=5)
+    else:
+        right = answers_of(kind, references, references if kind is MULTI else None)
+    best, other = (measure([name], each, references)[name] for each in (right, answers))
+    assert best > other if METRICS[name].greater_is_better else best < other
+
+
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])
 def test_features_fit_the_kind_of_answers(kind):
     features = load_metric(names_for(kind)[0], kind, num_labels=3).features

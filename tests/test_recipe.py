@@ -4,6 +4,7 @@ import math
 import random
 import re
 import string
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -717,4 +718,7 @@ def test_a_number_that_is_left_out_is_the_one_it_was_and_impossible_ones_are_ref
         found.append(f"{name}.{field} {block.model_fields[field].default} {taken or '-'}")
         assert not any(takes(block, {**needed, field: odd}) for odd in (math.nan, math.inf, "many")), field
     assert "\n".join(found) == NUMBERS.strip()
-    assert {name: load_kind("methods", name).training_defaults for name in list_kinds("methods")} == DEFAULTS
+    methods = {name: load_kind("methods", name) for name in list_kinds("methods")}
+    assert {name: method.training_defaults for name, method in methods.items()} == DEFAULTS
+    assert {method.steps for name, method in methods.items() if name != "head_only"} == {(500, sys.maxsize)}
+    assert methods["head_only"].steps == (1000, 6000)

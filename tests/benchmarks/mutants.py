@@ -6,7 +6,7 @@ A mutant is the module with one constant, comparison, operator, keyword, stateme
 runs the whole suite once and notes which test executes which line; a mutant runs the tests that execute its line (those of the
 whole module, where an import executes the line), the narrowest first, until one fails. Each runs in a fork of a process that
 has imported all libraries, on a copy of the tree, so that tests that start processes meet the mutant too. What no test notices
-is printed with its line; `EQUIVALENT` below lists what can't be noticed, with the reason.
+is printed with its line; equivalent.yaml lists what can't be noticed, by the reason.
 
 mutmut and cosmic-ray are not used: the first leaves out decorated functions and all that stands in classes, and wraps the
 rest, which changes the hashes of code that our caches are keyed by; the second starts a Python for each mutant, which takes
@@ -31,6 +31,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).parent.parent.parent
 KNOWN = Path(tempfile.gettempdir()) / "hf_sft-mutants"
@@ -62,8 +64,8 @@ WORDS = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)
 """What is said, or imported: mutants inside change no number."""
 BESIDE = ("strict", "desc", "disable", "leave", "style")
 """Keywords that check, or show progress."""
-EQUIVALENT: dict[str, str] = {}
-"""By `module: what was changed  in  its line`: why no test can notice."""
+EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
+"""Mutants that no test can notice, by the reason."""
 
 
 @dataclass(frozen=True)
@@ -387,7 +389,9 @@ def main() -> int:
         told = [json.loads(line) for path in KNOWN.glob("results-*.jsonl") for line in path.read_text().splitlines()]
         survivors = {each["name"] for each in told if not each["status"]}
         chosen = [each for found in every.values() for each in found if each.name in survivors]
-    chosen = [each for each in chosen if each.name not in EQUIVALENT]
+    known_equal = {name for names in yaml.safe_load(EQUIVALENT.read_text()).values() for name in names}
+    equal = Counter(each.module for each in chosen if each.name in known_equal)
+    chosen = [each for each in chosen if each.name not in known_equal]
     draw.shuffle(chosen)
     until = time.monotonic() + 60 * asked.minutes
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -403,12 +407,12 @@ def main() -> int:
     statuses = [os.waitpid(child, 0)[1] for child in children]
     if any(statuses):
         return 1
-    return tell(asked.modules, chosen, [json.loads(line) for path in files for line in path.read_text().splitlines()])
+    return tell(asked.modules, chosen, equal, [json.loads(line) for path in files for line in path.read_text().splitlines()])
 
 
-def tell(modules: list[str], chosen: list[Mutant], results: list[dict[str, Any]]) -> int:
+def tell(modules: list[str], chosen: list[Mutant], equal: Counter[str], results: list[dict[str, Any]]) -> int:
     """Print the table and the survivors; gives 1 where there are some."""
-    print(f"{'module':34} {'mutants':>8} {'killed':>7} {'untested':>9} {'survived':>9}")
+    print(f"{'module':34} {'mutants':>8} {'killed':>7} {'equivalent':>11} {'untested':>9} {'survived':>9}")
     left = []
     for module in modules:
         counts: Counter[str] = Counter()
@@ -419,8 +423,9 @@ def tell(modules: list[str], chosen: list[Mutant], results: list[dict[str, Any]]
             counts[kind] += 1
             if kind != "killed":
                 left.append((mutant, found))
-        row = [sum(counts.values()), counts["killed"], counts["untested"], counts["survived"]]
-        print(f"{module:34} {row[0]:8} {row[1]:7} {row[2]:9} {row[3]:9}")
+        same = equal[f"{module}.py"]
+        row = [counts.total() + same, counts["killed"], same, counts["untested"], counts["survived"]]
+        print(f"{module:34} {row[0]:8} {row[1]:7} {row[2]:11} {row[3]:9} {row[4]:9}")
     for mutant, found in sorted(left, key=lambda pair: (pair[0].module, pair[0].line)):
         met = f"{found['tests']} of {found['of']} tests"
         print(f"hf_sft/{mutant.module}:{mutant.line}  {mutant.what}  in  {mutant.code}  ({met})")
