@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_sft.generation import Text, Writing, _cut, write_texts
+from hf_sft.generation import Text, Writing, _cut, read_texts, write_texts
 from tests import processes, tiny
 
 PROMPTS = [[2 + (7 * i + 3 * j) % 36 for j in range(1 + (5 * i) % 13)] for i in range(20)]
@@ -28,6 +28,13 @@ def load(family: str, folder: Path) -> torch.nn.Module:
 
 def write(model: torch.nn.Module, how: Writing, budget: int, prompts: list[list[int]] = PROMPTS) -> list[Text]:
     return list(write_texts(model, prompts, how, ends=ENDS, pad=1, budget=budget))
+
+
+def test_a_text_is_read_without_its_special_tokens_and_counted_with_them(checkpoints):
+    processor = AutoTokenizer.from_pretrained(checkpoints["bert"])
+    goal, mask = processor.convert_tokens_to_ids(["goal", "[MASK]"])
+    (said,) = read_texts([Text((goal, mask, goal), False)], processor)
+    assert said == {"text": "goal goal", "tokens": 3, "stopped": False}
 
 
 def test_prompts_that_run_together_fill_the_budget_and_no_more():

@@ -52,6 +52,27 @@ def test_the_figures_are_those_of_squads_script(prediction, references, match, f
     assert max(overlap(prediction, each) for each in references or [""]) == pytest.approx(f1)
 
 
+def test_a_mistake_shows_both_answers_where_they_stand():
+    before, after = "x" * 50 + " ", " then Bo came late" + "y" * 50
+    context = f"{before}Ann left{after}"
+    at = context.find
+    cases = [  # what is answered, what is right, and how both are shown
+        ("Bo", ["Ann"], "[Bo]", "[Ann]"),
+        ("Bo", [], "[Bo]", "(no answer)"),
+        (None, ["Ann left"], "(no answer)", "[Ann left]"),
+        ("Ann", ["nowhere"], "[Ann]", "nowhere"),
+    ]
+    for said, known, shown, right in cases:
+        spans = [None if said is None else (at(said), at(said) + len(said))]
+        references = np.empty(1, dtype=object)
+        references[0] = known
+        (found,) = SpanAnswers(spans, np.array([1.5]), [context]).mistakes(references)
+        for text, part in ((found.prediction, shown), (found.reference, right)):
+            bare = part.strip("[]")
+            assert text == part if part == bare else part in text and text.replace(part, bare).strip("…") in context
+        assert (found.row, found.score) == (0, 1.5)
+
+
 def test_answerable_rows_and_others_are_scored_apart():
     answers = SpanAnswers([(0, 3), None, (0, 3)], np.ones(3), ["Ann", "Bob", "Cid"])
     known = SpanAnswers.read_references([["Ann"], [], []])

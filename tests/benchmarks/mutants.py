@@ -243,9 +243,10 @@ def tests_of(mutant: Mutant, known: dict[str, Any]) -> list[str]:
     lines, seconds = known["tests"].get(mutant.module, {}), known["seconds"]
     contexts = {known["contexts"][number] for number in lines.get(str(mutant.line), ())}
     inside = Counter(known["contexts"][number] for found in lines.values() for number in found)
-    if mutant.by_import:
+    by_import = mutant.by_import or contexts == {""}
+    if by_import:
         contexts = {*inside}
-    if mutant.by_import and not contexts - {""}:
+    if by_import and not contexts - {""}:
         lines = [line for module in _imported(mutant.source) for line in known["tests"].get(module, {}).values()]
         contexts = {known["contexts"][number] for line in lines for number in line}
     shared = {each.partition("::")[0] for each in contexts if each.endswith("|setup")}
