@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["hf_sft.workflow", "hf_sft.plots", "tests.tiny"])
+SERVER.set_forkserver_preload(["tests.preloaded"])
 LONG = 600
 """Seconds after which a process hangs, on however busy a machine."""
 STREAMS = ("stdin", "stdout", "stderr")
@@ -125,6 +125,18 @@ def command(words: list[str]) -> None:
 
     sys.argv = ["hf-sft", *words]
     main()
+
+
+def code(text: str, *words: Any) -> Done:
+    """What `python -c` says of a program and its arguments, but that this package is imported already."""
+    (done,) = run(execute, text, [str(word) for word in words])
+    return done
+
+
+def execute(text: str, words: list[str]) -> None:
+    """A program, as `python -c` has it."""
+    sys.argv = ["-c", *words]
+    exec(text, {"__name__": "__main__"})
 
 
 def train_all(recipes: Sequence[dict[str, Any]]) -> None:

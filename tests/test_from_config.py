@@ -1,8 +1,6 @@
 """Training that starts from nothing: random weights of a config, and a tokenizer that has seen train alone."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import hf_sft
 from hf_sft import build_trainer
 from hf_sft.tasks import Writing
 from hf_sft.vocabulary import NewTokenizer, train_tokenizer
-from tests import tiny
+from tests import processes, tiny
 
 SMALL = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 GPT2 = {"from_config": "gpt2", "config": SMALL, "tokenizer": {"type": "bpe", "vocab_size": 300}}
@@ -89,9 +87,7 @@ def test_a_run_from_nothing_goes_on_in_a_new_process_as_the_plain_model_does_and
     files = tiny.write_rows(tmp_path / "data", "texts", train=60)
     first = hf_sft.train(recipe(GPT2, files, tmp_path / "run", training={"max_steps": 20}))
     text = tiny.rows("texts", 1, 200)[0]["text"]
-    done = subprocess.run(
-        [sys.executable, "-c", GENERATE, str(tmp_path / "run"), text], capture_output=True, text=True, check=False
-    )
+    done = processes.code(GENERATE, tmp_path / "run", text)
     assert done.returncode == 0, done.stderr[-2000:]
     from transformers import AutoModelForCausalLM
 

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -32,7 +30,7 @@ from hf_sft.encoding import read_examples
 from hf_sft.models import load_processor
 from hf_sft.scoring import measure
 from hf_sft.tasks.masked_lm import MaskedLm
-from tests import tiny
+from tests import processes, tiny
 
 SIZE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 BODIES = {
@@ -181,9 +179,7 @@ def test_a_run_is_scored_as_plain_transformers_scores_it_and_fills_masks_in_a_ne
     assert set(report.facts["baselines"]) == {"unigram"}
     if method == "full":
         text = "the [MASK] was lost in the last minute"
-        done = subprocess.run(
-            [sys.executable, "-c", FILL, str(tmp_path / "run"), text], capture_output=True, text=True, check=False
-        )
+        done = processes.code(FILL, tmp_path / "run", text)
         assert done.returncode == 0, done.stderr[-2000:]
         with torch.no_grad():
             inputs = processor(text, return_tensors="pt")

@@ -30,7 +30,7 @@ from hf_sft.heads import match_rows
 from hf_sft.models import count_positions, load_model, load_processor
 from hf_sft.tasks import Labels
 from hf_sft.tasks.sequence_classification import SequenceClassification
-from tests import tiny
+from tests import processes, tiny
 
 STILL = {"max_steps": 1, "learning_rate": 1e-12}
 SINGLE = "single_label_classification"
@@ -247,7 +247,7 @@ def test_the_snippet_of_the_card_runs_and_answers_like_the_run(method, checkpoin
     assert snippet
     lines = snippet[1].strip().splitlines()
     code = "\n".join([*lines[:-1], f"print('label:', {lines[-1]}[0]['label'])"])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = processes.code(code)
     assert done.returncode == 0, done.stderr[-2000:]
     said = done.stdout.partition("label: ")[2].strip()
     assert said == hf_sft.predict(tmp_path / "run", ["A text."])[0]["label"]
