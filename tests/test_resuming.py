@@ -458,7 +458,7 @@ def test_a_full_disk_or_one_that_may_only_be_read_costs_no_training(number, reci
     monkeypatch.setattr(kept, "write", full)
     stopping.train(recipes["full"], tmp_path / "run")
     said = capsys.readouterr().err
-    assert said.count(f"can't be written: {os.strerror(number)}.  `") == 1
+    assert said.count(f"checkpoint-10` can't be written: {os.strerror(number)}.  `") == 1 == said.count("can't be written")
     assert "checkpoint-5` is kept; the training goes on." in said
     assert stopping.fingerprint(tmp_path / "run") == unstopped("full")
 

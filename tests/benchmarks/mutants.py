@@ -334,7 +334,9 @@ def _move_caches(home: Path) -> None:
                 setattr(module, name, type(value)(str(home / name)))
 
 
-def lane(mutants: dict[int, Mutant], known: dict[str, Any], most: float, until: float, results: Path) -> None:
+def lane(
+    mutants: dict[int, Mutant], known: dict[str, Any], first: list[str], most: float, until: float, results: Path
+) -> None:
     """Run mutants one after the other, on a copy of the tree of its own; a line of JSON for each."""
     with tempfile.TemporaryDirectory() as folder, results.open("a") as file:
         copy = Path(folder) / "tree"
@@ -344,7 +346,7 @@ def lane(mutants: dict[int, Mutant], known: dict[str, Any], most: float, until: 
         for place, mutant in mutants.items():
             if time.monotonic() > until:
                 return
-            asked, tests, spent = tests_of(mutant, known), [], 0.0
+            asked, tests, spent = tests_of(mutant, known), [*first], 0.0
             for test in [each for each in asked if known["seconds"][each] <= most] or asked[:1]:
                 if spent <= most:
                     tests.append(test)
@@ -373,6 +375,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--lanes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--again", action="store_true", help="only those that survived the last time")
+    parser.add_argument(
+        "--first", nargs="*", default=[], metavar="TEST", help="tests that are run before those that are chosen"
+    )
     parser.add_argument("--list", action="store_true", help="only count them")
     asked = parser.parse_args()
     if asked.record is not None:
@@ -402,7 +407,7 @@ def main() -> int:
         files.append(KNOWN / f"results-{number}.jsonl")
         files[-1].unlink(missing_ok=True)
         if not (child := os.fork()):
-            lane(dict([*enumerate(chosen)][number :: asked.lanes]), known, asked.seconds, until, files[-1])
+            lane(dict([*enumerate(chosen)][number :: asked.lanes]), known, asked.first, asked.seconds, until, files[-1])
             os._exit(0)
         children.append(child)
     statuses = [os.waitpid(child, 0)[1] for child in children]
