@@ -37,6 +37,16 @@ def test_a_text_is_read_without_its_special_tokens_and_counted_with_them(checkpo
     assert said == {"text": "goal goal", "tokens": 3, "stopped": False}
 
 
+@pytest.mark.parametrize("budget", [60, 200])
+def test_a_pass_holds_its_prompts_with_all_that_is_written_within_the_budget(budget, checkpoints, monkeypatch):
+    model, ran = load("gpt2", checkpoints["gpt2"]), []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **how: ran.append(how["input_ids"].shape) or generate(**how))
+    write(model, Writing(12), budget)
+    assert sum(rows for rows, _ in ran) == len(PROMPTS)
+    assert all(rows == 1 or rows * (width + 12) <= budget for rows, width in ran) and any(rows > 1 for rows, _ in ran)
+
+
 def test_prompts_that_run_together_fill_the_budget_and_no_more():
     rng = np.random.default_rng(0)
     for _ in range(50):

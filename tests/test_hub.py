@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard, constants
 
 import hf_sft
 from hf_sft.cli import main
+from hf_sft.hub_checkpoints import CheckpointSender
 from hf_sft.tasks import Writing
 from hf_sft.trainer import StepTrainer
 from tests import tiny
@@ -350,6 +351,21 @@ def test_checkpoints_are_sent_while_it_trains_and_nothing_waits_for_them(hub, ch
     sent = hub.files("me/out", "checkpoints")
     assert {"model.safetensors", "state.json"} <= set(sent) and not list(tmp_path.rglob(".to-the-hub-*"))
     assert hub.titles("me/out") == ["hf_sft run new"]
+
+
+def test_each_checkpoint_is_sent_where_the_hub_is_quick_and_nothing_is_left_of_it(hub, tmp_path):
+    sender = CheckpointSender("me/out", False)
+    for title in ("one", "two", "three"):
+        checkpoint = tmp_path / "checkpoints" / "0" / title
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "state.json").write_text(title)
+        sender.take(title, checkpoint)
+        assert sender._sending is not None
+        sender._sending.result(60)
+        assert not list(tmp_path.rglob(".to-the-hub-*")) and (checkpoint / "state.json").exists()
+    sender.finish()
+    assert hub.titles("me/out", "checkpoints") == ["three", "two", "one"]
+    assert hub.files("me/out", "checkpoints")["state.json"] == b"three"
 
 
 def test_checkpoints_that_do_not_arrive_do_not_disturb_the_training(hub, checkpoints, tmp_path, capsys):

@@ -18,7 +18,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFas
 import hf_sft
 from hf_sft.baselines import fit_all
 from hf_sft.evaluation import EvaluationPlan, evaluate_blocks
-from hf_sft.marked_spans import tag_units
+from hf_sft.marked_spans import TextEntityAnswers, tag_units
 from hf_sft.scoring import measure
 from hf_sft.tags import EntityAnswers, TagAnswers, count_repaired, find_scheme, is_iob1, read_entities, to_iob2
 from hf_sft.tasks import Labels
@@ -682,3 +682,29 @@ def test_a_tagger_is_where_the_next_recipe_begins(run, tmp_path):
     files = tiny.write_rows(tmp_path / "data", "entities", train=20)
     report = hf_sft.train(tiny.recipe(run, files, tmp_path / "next", "head_only", task=tiny.task_of("entities")))
     assert report.facts["parameters"]["new"] == []
+
+
+def test_an_entity_of_a_text_has_the_mean_score_of_its_units_and_a_mistake_is_a_row_that_differs():
+    """Three rows: right, wrong in its second entity, and without any; scores to six places."""
+    text, names = "Ann met Bo in Rome", ("O", "B-per", "I-per", "B-loc")
+    units = [(0, 3), (4, 7), (8, 10), (11, 13), (14, 18)]
+    said = [[1, 0, 1, 0, 3], [1, 0, 3, 0, 3], [0, 0, 0, 0, 0]]
+    scores = np.random.default_rng(0).uniform(0.01, 0.2, (3, 5, 4))
+    for row, tags in enumerate(said):
+        scores[row, range(5), tags] += 0.5
+    references = np.empty(3, dtype=object)
+    references[:] = [[(0, 3, "per"), (8, 10, "per"), (14, 18, "loc")]] * 2 + [[]]
+    answers = TextEntityAnswers([*scores], names, [text.split()] * 3, [None] * 3, [text] * 3, [units] * 3)
+    for row, answer in enumerate(answers.as_json()):
+        for entity in answer["entities"]:
+            place = [start for start, _ in units].index(entity["start"])
+            assert entity["text"] == text[entity["start"] : entity["end"]] == text.split()[place]
+            assert entity["score"] == round(float(scores[row, place].max()), 6)
+    (mistake,) = answers.mistakes(references)
+    assert mistake.row == 1 and mistake.score == pytest.approx(scores[1, 2].max())
+    assert "[Bo]per" in mistake.reference and "[Bo]loc" in mistake.prediction
+    over = np.eye(4)[[1, 2, 2, 0, 0]] * np.array([[0.1], [0.3], [0.5], [0.9], [0.9]]) + 0.05
+    ((entity,),) = [
+        answer["entities"] for answer in TextEntityAnswers([over], names, [text.split()], [None], [text], [units]).as_json()
+    ]
+    assert (entity["text"], entity["score"]) == ("Ann met Bo", 0.35)
