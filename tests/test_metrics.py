@@ -19,6 +19,7 @@ from hf_sft.evaluate_metric import load_metric
 from hf_sft.likelihoods import MaskedAnswers, TextAnswers, TurnAnswers
 from hf_sft.metrics import find_metric, list_metrics
 from hf_sft.scoring import draw_weights, measure, paired, score_rows
+from hf_sft.tags import TagAnswers
 from tests import tiny
 
 SINGLE, MULTI, REGRESSION = ClassAnswers, SetAnswers, NumberAnswers
@@ -401,6 +402,20 @@ def test_global_randomness_is_left_alone():
     load_metric("accuracy", SINGLE, 2).compute(predictions=[0, 1], references=[0, 1])
     score_rows(["accuracy"], answers_of(SINGLE, [0, 1]), np.array([0, 0]))
     assert np.random.get_state()[1].tolist() == before
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1_micro", "f1_macro", "f1_weighted", "precision_macro"])
+def test_resamples_without_a_row_are_left_out(name):
+    """Of one row, which is right, a third of the resamples hold none: they say nothing of how sure its score is."""
+    words = [["goal", "market"]]
+    for answers, references in (
+        (answers_of(SINGLE, [1]), np.array([1])),
+        (answers_of(MULTI, None, [[0.9, 0.1]]), np.array([[1, 0]])),
+        (TagAnswers([np.eye(3)[[1, 2]]], ("O", "a", "b"), words, [None]), TagAnswers.read_references([[1, 2]])),
+    ):
+        score = score_rows([name], answers, references)[name]
+        full = 0.5 if (name, type(answers)) in {("f1_macro", MULTI), ("precision_macro", MULTI)} else 1.0
+        assert (score.low, score.value, score.high) == (full,) * 3
 
 
 def test_resamples_without_a_value_are_left_out():

@@ -482,6 +482,8 @@ def test_a_disk_that_is_full_at_the_end_leaves_what_can_be_gone_on_with_elsewher
         with pytest.raises(SaveError) as error:
             stopping.train(recipes["full"], tmp_path / "run")
     assert re.search(r"can't be written: No space left on device\.  `.*/checkpoint-\d+` is kept", str(error.value))
+    told = rf"The checkpoint `{tmp_path}/run/checkpoints/0/{kept.FINISHED}` can't be written: No space left on device\."
+    assert re.search(told, capsys.readouterr().err)
     assert f"cp -r {tmp_path / 'run'} OTHER, and the same command with --resume output.folder=OTHER" in str(error.value)
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     stopping.train(recipes["full"], tmp_path / "other", resume=True)
