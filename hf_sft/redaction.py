@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,15 @@ def for_pages(text: str) -> str:
 
 def in_all(value: Any, change: Callable[[str], str]) -> Any:
     """A value of dicts, lists and tuples with all its texts changed, keys included."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {in_all(key, change): in_all(each, change) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(in_all(each, change) for each in value)
-    return value
+    once = cache(change)
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, str):
+            return once(value)
+        if isinstance(value, dict):
+            return {inside(key): inside(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(inside(each) for each in value)
+        return value
+
+    return inside(value)
