@@ -35,17 +35,18 @@ sys.path.insert(0, str(_HERE / "no_network"))
 import pytest  # noqa: E402
 import sitecustomize  # noqa: E402
 
-import hf_sft  # noqa: E402
-import hf_sft.certificate  # noqa: E402
-import hf_sft.plots  # noqa: E402
-import hf_sft.workflow  # noqa: E402
-from tests import tiny  # noqa: E402
-
 sitecustomize.install()
-# As `hf-sft` has them.
-FRESH_PROCESS = hf_sft.certificate.fresh_process
-DRAW_RUN = hf_sft.plots.draw_run
-tiny.train_quickly()
+if IS_WORKER or "-n" not in sys.argv:  # else this process runs no test, and its workers would wait for its imports
+    import hf_sft
+    import hf_sft.certificate
+    import hf_sft.plots
+    import hf_sft.workflow
+    from tests import tiny
+
+    # As `hf-sft` has them.
+    FRESH_PROCESS = hf_sft.certificate.fresh_process
+    DRAW_RUN = hf_sft.plots.draw_run
+    tiny.train_quickly()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,7 +93,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """No socket left the machine, in no process that the suite started; the one attempt is the guard's own test."""
     if IS_WORKER:
         return
-    reached = [line for line in ATTEMPTS.read_text().splitlines() if line != tiny.ELSEWHERE]
+    reached = [line for line in ATTEMPTS.read_text().splitlines() if line != sitecustomize.ELSEWHERE]
     if reached:
         session.exitstatus = 1
         print(f"\nsockets that tried to leave the machine: {reached}", file=sys.stderr)

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 import hf_sft
 from hf_sft.chat_templates import ChatTemplate
 from hf_sft.checkpoint import Checkpoint, read_card
+from hf_sft.cli import app
 from hf_sft.packages import path_of
 from hf_sft.sources import DataSource
 from hf_sft.splitting import load_splits
@@ -159,13 +160,12 @@ def test_answers_go_through_pipes_and_links_and_leave_them_where_they_are(finish
     (tmp_path / "real.jsonl").write_text("old")
     for name, target in (("link", "real.jsonl"), ("dangling", "new.jsonl")):
         (tmp_path / name).symlink_to(target)
-        assert processes.cli("predict", finished, "goal", "--output", tmp_path / name).returncode == 0
+        app(["predict", str(finished), "goal", "--output", str(tmp_path / name)], standalone_mode=False)
         assert (tmp_path / name).is_symlink() and json.loads((tmp_path / target).read_text())["label"]
     (tmp_path / "nowhere").symlink_to(tmp_path / "no" / "folder")
-    done = processes.cli("predict", finished, "goal", "--output", tmp_path / "nowhere")
-    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-    assert "lies in a folder that is not there" in done.stderr
-    assert processes.cli("predict", finished, "goal", "--output", "/dev/null").returncode == 0
+    with pytest.raises(hf_sft.RecipeError, match="lies in a folder that is not there"):
+        app(["predict", str(finished), "goal", "--output", str(tmp_path / "nowhere")], standalone_mode=False)
+    app(["predict", str(finished), "goal", "--output", "/dev/null"], standalone_mode=False)
     assert not Path("/dev/null").is_file()
     assert json.loads(processes.cli("predict", finished, "goal", "--output", "/dev/stdout").stdout)["label"]
     assert not list(tmp_path.glob("*.part"))

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from sitecustomize import ELSEWHERE
 
 import hf_sft
 from hf_sft.block import list_kinds, load_kind
-from tests import tiny
 
 PACKAGE = Path(hf_sft.__file__).parent
 
@@ -85,7 +85,7 @@ def test_public_names_are_mirrored_for_type_checkers_and_can_be_had():
         hf_sft.tran  # noqa: B018
 
 
-@pytest.mark.parametrize("host", [tiny.ELSEWHERE])
+@pytest.mark.parametrize("host", [ELSEWHERE])
 def test_no_socket_leaves_the_machine(host):
     """Also asserted at the end of the session, over every process that the suite started."""
     with pytest.raises(OSError, match="tests may not reach"):

@@ -33,7 +33,6 @@ from transformers import (
 import hf_sft.certificate
 import hf_sft.plots
 
-ELSEWHERE = "elsewhere.invalid"
 SIDE = 48
 """Of the pictures that tiny models take."""
 WORDS = [

@@ -7,6 +7,8 @@ import ipaddress
 import os
 import socket
 
+ELSEWHERE = "elsewhere.invalid"
+"""What the guard's own test asks for."""
 _connect, _getaddrinfo = socket.socket.connect, socket.getaddrinfo
 
 
