@@ -1,13 +1,16 @@
 """What forks of the tests' server have from the beginning: all that a training imports, which takes longer than a tiny one."""
 
+# ruff: noqa: F401
 import sklearn.feature_extraction.text
 import sklearn.linear_model
 import sklearn.multiclass
-import sklearn.pipeline  # noqa: F401
+import sklearn.pipeline
 
+import hf_sft.plots
+import hf_sft.workflow
 from hf_sft.block import list_kinds, load_kind
 from hf_sft.metrics import list_metrics
-from tests import quaint, tiny  # noqa: F401  (a family of models, made known)
+from tests import quaint, tiny
 
 list_metrics()
 for folder in ("methods", "aids", "tasks"):

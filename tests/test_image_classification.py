@@ -259,13 +259,13 @@ def test_what_was_learned_of_five_digits_serves_for_the_other_five(tmp_path):
     adam = {"optim": "adamw_torch", "batch_size": 32, "eval_strategy": "no"}
     first = {**adam, "learning_rate": 1e-3, "max_steps": 150}
     taught = hf_sft.train(tiny.recipe(tmp_path / "random", low, tmp_path / "taught", task=TASK, training=first))
-    assert taught.metrics["test"]["accuracy"]["value"] > 0.9
+    assert taught.metrics["test"]["accuracy"]["value"] > 0.95
     second = {**adam, "learning_rate": 1e-2, "max_steps": 60}
     scores = {}
     for name in ("taught", "random"):
         recipe = tiny.recipe(tmp_path / name, high, tmp_path / f"on_{name}", "head_only", task=TASK, training=second)
         scores[name] = hf_sft.train(recipe).metrics["test"]["accuracy"]
-    assert scores["taught"]["value"] > 0.7
+    assert scores["taught"]["value"] >= 0.8
     assert scores["taught"]["low"] > scores["random"]["high"], scores
 
 

@@ -178,10 +178,8 @@ def test_correlations_do_not_depend_on_the_unit_and_constants_have_none(scale):
         wanted = {name: NUMBERS[name](references, predictions) for name in ("pearson", "spearman", "r2")}
         found = measure([*wanted], NumberAnswers(predictions * scale), references * scale)
         assert found == pytest.approx(wanted, abs=1e-9)
-        for predicted, r2 in (
-            (np.full(30, scale), 1.0),
-            (predictions * scale, 0.0),
-        ):  # as scikit-learn has it, but for rounding
+        # As scikit-learn has it, but for rounding: 1 for all right, else 0.
+        for predicted, r2 in ((np.full(30, scale), 1.0), (predictions * scale, 0.0)):
             assert measure(["r2"], NumberAnswers(predicted), np.full(30, scale)) == {"r2": r2}
         for constant in (0.1 * scale, 1234567.1):
             alike = measure(["pearson", "spearman"], NumberAnswers(np.full(30, constant)), references * scale)

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.mutants MODULE… [--record [FILE…]] [--limit 60] [--seed 0] [--seconds 30] [--minutes 30]
 
 A mutant is the module with one constant, comparison, operator, keyword, statement or pair of arguments changed. `--record`
-runs the whole suite once and notes which test executes which line; a mutant runs the tests that execute its line (those of the
-whole module, where an import executes the line), the narrowest first, until one fails. Each runs in a fork of a process that
+runs the whole suite once, or some of its files, and notes which test executes which line; a mutant runs the tests that execute
+its line (those of the whole module, where an import executes it), first those that execute little but its module, until one
+fails; `--again` takes those that survived the last time. Each runs in a fork of a process that
 has imported all libraries, on a copy of the tree, so that tests that start processes meet the mutant too. What no test notices
 is printed with its line; equivalent.yaml lists what can't be noticed, by the reason.
 
@@ -179,6 +180,8 @@ def record(files: list[str]) -> None:
     """Run the suite, or some of its files, with this file as a plugin in each of its processes, and write down what each test
     executes, beside what is known of others."""
     KNOWN.mkdir(exist_ok=True)
+    for left in KNOWN.glob("worker-*.json"):  # of a recording that failed
+        left.unlink()
     noted = KNOWN / "tests.json"
     before = json.loads(noted.read_text()) if files and noted.exists() else {"contexts": [], "tests": {}, "seconds": {}}
     told = {**os.environ, "HF_SFT_MUTANTS": str(KNOWN)}
@@ -243,12 +246,11 @@ def tests_of(mutant: Mutant, known: dict[str, Any]) -> list[str]:
     lines, seconds = known["tests"].get(mutant.module, {}), known["seconds"]
     contexts = {known["contexts"][number] for number in lines.get(str(mutant.line), ())}
     inside = Counter(known["contexts"][number] for found in lines.values() for number in found)
-    by_import = mutant.by_import or contexts == {""}
-    if by_import:
+    if mutant.by_import or contexts == {""}:
         contexts = {*inside}
-    if by_import and not contexts - {""}:
-        lines = [line for module in _imported(mutant.source) for line in known["tests"].get(module, {}).values()]
-        contexts = {known["contexts"][number] for line in lines for number in line}
+        if not contexts - {""}:
+            others = [known["tests"].get(module, {}) for module in _imported(mutant.source)]
+            contexts = {known["contexts"][number] for each in others for found in each.values() for number in found}
     shared = {each.partition("::")[0] for each in contexts if each.endswith("|setup")}
     chosen = {each for each in contexts if each in seconds}
     chosen |= {each for each in seconds if each.partition("::")[0] in shared}
@@ -390,11 +392,12 @@ def main() -> int:
     lines = Counter(number for found in known["tests"].values() for each in found.values() for number in each)
     known["reach"] = Counter({known["contexts"][number]: count for number, count in lines.items()})
     draw = random.Random(asked.seed)
-    chosen = [each for found in every.values() for each in draw.sample(found, min(asked.limit, len(found)))]
     if asked.again:
         told = [json.loads(line) for path in KNOWN.glob("results-*.jsonl") for line in path.read_text().splitlines()]
         survivors = {each["name"] for each in told if not each["status"]}
         chosen = [each for found in every.values() for each in found if each.name in survivors]
+    else:
+        chosen = [each for found in every.values() for each in draw.sample(found, min(asked.limit, len(found)))]
     known_equal = {name for names in yaml.safe_load(EQUIVALENT.read_text()).values() for name in names}
     equal = Counter(each.module for each in chosen if each.name in known_equal)
     chosen = [each for each in chosen if each.name not in known_equal]
