@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_sft.aids import Aid as Aid
-    from hf_sft.checks import check as check
     from hf_sft.errors import CheckpointError as CheckpointError
     from hf_sft.errors import DataError as DataError
     from hf_sft.errors import HfSftError as HfSftError
     from hf_sft.errors import HubError as HubError
     from hf_sft.errors import RecipeError as RecipeError
-    from hf_sft.hub import publish as publish
+    from hf_sft.hub.publish import publish as publish
     from hf_sft.methods import Method as Method
     from hf_sft.methods import Phase as Phase
-    from hf_sft.prediction import predict as predict
-    from hf_sft.recipe import Recipe as Recipe
-    from hf_sft.recipe import load_recipe as load_recipe
-    from hf_sft.report import Report as Report
+    from hf_sft.recipe.recipe import Recipe as Recipe
+    from hf_sft.recipe.recipe import load_recipe as load_recipe
+    from hf_sft.reports.report import Report as Report
+    from hf_sft.runs.check import check as check
+    from hf_sft.runs.predict import predict as predict
+    from hf_sft.runs.train import build_trainer as build_trainer
+    from hf_sft.runs.train import evaluate as evaluate
+    from hf_sft.runs.train import train as train
     from hf_sft.tasks import Labels as Labels
     from hf_sft.tasks import Task as Task
-    from hf_sft.workflow import build_trainer as build_trainer
-    from hf_sft.workflow import evaluate as evaluate
-    from hf_sft.workflow import train as train
 
 PUBLIC = {
     "Aid": "aids",
@@ -37,17 +37,17 @@ PUBLIC = {
     "Labels": "tasks",
     "Method": "methods",
     "Phase": "methods",
-    "Recipe": "recipe",
+    "Recipe": "recipe.recipe",
     "RecipeError": "errors",
-    "Report": "report",
+    "Report": "reports.report",
     "Task": "tasks",
-    "build_trainer": "workflow",
-    "check": "checks",
-    "evaluate": "workflow",
-    "load_recipe": "recipe",
-    "predict": "prediction",
-    "publish": "hub",
-    "train": "workflow",
+    "build_trainer": "runs.train",
+    "check": "runs.check",
+    "evaluate": "runs.train",
+    "load_recipe": "recipe.recipe",
+    "predict": "runs.predict",
+    "publish": "hub.publish",
+    "train": "runs.train",
 }
 """Each public name and the module it lives in; mirrored above for type checkers, and a test compares the two."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationInfo
 
 from hf_sft.errors import nearest, suggest
-from hf_sft.foreign_code import import_allowed
+from hf_sft.storage.foreign_code import import_allowed
 
 TRUSTED = "trusted"
 """In the context of a validation: whether the caller trusts the code that a dotted `type` names."""
@@ -27,7 +27,7 @@ class Block(BaseModel):
 def list_kinds(folder: str) -> list[str]:
     """The names that `type` may take in a folder of this package: its files."""
     package = importlib.import_module(f"hf_sft.{folder}")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
 
 
 def load_kind(folder: str, name: str, trusted: bool = False) -> type[Block]:

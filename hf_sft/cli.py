@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from hf_sft.errors import HfSftError
-from hf_sft.foreign_code import PLUGINS
-from hf_sft.imports import quick_imports
-from hf_sft.packages import path_of
 from hf_sft.redaction import for_terminal
+from hf_sft.storage.foreign_code import PLUGINS
+from hf_sft.storage.imports import quick_imports
+from hf_sft.storage.package_paths import path_of
 
 app = typer.Typer(
     help="Fine-tune a pretrained checkpoint on a labelled task, by recipe, with an honest report.",
@@ -59,7 +59,7 @@ def check(
         from rich.table import Table
         from rich.text import Text
 
-        from hf_sft.checks import check as check_recipe
+        from hf_sft.runs.check import check as check_recipe
 
     found = check_recipe(recipe, overrides or (), trust_remote_code)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -88,8 +88,8 @@ def train(
     """
     with quick_imports():
         from hf_sft.errors import HubError
-        from hf_sft.signals import Interrupted
-        from hf_sft.workflow import train as train_recipe
+        from hf_sft.runs.train import train as train_recipe
+        from hf_sft.trainer.signals import Interrupted
 
     try:
         report = train_recipe(recipe, overrides or (), trust_remote_code, resume, resume_anyway)
@@ -113,9 +113,9 @@ def evaluate(
     Example:  hf-sft evaluate runs/bbc --data dataset=csv --data data_files=new.csv
     """
     with quick_imports():
-        from hf_sft.report import score_table
-        from hf_sft.strict_json import dump_json, finite
-        from hf_sft.workflow import evaluate as evaluate_run
+        from hf_sft.reports.report import score_table
+        from hf_sft.runs.train import evaluate as evaluate_run
+        from hf_sft.storage.strict_json import dump_json, finite
 
     evaluation = evaluate_run(run, split, data or (), trust_remote_code)
     scores = finite({evaluation.split: {name: score.as_json() for name, score in evaluation.scores.items()}})
@@ -152,10 +152,10 @@ def predict(
     """
     with quick_imports():
         from hf_sft.errors import RecipeError
-        from hf_sft.prediction import answer
-        from hf_sft.recipe import load_recipe
-        from hf_sft.run_folder import is_finished
-        from hf_sft.strict_json import dump_json
+        from hf_sft.recipe.recipe import load_recipe
+        from hf_sft.runs.predict import answer
+        from hf_sft.storage.run_folder import is_finished
+        from hf_sft.storage.strict_json import dump_json
         from hf_sft.tasks import Writing
 
     if bool(texts) == bool(input):
@@ -204,8 +204,8 @@ def certify(run: RunFolder, trust_remote_code: TrustRemoteCode = False, plugins:
     Example:  hf-sft certify runs/bbc
     """
     with quick_imports():
-        from hf_sft.certifying import certify as certify_run
-        from hf_sft.pages import say_certificate
+        from hf_sft.reports.html import say_certificate
+        from hf_sft.runs.certify import certify as certify_run
 
     print(say_certificate(certify_run(run, trust_remote_code).facts["certificate"]))
 
@@ -231,8 +231,8 @@ def publish(
     """
     with quick_imports():
         from hf_sft.errors import HubError, RecipeError
-        from hf_sft.hub import list_files, list_left_out, say_how
-        from hf_sft.hub import publish as publish_run
+        from hf_sft.hub.publish import list_files, list_left_out, say_how
+        from hf_sft.hub.publish import publish as publish_run
 
     if revision and pull_request:
         raise RecipeError("a pull request goes to main.  Give --revision or --pull-request.")
@@ -289,7 +289,7 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
 def schema():
     """The JSON Schema of a recipe, for editors."""
     with quick_imports():
-        from hf_sft.recipe import schema as recipe_schema
+        from hf_sft.recipe.recipe import schema as recipe_schema
 
     print(json.dumps(recipe_schema(), indent=1))
 

@@ -38,14 +38,14 @@ import sitecustomize  # noqa: E402
 sitecustomize.install()
 if IS_WORKER or "-n" not in sys.argv:  # else this process runs no test, and its workers would wait for its imports
     import hf_sft
-    import hf_sft.certificate
-    import hf_sft.plots
-    import hf_sft.workflow
+    import hf_sft.models.reload_check
+    import hf_sft.reports.plots
+    import hf_sft.runs.train
     from tests import tiny
 
     # As `hf-sft` has them.
-    FRESH_PROCESS = hf_sft.certificate.fresh_process
-    DRAW_RUN = hf_sft.plots.draw_run
+    FRESH_PROCESS = hf_sft.models.reload_check.fresh_process
+    DRAW_RUN = hf_sft.reports.plots.draw_run
     tiny.train_quickly()
 
 

@@ -6,8 +6,8 @@ import sklearn.linear_model
 import sklearn.multiclass
 import sklearn.pipeline
 
-import hf_sft.plots
-import hf_sft.workflow
+import hf_sft.reports.plots
+import hf_sft.runs.train
 from hf_sft.block import list_kinds, load_kind
 from hf_sft.metrics import list_metrics
 from tests import quaint, tiny

@@ -64,8 +64,8 @@ At: TypeAlias = tuple[str, int, str]
 
 
 def _child(recipe: dict[str, Any], output: Path, slowly: float, at: At | None, how: dict[str, Any], told: str) -> None:
-    from hf_sft import trainer
-    from hf_sft.signals import Interrupted
+    from hf_sft.trainer import step_trainer as trainer
+    from hf_sft.trainer.signals import Interrupted
 
     with open(told, "w") as said:
         os.dup2(said.fileno(), 2)
@@ -92,7 +92,8 @@ def _child(recipe: dict[str, Any], output: Path, slowly: float, at: At | None, h
 
 
 def _end_at(output: Path, point: str, number: int, what: str) -> None:
-    from hf_sft import checkpoints, trainer
+    from hf_sft.storage import checkpoint_files as checkpoints
+    from hf_sft.trainer import step_trainer as trainer
 
     step = (trainer.StepTrainer, "training_step")
     owner, name = {"step": step, "save": (checkpoints, "save_file"), "evaluation": (trainer.StepTrainer, "evaluate")}[point]
@@ -115,7 +116,9 @@ def _end_at(output: Path, point: str, number: int, what: str) -> None:
 
 def slow_down(seconds: float) -> None:
     """Have each step, save and evaluation take so much longer, so that none is missed."""
-    from hf_sft import checkpoints, evaluation, trainer
+    from hf_sft.evaluation import evaluate as evaluation
+    from hf_sft.storage import checkpoint_files as checkpoints
+    from hf_sft.trainer import step_trainer as trainer
 
     for module, name in ((trainer.StepTrainer, "training_step"), (checkpoints, "save_file"), (evaluation, "cut_step")):
         setattr(module, name, _slow(getattr(module, name), seconds))

@@ -16,10 +16,10 @@ import hf_sft
 from hf_sft.aids.layerwise_lr import LayerwiseLr
 from hf_sft.aids.r_drop import agree, distance
 from hf_sft.block import list_kinds, load_kind
+from hf_sft.config.training import Training
 from hf_sft.losses import Items, item_loss
 from hf_sft.methods.full import Full
 from hf_sft.tasks.sequence_classification import SequenceClassification
-from hf_sft.training import Training
 from tests import tiny
 from tests.grids import cover
 from tests.test_invariants import alike_however_cut, steps_of

@@ -3,8 +3,8 @@
 import pytest
 from datasets import Dataset
 
-from hf_sft.baselines import ask_all, fit_all
 from hf_sft.tasks import Labels
+from hf_sft.tasks.common.baselines import ask_all, fit_all
 from hf_sft.tasks.sequence_classification import SequenceClassification
 
 TASK = SequenceClassification(type="sequence_classification", problem_type="single_label_classification")

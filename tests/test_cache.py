@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import hf_sft
-from hf_sft import cache
+from hf_sft.storage import cache
 from tests import tiny
 
 SINGLE = "single_label_classification"
@@ -145,7 +145,7 @@ def test_a_full_disk_is_no_mistake_of_the_format(tmp_path, monkeypatch, checkpoi
     def full(*_: Any, **__: Any) -> Any:
         raise ValueError("generation failed") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("hf_sft.sources.load_dataset", full)
+    monkeypatch.setattr("hf_sft.data.sources.load_dataset", full)
     with pytest.raises(hf_sft.RecipeError, match=r"the cache `.*` can't be written: No space left on device"):
         hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / "run"))
 

@@ -15,15 +15,15 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, OPTConfig, OPTModel
 
 import hf_sft
-from hf_sft.baselines import fit_all
 from hf_sft.block import load_kind
-from hf_sft.checkpoint import Checkpoint
 from hf_sft.cli import app
-from hf_sft.models import load_model, load_processor
-from hf_sft.packing import Grams, pack
-from hf_sft.scoring import measure
+from hf_sft.evaluation.bootstrap import measure
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.models.loading import load_model, load_processor
 from hf_sft.tasks import Writing
 from hf_sft.tasks.causal_lm import CausalLm
+from hf_sft.tasks.common.baselines import fit_all
+from hf_sft.tasks.common.packing import Grams, pack
 from tests import tiny
 
 FAMILIES = ("gpt2", *tiny.CAUSAL_FAMILIES)

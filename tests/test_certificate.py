@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import hf_sft
-from hf_sft import certificate
-from hf_sft.certifying import certify
-from hf_sft.whole import hash_files
+from hf_sft.models import reload_check as certificate
+from hf_sft.runs.certify import certify
+from hf_sft.storage.atomic_folder import hash_files
 from tests import tiny
 from tests.grids import one_each
 
@@ -73,11 +73,11 @@ def test_what_has_changed_since_it_was_trained_is_refused(method, change, checkp
 
 
 def test_a_broken_merge_fails_the_run_and_is_not_published(checkpoints, tmp_path, monkeypatch):
-    import hf_sft.workflow
+    import hf_sft.runs.train
 
-    save: Callable[..., None] = hf_sft.workflow.save_model
-    monkeypatch.setattr("hf_sft.workflow.save_model", lambda *given: (save(*given), change_one_weight(given[-1])))
-    monkeypatch.setattr("hf_sft.hub.publish", lambda *_, **__: pytest.fail("it was published"))
+    save: Callable[..., None] = hf_sft.runs.train.save_model
+    monkeypatch.setattr("hf_sft.runs.train.save_model", lambda *given: (save(*given), change_one_weight(given[-1])))
+    monkeypatch.setattr("hf_sft.hub.publish.publish", lambda *_, **__: pytest.fail("it was published"))
     files = tiny.write_rows(tmp_path / "data", SINGLE)
     recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", "lora:merged")
     with pytest.raises(hf_sft.CheckpointError, match="does not answer as the model did that was trained"):
@@ -117,7 +117,7 @@ def test_a_fresh_process_whose_parent_is_gone_says_nothing():
 def test_a_fresh_process_has_the_priority_of_its_parent_and_one_thread_until_that_waits(checkpoints, tmp_path):
     trained(checkpoints["bert"], tmp_path / "run")
     patch = """
-import hf_sft.certificate as c, torch
+import hf_sft.models.reload_check as c, torch
 def compare(*given, before_each):
     alone = torch.get_num_threads()
     while torch.get_num_threads() == alone:

@@ -15,11 +15,11 @@ from transformers import AutoTokenizer, GPT2Config, pipeline
 
 import hf_sft
 from hf_sft.block import load_kind
-from hf_sft.chat_templates import ChatTemplate
-from hf_sft.checkpoint import Checkpoint
-from hf_sft.generation import Writing
-from hf_sft.models import load_model, load_processor
-from hf_sft.runs import load_run
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.models.loading import load_model, load_processor
+from hf_sft.runs.prepare import load_run
+from hf_sft.tasks.common.chat_templates import ChatTemplate
+from hf_sft.tasks.common.generation import Writing
 from tests import tiny
 from tests.chat_cases import CASES, TALKS, Turns, sentencepiece, tokenizer
 
@@ -344,7 +344,7 @@ def test_the_checkpoint_as_it_was_is_a_baseline(checkpoints, tmp_path, monkeypat
     files = tiny.write_rows(tmp_path / "data", "talks", train=40)
     recipe = tiny.recipe(checkpoints["gpt2"], files, tmp_path / "run", task=tiny.task_of("talks"))
     recipe["training"]["learning_rate"] = 1e-12
-    monkeypatch.setattr("hf_sft.batching.BLOCK", 4)
+    monkeypatch.setattr("hf_sft.data.examples.BLOCK", 4)
     facts = hf_sft.train(recipe).facts
     for name, score in facts["metrics"]["test"].items():
         assert facts["baselines"]["checkpoint"]["test"][name] == pytest.approx(score, rel=1e-5)

@@ -15,7 +15,7 @@ from sklearn import metrics as sk
 from transformers import AutoTokenizer
 
 import hf_sft
-from hf_sft.report import read_report
+from hf_sft.reports.report import read_report
 from tests import tiny
 
 SINGLE = "single_label_classification"

@@ -8,8 +8,8 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from hf_sft.block import list_kinds, load_kind
-from hf_sft.sources import DataSource
-from hf_sft.training import Training
+from hf_sft.config.training import Training
+from hf_sft.data.sources import DataSource
 
 NUMBERS = """
 training.batch_size 32 1,2,8

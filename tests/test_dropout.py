@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_sft.dropout import CpuDropout, drop
+from hf_sft.trainer.speedups.cpu_dropout import CpuDropout, drop
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])

@@ -11,12 +11,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import hf_sft
-from hf_sft.cache import cache_folder, written_aside
-from hf_sft.checkpoint import Checkpoint
-from hf_sft.encoding import encode_rows, encode_splits, hash_code
-from hf_sft.models import load_processor
-from hf_sft.sources import DataSource
-from hf_sft.splitting import load_splits
+from hf_sft.data.encoding import encode_rows, encode_splits, hash_code
+from hf_sft.data.sources import DataSource
+from hf_sft.data.splits import load_splits
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.models.loading import load_processor
+from hf_sft.storage.cache import cache_folder, written_aside
 from hf_sft.tasks import Labels
 from hf_sft.tasks.sequence_classification import SequenceClassification
 from tests import tiny
@@ -31,11 +31,11 @@ def write(path, rows):
 
 
 def test_encoding_happens_once_and_again_when_anything_changes(tmp_path, checkpoints, monkeypatch):
-    import hf_sft.encoding
+    import hf_sft.data.encoding
 
     calls = []
-    encode = hf_sft.encoding.encode_rows
-    monkeypatch.setattr("hf_sft.encoding.encode_rows", lambda *a: calls.append(1) or encode(*a))
+    encode = hf_sft.data.encoding.encode_rows
+    monkeypatch.setattr("hf_sft.data.encoding.encode_rows", lambda *a: calls.append(1) or encode(*a))
     processor = load_processor(Checkpoint(checkpoint=str(checkpoints["bert"])))
     files = write(tmp_path / "a.jsonl", [{"text": f"once {i}", "label": "ab"[i % 2]} for i in range(40)])
 
@@ -52,7 +52,7 @@ def test_encoding_happens_once_and_again_when_anything_changes(tmp_path, checkpo
     processor.model_max_length = 5
     encoded()
     assert len(calls) == 9
-    monkeypatch.setattr("hf_sft.encoding.hash_code", lambda kind: f"{kind.__name__}, edited")
+    monkeypatch.setattr("hf_sft.data.encoding.hash_code", lambda kind: f"{kind.__name__}, edited")
     encoded()
     assert len(calls) == 12
 
@@ -67,16 +67,16 @@ def test_other_code_of_the_task_or_other_versions_are_another_key(tmp_path, monk
     monkeypatch.setattr("inspect.getsource", lambda _: "class Mine:\n    other = 1\n")
     assert hash_code(mine.Mine) != before
     monkeypatch.undo()
-    monkeypatch.setattr("hf_sft.encoding.version", lambda name: "0.0.1")
+    monkeypatch.setattr("hf_sft.data.encoding.version", lambda name: "0.0.1")
     assert hash_code(SequenceClassification) != before
 
 
 def test_columns_that_the_task_does_not_read_are_no_reason_to_encode_again(tmp_path, checkpoints, monkeypatch):
-    import hf_sft.encoding
+    import hf_sft.data.encoding
 
     calls = []
-    encode = hf_sft.encoding.encode_rows
-    monkeypatch.setattr("hf_sft.encoding.encode_rows", lambda *a: calls.append(1) or encode(*a))
+    encode = hf_sft.data.encoding.encode_rows
+    monkeypatch.setattr("hf_sft.data.encoding.encode_rows", lambda *a: calls.append(1) or encode(*a))
     processor = load_processor(Checkpoint(checkpoint=str(checkpoints["bert"])))
     for extra in (0, 1):
         rows = [{"text": f"column {i}", "label": "ab"[i % 2], "extra": extra} for i in range(40)]

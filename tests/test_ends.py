@@ -15,12 +15,12 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 import hf_sft
-from hf_sft.chat_templates import ChatTemplate
-from hf_sft.checkpoint import Checkpoint, read_card
 from hf_sft.cli import app
-from hf_sft.packages import path_of
-from hf_sft.sources import DataSource
-from hf_sft.splitting import load_splits
+from hf_sft.data.sources import DataSource
+from hf_sft.data.splits import load_splits
+from hf_sft.models.checkpoint import Checkpoint, read_card
+from hf_sft.storage.package_paths import path_of
+from hf_sft.tasks.common.chat_templates import ChatTemplate
 from hf_sft.tasks.sequence_classification import SequenceClassification
 from tests import processes, tiny
 
@@ -232,7 +232,7 @@ def test_only_columns_that_are_read_become_numbers(tmp_path):
     ],
 )
 def test_a_template_that_fails_or_never_ends_is_named(template, message, checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_sft.chat_templates.SECONDS", 0.5 if "busy" in message else 600)
+    monkeypatch.setattr("hf_sft.tasks.common.chat_templates.SECONDS", 0.5 if "busy" in message else 600)
     processor = AutoTokenizer.from_pretrained(checkpoints["gpt2"])
     with pytest.raises(ValueError, match=message):
         ChatTemplate(processor, template).write([{"role": "user", "content": "goal"}])

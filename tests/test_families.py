@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.auto import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import hf_sft
-from hf_sft.vocabulary import NewTokenizer, train_tokenizer
+from hf_sft.models.new_tokenizer import NewTokenizer, train_tokenizer
 from tests import processes, tiny
 from tests.grids import WHOLE, one_each
 from tests.quaint import QuaintConfig

@@ -15,9 +15,10 @@ import yaml
 from datasets import Dataset
 
 import hf_sft
-from hf_sft import certificate, foreign_code
 from hf_sft.cli import main
-from hf_sft.yaml_reader import read_yaml
+from hf_sft.models import reload_check as certificate
+from hf_sft.recipe.yaml_reader import read_yaml
+from hf_sft.storage import foreign_code
 from tests import tiny
 from tests.conftest import FRESH_PROCESS
 from tests.test_models import with_code

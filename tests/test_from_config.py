@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 import hf_sft
 from hf_sft import build_trainer
+from hf_sft.models.new_tokenizer import NewTokenizer, train_tokenizer
 from hf_sft.tasks import Writing
-from hf_sft.vocabulary import NewTokenizer, train_tokenizer
 from tests import processes, tiny
 
 SMALL = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -159,7 +159,7 @@ def test_an_adapter_on_random_weights_is_refused(tmp_path):
 
 
 def test_files_of_text_are_read_by_paragraph_or_whole(tmp_path):
-    from hf_sft.sources import DataSource, load_source
+    from hf_sft.data.sources import DataSource, load_source
 
     (tmp_path / "plays.txt").write_text("one\ntwo\n\nthree\n")
     found = {}

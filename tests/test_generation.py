@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_sft.generation import Text, Writing, _cut, read_texts, write_texts
+from hf_sft.tasks.common.generation import Text, Writing, _cut, read_texts, write_texts
 from tests import processes, tiny
 
 PROMPTS = [[2 + (7 * i + 3 * j) % 36 for j in range(1 + (5 * i) % 13)] for i in range(20)]

@@ -11,10 +11,10 @@ from transformers import EarlyStoppingCallback
 
 import hf_sft
 from hf_sft.block import list_kinds, load_kind
+from hf_sft.config.training import Machine, Training
 from hf_sft.methods import Method
 from hf_sft.methods.full import Full
 from hf_sft.tasks.sequence_classification import SequenceClassification
-from hf_sft.training import Machine, Training
 from tests import tiny
 
 MACHINE = Machine("cpu", 1, "fp32", 512)

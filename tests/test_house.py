@@ -66,7 +66,7 @@ hf_sft.publish
 assert not gc.isenabled()
 gc.enable()
 with cli.quick_imports():
-    import hf_sft.workflow
+    import hf_sft.runs.train
 assert gc.isenabled() and gc.get_freeze_count() > 100_000, "the command's own imports are out of its sight"
 assert 'evaluate' not in sys.modules, "a library that only some metrics need"
 """

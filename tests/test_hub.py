@@ -19,9 +19,9 @@ from huggingface_hub import ModelCard, constants
 
 import hf_sft
 from hf_sft.cli import main
-from hf_sft.hub_checkpoints import CheckpointSender
+from hf_sft.hub.upload_checkpoints import CheckpointSender
 from hf_sft.tasks import Writing
-from hf_sft.trainer import StepTrainer
+from hf_sft.trainer.step_trainer import StepTrainer
 from tests import tiny
 from tests.local_hub import READ, STRANGER, TOKENS, WRITE, Fault, LocalHub
 from tests.test_certificate import change_one_weight

@@ -12,9 +12,9 @@ known = [sorted(module._modules) for module in modules]
 print(len(listed[0]), len(listed[1]), hashlib.sha256(repr((listed, known)).encode()).hexdigest())
 """
 QUICKLY = """
-from hf_sft.imports import quick_imports
+from hf_sft.storage.imports import quick_imports
 with quick_imports():
-    import hf_sft.workflow
+    import hf_sft.runs.train
 """
 
 
@@ -56,7 +56,7 @@ assert scipy.optimize.minimize and sys.modules["scipy.optimize"].__file__
 
 def test_who_asks_for_something_else_meanwhile_gets_it():
     code = """
-from hf_sft.imports import _later
+from hf_sft.storage.imports import _later
 with _later("fractions", "gcd"):
     from fractions import Fraction
     import fractions

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
 import hf_sft
-import hf_sft.fitting
+import hf_sft.trainer.fit
 from hf_sft.block import list_kinds
 from tests import processes, tiny
 from tests.grids import cover, one_each
@@ -196,7 +196,7 @@ def test_the_head_on_stored_features_learns_what_it_learns_on_the_body(family, c
     stored = hf_sft.train(hf_sft.Recipe.model_validate(recipe))
     assert stored.facts["training"]["phases"][0]["stored_features"]
     for way in ("features", "states"):
-        monkeypatch.setattr(f"hf_sft.fitting.store_{way}", lambda *_: None)
+        monkeypatch.setattr(f"hf_sft.trainer.fit.store_{way}", lambda *_: None)
     recipe["output"] = {"folder": str(tmp_path / "run_each_time")}
     each_time = hf_sft.train(hf_sft.Recipe.model_validate(recipe))
     assert not each_time.facts["training"]["phases"][0]["stored_features"]
@@ -210,7 +210,7 @@ def test_the_head_on_stored_features_learns_what_it_learns_on_the_body(family, c
 )
 def test_training_on_stored_states_is_training_on_the_layers(family, problem, method, checkpoints, tmp_path, monkeypatch):
     files = tiny.write_rows(tmp_path / "data", problem)
-    monkeypatch.setattr("hf_sft.fitting.store_features", lambda *_: None)
+    monkeypatch.setattr("hf_sft.trainer.fit.store_features", lambda *_: None)
     weights = []
     for name, layers in (("stored", 1 + (method == "head_only")), ("run_each_time", 0)):
         recipe = tiny.recipe(checkpoints[family], files, tmp_path / name, method, task=tiny.task_of(problem))
@@ -219,16 +219,16 @@ def test_training_on_stored_states_is_training_on_the_layers(family, problem, me
         report = hf_sft.train(recipe)
         assert report.facts["training"]["phases"][0]["stored_layers"] == layers
         weights.append(load_file(tmp_path / name / "model.safetensors"))
-        monkeypatch.setattr("hf_sft.fitting.store_states", lambda *_: None)
+        monkeypatch.setattr("hf_sft.trainer.fit.store_states", lambda *_: None)
     assert relative_difference(*weights) < TOLERANCE
 
 
 @pytest.mark.parametrize("method", ["last_layers", "head_only"])
 def test_a_model_that_was_trained_on_what_was_stored_is_itself_again(method, checkpoints, tmp_path, monkeypatch):
-    models, stored = [], hf_sft.fitting.stored_where_it_rests
+    models, stored = [], hf_sft.trainer.fit.stored_where_it_rests
     files = tiny.write_rows(tmp_path / "data", PROBLEMS[0])
     with monkeypatch.context() as patch:
-        patch.setattr("hf_sft.fitting.stored_where_it_rests", lambda *how: models.append(how[0].model) or stored(*how))
+        patch.setattr("hf_sft.trainer.fit.stored_where_it_rests", lambda *how: models.append(how[0].model) or stored(*how))
         recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", method)
         recipe["method"] |= {"layers": 1} if method == "last_layers" else {}
         (phase,) = hf_sft.train(recipe).facts["training"]["phases"]
@@ -241,7 +241,7 @@ def test_a_model_that_was_trained_on_what_was_stored_is_itself_again(method, che
 
 
 def test_states_that_do_not_fit_are_not_stored(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_sft.states.LIMIT", 1000)
+    monkeypatch.setattr("hf_sft.frozen.hidden_states.LIMIT", 1000)
     files = tiny.write_rows(tmp_path / "data", PROBLEMS[0])
     recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", "last_layers")
     report = hf_sft.train({**recipe, "method": {"type": "last_layers", "layers": 1}})
@@ -250,8 +250,8 @@ def test_states_that_do_not_fit_are_not_stored(checkpoints, tmp_path, monkeypatc
 
 def test_padding_on_the_left_or_the_right_gives_a_row_the_logits_it_has_alone(checkpoints, tmp_path):
     """The tiny GPT-2's tokenizer pads on the left, which shifts positions and moves the pooled token."""
-    from hf_sft.checkpoint import Checkpoint
-    from hf_sft.models import load_model, load_processor
+    from hf_sft.models.checkpoint import Checkpoint
+    from hf_sft.models.loading import load_model, load_processor
     from hf_sft.tasks.sequence_classification import SequenceClassification
 
     task = SequenceClassification(type="sequence_classification", problem_type="single_label_classification")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import hf_sft
-from hf_sft.sources import DataSource
-from hf_sft.splitting import load_splits
+from hf_sft.data.sources import DataSource
+from hf_sft.data.splits import load_splits
 from hf_sft.tasks.masked_lm import MaskedLm
 from hf_sft.tasks.sequence_classification import SequenceClassification
 from tests import tiny

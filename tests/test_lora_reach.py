@@ -133,7 +133,7 @@ def test_tokens_that_are_added_begin_at_the_mean_and_are_trained(family, method,
     made = tiny.recipe(checkpoints[family], files, tmp_path / "run", method)
     made["model"]["add_tokens"] = ["<pad1>", "snow"]
     made["training"] |= {"optim": "adamw_torch", "learning_rate": 1e-2}
-    begun = hf_sft.runs.prepare(hf_sft.Recipe.model_validate(made))
+    begun = hf_sft.runs.prepare.prepare(hf_sft.Recipe.model_validate(made))
     ids = begun.processor.convert_tokens_to_ids(["<pad1>", "snow"])
     table = begun.loaded.model.get_input_embeddings().weight.detach().clone()
     old = [i for i in range(len(begun.processor)) if i not in ids]
@@ -141,7 +141,7 @@ def test_tokens_that_are_added_begin_at_the_mean_and_are_trained(family, method,
     report = hf_sft.train(made)
     assert report.facts["certificate"]["within"]
     assert any("2 token(s) are added (<pad1>, snow)" in warning for warning in report.facts["data"]["warnings"])
-    run = hf_sft.runs.load_run(tmp_path / "run")
+    run = hf_sft.runs.prepare.load_run(tmp_path / "run")
     moved = (run.model.get_input_embeddings().weight.detach() - table).abs().sum(1)
     assert (moved[ids] > 0).all() and (method == "full" or float(moved[old].sum()) == 0)
     assert run.processor.tokenize("the snow") == ["the", "snow"]

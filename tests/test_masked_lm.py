@@ -25,10 +25,10 @@ from transformers import (
 )
 
 import hf_sft
-from hf_sft.checkpoint import Checkpoint
-from hf_sft.encoding import read_examples
-from hf_sft.models import load_processor
-from hf_sft.scoring import measure
+from hf_sft.data.encoding import read_examples
+from hf_sft.evaluation.bootstrap import measure
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.models.loading import load_processor
 from hf_sft.tasks.masked_lm import MaskedLm
 from tests import processes, tiny
 
@@ -107,7 +107,7 @@ def test_masks_belong_to_seed_epoch_and_window_and_those_of_evaluation_are_fixed
 
 
 def test_a_training_masks_each_row_anew_in_each_epoch_and_by_its_seed(checkpoints, tmp_path, monkeypatch):
-    from hf_sft.trainer import StepTrainer
+    from hf_sft.trainer.step_trainer import StepTrainer
 
     taken: list[dict[int, list[int]]] = []
     step = StepTrainer.training_step

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 import hf_sft
 from hf_sft.block import list_kinds, load_kind
+from hf_sft.config.training import Training
 from hf_sft.methods.head_only import HeadOnly
-from hf_sft.modes import resting_modules
 from hf_sft.tasks.sequence_classification import SequenceClassification
-from hf_sft.training import Training
+from hf_sft.trainer.module_modes import resting_modules
 from tests import tiny
 
 

@@ -12,14 +12,14 @@ from scipy.special import expit
 from sklearn import metrics as sk
 
 import hf_sft
-from hf_sft import scoring
-from hf_sft.answers import ClassAnswers, NumberAnswers, SetAnswers
+from hf_sft.answers.contract import ClassAnswers, NumberAnswers, SetAnswers
+from hf_sft.answers.likelihoods import MaskedAnswers, TextAnswers, TurnAnswers
+from hf_sft.answers.tags import TagAnswers
 from hf_sft.errors import RecipeError
-from hf_sft.evaluate_metric import load_metric
-from hf_sft.likelihoods import MaskedAnswers, TextAnswers, TurnAnswers
+from hf_sft.evaluation import bootstrap as scoring
+from hf_sft.evaluation.bootstrap import draw_weights, measure, paired, score_rows
+from hf_sft.evaluation.evaluate_metric import load_metric
 from hf_sft.metrics import find_metric, list_metrics
-from hf_sft.scoring import draw_weights, measure, paired, score_rows
-from hf_sft.tags import TagAnswers
 from tests import tiny
 
 SINGLE, MULTI, REGRESSION = ClassAnswers, SetAnswers, NumberAnswers

@@ -25,9 +25,9 @@ from transformers import (
 )
 
 import hf_sft
-from hf_sft.checkpoint import Checkpoint
-from hf_sft.heads import match_rows
-from hf_sft.models import count_positions, load_model, load_processor
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.models.label_head import match_rows
+from hf_sft.models.loading import count_positions, load_model, load_processor
 from hf_sft.tasks import Labels
 from hf_sft.tasks.sequence_classification import SequenceClassification
 from tests import processes, tiny

@@ -12,13 +12,13 @@ from transformers import AutoModelForMultipleChoice
 
 import hf_sft
 from hf_sft.aids.label_smoothing import smooth
-from hf_sft.baselines import fit_all
-from hf_sft.batching import Examples, cut_step
-from hf_sft.checkpoint import Checkpoint
-from hf_sft.choices import read_place
-from hf_sft.encoding import encode_rows
+from hf_sft.answers.choices import read_place
+from hf_sft.data.encoding import encode_rows
+from hf_sft.data.examples import Examples, cut_step
 from hf_sft.losses import item_loss
-from hf_sft.models import load_model, load_processor
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.models.loading import load_model, load_processor
+from hf_sft.tasks.common.baselines import fit_all
 from hf_sft.tasks.multiple_choice import MultipleChoice
 from tests import tiny
 
@@ -33,7 +33,7 @@ def run(finished_run) -> Path:
 
 
 def test_a_row_s_logits_are_those_of_the_model_s_own_shape_and_do_not_depend_on_other_rows(run):
-    finished = hf_sft.runs.load_run(run)
+    finished = hf_sft.runs.prepare.load_run(run)
     rows = Dataset.from_list(tiny.rows("choices", 11, 200))
     collate = finished.task.collator(finished.processor)
     encoded = encode_rows(rows, finished.task, None, finished.processor)

@@ -170,7 +170,7 @@ def test_a_file_given_as_text_is_asked_about(run, monkeypatch, capsys, tmp_path)
 
 
 def test_an_output_that_cannot_be_written_is_found_before_the_answers(run, monkeypatch, capsys):
-    monkeypatch.setattr("hf_sft.prediction.load_run", lambda *_: pytest.fail("the run was loaded"))
+    monkeypatch.setattr("hf_sft.runs.predict.load_run", lambda *_: pytest.fail("the run was loaded"))
     code, said = command(monkeypatch, capsys, "predict", str(run), "goal", "--output", "nowhere/a.jsonl")
     assert code == 2 and "lies in a folder that is not there" in said
 
@@ -218,7 +218,7 @@ def test_answers_and_scores_do_not_depend_on_the_blocks_that_rows_are_cut_into(r
     texts: list[str | None] = [row["text"] for row in tiny.rows(SINGLE, 20)]
     texts[7] = None
     whole, scored = hf_sft.predict(run, texts), hf_sft.evaluate(run)
-    for module in ("batching", "encoding", "scoring"):
+    for module in ("data.examples", "data.encoding", "evaluation.bootstrap"):
         monkeypatch.setattr(f"hf_sft.{module}.BLOCK", 3)
     answers = hf_sft.predict(run, texts)
     assert [(a["row"], a["label"]) for a in answers] == [(a["row"], a["label"]) for a in whole]
@@ -233,7 +233,7 @@ def test_an_interrupted_prediction_leaves_no_half_of_a_file(run, monkeypatch, tm
         yield {"row": 0}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_sft.prediction.answer", fail)
+    monkeypatch.setattr("hf_sft.runs.predict.answer", fail)
     (tmp_path / "out.jsonl").write_text("before\n")
     CliRunner().invoke(app, ["predict", str(run), "goal", "--output", str(tmp_path / "out.jsonl")])
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before\n"]
@@ -258,7 +258,7 @@ def test_every_json_of_a_run_is_strict(checkpoints, tmp_path):
     assert strictly((tmp_path / "run" / "report.json").read_text())["metrics"]["test"]["pearson"]["value"] is None
     for path in (tmp_path / "run" / "predictions").iterdir():
         assert [strictly(line)["row"] for line in path.read_text().splitlines()]
-    hf_sft.report.score_table(report.metrics, {}, {})
+    hf_sft.reports.report.score_table(report.metrics, {}, {})
 
 
 def test_rows_of_test_that_train_has_are_scored_apart(checkpoints, tmp_path):

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import hf_sft
-import hf_sft.models
-from hf_sft.cache import cache_folder
-from hf_sft.checkpoint import Checkpoint, find_checkpoint
+import hf_sft.models.loading
+from hf_sft.models.checkpoint import Checkpoint, find_checkpoint
+from hf_sft.storage.cache import cache_folder
 from tests import tiny
 
 SINGLE = "single_label_classification"
@@ -153,7 +153,7 @@ def test_mistakes_with_such_files_are_told(changes, words, folders, tmp_path):
 
 
 def test_weights_in_four_bits_need_the_package_that_makes_them(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_sft.models, "find_spec", lambda name: None)
+    monkeypatch.setattr(hf_sft.models.loading, "find_spec", lambda name: None)
     recipe = tiny.recipe(checkpoints["bert"], tiny.write_rows(tmp_path / "data", SINGLE), tmp_path / "run", "lora:kept")
     recipe["model"]["load_in_4bit"] = True
     with pytest.raises(hf_sft.CheckpointError, match=r'needs the package bitsandbytes: pip install "hf-sft\[qlora\]"'):

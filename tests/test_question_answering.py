@@ -11,10 +11,10 @@ import pytest
 from datasets import Dataset
 
 import hf_sft
-from hf_sft.checkpoint import Checkpoint
-from hf_sft.models import load_processor
-from hf_sft.scoring import measure
-from hf_sft.spans import SpanAnswers, choose_threshold, exact, find_sentence, overlap, read_answers
+from hf_sft.answers.spans import SpanAnswers, choose_threshold, exact, find_sentence, overlap, read_answers
+from hf_sft.evaluation.bootstrap import measure
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.models.loading import load_processor
 from hf_sft.tasks.question_answering import QuestionAnswering
 from tests import tiny
 
@@ -344,7 +344,7 @@ def test_an_answer_without_an_offset_that_stands_twice_is_counted():
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_squad_s_nested_file_is_read_as_it_is(version, tmp_path):
-    from hf_sft.sources import DataSource, load_source
+    from hf_sft.data.sources import DataSource, load_source
 
     asked = [{"id": "a", "question": "Where?", "answers": [{"text": "Paris", "answer_start": 13}]}]
     if version == "2.0":

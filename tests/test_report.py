@@ -17,20 +17,20 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from rich.console import Console
 
-from hf_sft.answers import ClassAnswers, Mistake, NumberAnswers, SetAnswers
-from hf_sft.batching import Examples
-from hf_sft.curves import TrainingCurve
-from hf_sft.evaluation import Evaluation, worst
-from hf_sft.pages import say_rival
-from hf_sft.plots import draw_evaluations, draw_losses, draw_scores
-from hf_sft.report import Report, gather_facts, read_report, write_report
-from hf_sft.run_folder import RunFiles
-from hf_sft.scoring import Score
-from hf_sft.sources import DataSource
-from hf_sft.splitting import Splits
+from hf_sft.answers.contract import ClassAnswers, Mistake, NumberAnswers, SetAnswers
+from hf_sft.config.training import Machine
+from hf_sft.data.examples import Examples
+from hf_sft.data.sources import DataSource
+from hf_sft.data.splits import Splits
+from hf_sft.evaluation.bootstrap import Score
+from hf_sft.evaluation.evaluate import Evaluation, worst
+from hf_sft.reports.html import say_rival
+from hf_sft.reports.plots import draw_evaluations, draw_losses, draw_scores
+from hf_sft.reports.report import Report, gather_facts, read_report, write_report
+from hf_sft.storage.run_folder import RunFiles
 from hf_sft.tasks import Labels
 from hf_sft.tasks.sequence_classification import SequenceClassification
-from hf_sft.training import Machine
+from hf_sft.trainer.history import TrainingCurve
 from tests.conftest import DRAW_RUN
 
 HOSTILE = (
@@ -45,7 +45,7 @@ VOID = {"meta", "br", "link", "img", "hr", "input"}
 
 @pytest.fixture(autouse=True)
 def figures(monkeypatch):
-    monkeypatch.setattr("hf_sft.plots.draw_run", DRAW_RUN)
+    monkeypatch.setattr("hf_sft.reports.plots.draw_run", DRAW_RUN)
 
 
 def finished_run(
@@ -389,7 +389,7 @@ def test_the_run_ends_with_scores_beside_the_baselines(tmp_path):
 def test_the_table_cuts_no_number_where_nobody_watches(monkeypatch):
     """Ten metrics are wider than any terminal; a log file has no edge."""
     from hf_sft.cli import _console
-    from hf_sft.report import score_table
+    from hf_sft.reports.report import score_table
 
     out = io.StringIO()
     names = [f"a_metric_of_a_long_name_{i}" for i in range(10)]

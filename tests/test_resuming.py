@@ -22,13 +22,14 @@ from hypothesis import strategies as some
 from safetensors.torch import load_file
 
 import hf_sft
-from hf_sft import checkpoints as kept
-from hf_sft import signals, training
 from hf_sft.cli import app
+from hf_sft.config import training
 from hf_sft.errors import Diverged, SaveError
-from hf_sft.signals import Interrupted
-from hf_sft.trainer import StepTrainer
-from hf_sft.whole import is_whole
+from hf_sft.storage import checkpoint_files as kept
+from hf_sft.storage.atomic_folder import is_whole
+from hf_sft.trainer import signals
+from hf_sft.trainer.signals import Interrupted
+from hf_sft.trainer.step_trainer import StepTrainer
 from tests import processes, stopping, tiny
 from tests.processes import LONG
 
@@ -138,7 +139,7 @@ def test_stopped_before_the_first_step_nothing_is_left_and_with_resume_it_begins
         time.sleep(5)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr("hf_sft.workflow.fit_phases", interrupt)
+        patch.setattr("hf_sft.runs.train.fit_phases", interrupt)
         stopping.train(recipes["lora"], tmp_path / "run")
     assert "Interrupted, before there was anything to keep." in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -240,7 +241,7 @@ def test_what_has_changed_is_named_and_refused_unless_it_is_wanted(recipes, tmp_
     assert "\n  recipe.training.learning_rate: 0.003, and now 0.001\n" in str(error.value)
     assert "save_minutes" not in str(error.value) and "--resume-anyway" in str(error.value)
     with monkeypatch.context() as patch:
-        patch.setattr("hf_sft.unfinished.package_versions", lambda: {"torch": "9.9"})
+        patch.setattr("hf_sft.runs.resume.package_versions", lambda: {"torch": "9.9"})
         with pytest.raises(hf_sft.RecipeError, match=r"packages\.torch: .*, and now 9\.9"):
             stopping.train(recipe, tmp_path / "run", resume=True)
     train = Path(recipe["data"]["data_files"]["train"])
@@ -283,7 +284,7 @@ def test_what_the_machine_decided_in_the_beginning_stays_where_it_is_gone_on_wit
 
     def machine(of_the_beginning: bool) -> None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16" if of_the_beginning else "no")
-        monkeypatch.setattr("hf_sft.training._has_native_bf16", lambda device: False)
+        monkeypatch.setattr("hf_sft.config.training._has_native_bf16", lambda device: False)
         if decided == "threads":
             torch.set_num_threads(1 if of_the_beginning else 2)
         if decided == "micro_batch_tokens":
@@ -478,7 +479,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_what_can_be_gone_on_with_elsewher
 
     with monkeypatch.context() as patch:
         patch.setattr(kept, "write", full)
-        patch.setattr("hf_sft.workflow.save_model", save)
+        patch.setattr("hf_sft.runs.train.save_model", save)
         with pytest.raises(SaveError) as error:
             stopping.train(recipes["full"], tmp_path / "run")
     assert re.search(r"can't be written: No space left on device\.  `.*/checkpoint-\d+` is kept", str(error.value))
@@ -651,7 +652,7 @@ def test_begun_by_two_processes_it_goes_on_by_one_and_when_one_dies_the_other_sa
 
 
 def test_what_to_do_stands_below_the_traceback_of_a_launcher(tmp_path):
-    worker = "from hf_sft.signals import say_after_launcher; say_after_launcher('To go on: --resume')"
+    worker = "from hf_sft.trainer.signals import say_after_launcher; say_after_launcher('To go on: --resume')"
     launcher = f"""
 import os, subprocess, sys, time
 subprocess.run([sys.executable, "-c", {worker!r}], env={{**os.environ, "TORCHELASTIC_RUN_ID": "none"}}, check=True)

@@ -14,13 +14,14 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 import hf_sft
-from hf_sft import checkpoints as kept
-from hf_sft import run_folder, whole
-from hf_sft.checkpoint import Checkpoint
+from hf_sft.data.sources import DataSource
 from hf_sft.errors import RecipeError
-from hf_sft.signals import Interrupted
-from hf_sft.sources import DataSource
-from hf_sft.trainer import StepTrainer
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.storage import atomic_folder as whole
+from hf_sft.storage import checkpoint_files as kept
+from hf_sft.storage import run_folder
+from hf_sft.trainer.signals import Interrupted
+from hf_sft.trainer.step_trainer import StepTrainer
 from tests import stopping, tiny
 
 SINGLE = "single_label_classification"
@@ -104,7 +105,7 @@ def test_a_run_whose_report_was_not_written_whole_is_gone_on_with(damage, recipe
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("hf_sft.report.write_facts", cut_short)
+        patch.setattr("hf_sft.reports.report.write_facts", cut_short)
         stopping.train(recipe, tmp_path / "other")
     assert run_folder.newest_kept(tmp_path / "other") is not None
     with pytest.raises(RecipeError, match="holds no finished run"):
@@ -156,16 +157,16 @@ def test_the_report_lists_every_file_of_the_run_with_its_hash(finished):
 
 
 def test_a_run_that_finishes_while_another_gets_ready_is_not_overwritten(recipe, tmp_path, monkeypatch):
-    import hf_sft.workflow
+    import hf_sft.runs.train
 
-    prepare = hf_sft.workflow.prepare
+    prepare = hf_sft.runs.train.prepare
 
     def slowly(*given: Any) -> Any:
-        monkeypatch.setattr("hf_sft.workflow.prepare", prepare)
+        monkeypatch.setattr("hf_sft.runs.train.prepare", prepare)
         stopping.train(recipe, tmp_path / "run")
         return prepare(*given)
 
-    monkeypatch.setattr("hf_sft.workflow.prepare", slowly)
+    monkeypatch.setattr("hf_sft.runs.train.prepare", slowly)
     with pytest.raises(RecipeError, match="already holds a finished run"):
         stopping.train({**recipe, "seed": 1}, tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -175,9 +176,9 @@ def test_a_run_that_finishes_while_another_gets_ready_is_not_overwritten(recipe,
 
 def test_a_run_that_is_begun_while_another_gets_ready_is_not_mixed_with_it(recipe, tmp_path, monkeypatch):
     """The first is stopped with a checkpoint; the second, which found the folder empty, does not take its place."""
-    import hf_sft.workflow
+    import hf_sft.runs.train
 
-    prepare, step = hf_sft.workflow.prepare, StepTrainer.training_step
+    prepare, step = hf_sft.runs.train.prepare, StepTrainer.training_step
 
     def stop(self: StepTrainer, *given: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -185,14 +186,14 @@ def test_a_run_that_is_begun_while_another_gets_ready_is_not_mixed_with_it(recip
 
     def slowly(*given: Any) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr("hf_sft.workflow.prepare", prepare)
+            patch.setattr("hf_sft.runs.train.prepare", prepare)
             patch.setattr(StepTrainer, "training_step", stop)
             with pytest.raises(Interrupted):
                 stopping.train(recipe, tmp_path / "run")
         return prepare(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr("hf_sft.workflow.prepare", slowly)
+        patch.setattr("hf_sft.runs.train.prepare", slowly)
         with pytest.raises(RecipeError, match="holds an unfinished run"):
             stopping.train({**recipe, "seed": 1}, tmp_path / "run")
     record = run_folder.read_record(tmp_path / "run")
@@ -233,7 +234,7 @@ def test_what_trackers_write_is_there_when_the_run_is_finished(recipe, tmp_path,
             (Path(args.output_dir) / "events" / "log").write_text("a line")
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
-    monkeypatch.setattr("hf_sft.training.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("hf_sft.config.training.get_available_reporting_integrations", lambda: ["tensorboard"])
     stopping.train({**recipe, "training": {**recipe["training"], "report_to": "tensorboard"}}, tmp_path / "run")
     assert (tmp_path / "run" / "logs" / "0" / "events" / "log").read_text() == "a line"
     assert not (tmp_path / "run" / "checkpoints").exists()

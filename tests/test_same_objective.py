@@ -12,10 +12,10 @@ from peft.tuners.lora import LoraLayer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_sft
-from hf_sft.fitting import fit, fit_phases
-from hf_sft.low_rank import as_one_operation
-from hf_sft.runs import as_recipe, prepare
-from hf_sft.vocabulary_in_use import find_table, tokens_in_use
+from hf_sft.runs.prepare import as_recipe, prepare
+from hf_sft.trainer.fit import fit, fit_phases
+from hf_sft.trainer.speedups.lora_linear import as_one_operation
+from hf_sft.trainer.speedups.used_embeddings import find_table, tokens_in_use
 from tests import tiny
 
 SINGLE = tiny.PROBLEMS[0]

@@ -36,17 +36,17 @@ CELLS = [*product(tiny.FAMILIES, ("full", "head_only", "lora:merged", "lora:kept
 
 def test_saved_runs_give_the_logits_they_had_when_loaded_in_a_new_process(checkpoints, tmp_path, monkeypatch):
     """One process for all of them."""
-    import hf_sft.workflow
+    import hf_sft.runs.train
 
     measured: dict[str, list[np.ndarray]] = {}
-    evaluate = hf_sft.workflow.evaluate_blocks
+    evaluate = hf_sft.runs.train.evaluate_blocks
 
     def watch(split, ran, *rest):
         ran = list(ran)
         measured[split] = [kept[0] for _, block in ran for kept in block]
         return evaluate(split, ran, *rest)
 
-    monkeypatch.setattr("hf_sft.workflow.evaluate_blocks", watch)
+    monkeypatch.setattr("hf_sft.runs.train.evaluate_blocks", watch)
     files, logits = tiny.write_rows(tmp_path / "data", "single_label_classification"), {}
     for family, method in CELLS:
         run = tmp_path / f"{family}-{method.replace(':', '-')}"

@@ -19,17 +19,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, ByT5Tokenizer, T5Config, T5ForConditionalGeneration
 
 import hf_sft
-from hf_sft.anatomy import LoadedModel
-from hf_sft.checkpoint import Checkpoint
-from hf_sft.evaluation import EvaluationPlan
+from hf_sft.answers.texts import WrittenAnswers, as_texts
+from hf_sft.config.training import Training
+from hf_sft.evaluation.bootstrap import draw_weights, score_rows
+from hf_sft.evaluation.evaluate import EvaluationPlan
 from hf_sft.methods.lora import Lora
-from hf_sft.models import load_model, load_processor
-from hf_sft.runs import load_run
-from hf_sft.scoring import draw_weights, score_rows
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.models.loaded_model import LoadedModel
+from hf_sft.models.loading import load_model, load_processor
+from hf_sft.runs.prepare import load_run
 from hf_sft.tasks import Writing
 from hf_sft.tasks.seq2seq import Seq2Seq
-from hf_sft.training import Training
-from hf_sft.written import WrittenAnswers, as_texts
 from tests import tiny
 
 FAMILIES = tuple(tiny.SEQ2SEQ_FAMILIES)

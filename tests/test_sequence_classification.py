@@ -3,9 +3,9 @@
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from hf_sft.checkpoint import Checkpoint
 from hf_sft.errors import DataError
-from hf_sft.models import load_processor
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.models.loading import load_processor
 from hf_sft.tasks import Labels
 from hf_sft.tasks.sequence_classification import SequenceClassification
 

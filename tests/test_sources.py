@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import hf_sft
+from hf_sft.data.sources import DataSource, load_source
+from hf_sft.data.splits import load_splits
 from hf_sft.errors import DataError
-from hf_sft.sources import DataSource, load_source
-from hf_sft.splitting import load_splits
 from hf_sft.tasks.sequence_classification import SequenceClassification
 
 TASK = SequenceClassification(type="sequence_classification")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from hf_sft.data.sources import DataSource
+from hf_sft.data.splits import hash_rows, load_splits
 from hf_sft.errors import DataError
-from hf_sft.sources import DataSource
-from hf_sft.splitting import hash_rows, load_splits
 from hf_sft.tasks.chat import Chat
 from hf_sft.tasks.seq2seq import Seq2Seq
 from hf_sft.tasks.sequence_classification import SequenceClassification
@@ -187,7 +187,7 @@ def test_invalid_rows_are_left_out_when_asked_and_counted(tmp_path):
 
 
 def test_a_step_is_dealt_to_processes_without_losing_or_repeating_a_row():
-    from hf_sft.batching import cut_step
+    from hf_sft.data.examples import cut_step
 
     lengths = np.random.default_rng(0).integers(1, 40, 37)
     for processes in (1, 2, 3, 5, 40):
@@ -349,7 +349,7 @@ def test_a_step_is_cut_where_it_takes_least():
     """Of all cuts of a few sorted examples into micro-batches within the budget, none takes less."""
     from itertools import combinations, pairwise
 
-    from hf_sft.batching import BESIDE, cut_step
+    from hf_sft.data.examples import BESIDE, cut_step
 
     def total(sizes: list[int], falling: np.ndarray) -> float:
         ends = [0, *np.cumsum(sizes).tolist()]

@@ -8,16 +8,16 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig
 
-from hf_sft.baselines import fit_all
 from hf_sft.block import list_kinds, load_kind
-from hf_sft.checkpoint import Checkpoint
+from hf_sft.config.training import Training, resolve_machine
 from hf_sft.errors import CheckpointError
-from hf_sft.evaluation import writer
+from hf_sft.evaluation.bootstrap import measure
+from hf_sft.evaluation.evaluate import writer
 from hf_sft.losses import item_loss
-from hf_sft.models import load_model, load_processor
-from hf_sft.scoring import measure
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.models.loading import load_model, load_processor
 from hf_sft.tasks.chat import Chat
-from hf_sft.training import Training, resolve_machine
+from hf_sft.tasks.common.baselines import fit_all
 from tests import tiny
 
 

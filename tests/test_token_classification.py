@@ -16,14 +16,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
 
 import hf_sft
-from hf_sft.baselines import fit_all
-from hf_sft.evaluation import EvaluationPlan, evaluate_blocks
-from hf_sft.marked_spans import TextEntityAnswers, tag_units
-from hf_sft.scoring import measure
-from hf_sft.tags import EntityAnswers, TagAnswers, count_repaired, find_scheme, is_iob1, read_entities, to_iob2
+from hf_sft.answers.marked_spans import TextEntityAnswers, tag_units
+from hf_sft.answers.tags import EntityAnswers, TagAnswers, count_repaired, find_scheme, is_iob1, read_entities, to_iob2
+from hf_sft.evaluation.bootstrap import measure
+from hf_sft.evaluation.evaluate import EvaluationPlan, evaluate_blocks
 from hf_sft.tasks import Labels
+from hf_sft.tasks.common.baselines import fit_all
+from hf_sft.tasks.common.windows import cut, cut_windows
 from hf_sft.tasks.token_classification import TokenClassification
-from hf_sft.words import cut, cut_windows
 from tests import tiny
 
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -427,7 +427,7 @@ CONLLU = (
 def test_files_with_a_word_on_each_line_are_read(name, tmp_path):
     import gzip
 
-    from hf_sft.sources import DataSource, load_source
+    from hf_sft.data.sources import DataSource, load_source
 
     content = CONLL.encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
@@ -438,7 +438,7 @@ def test_files_with_a_word_on_each_line_are_read(name, tmp_path):
 
 
 def test_conll_u_has_its_own_columns_and_no_ranges(tmp_path):
-    from hf_sft.sources import DataSource, load_source
+    from hf_sft.data.sources import DataSource, load_source
 
     (tmp_path / "a.conllu").write_text(CONLLU)
     rows = load_source(DataSource(dataset=str(tmp_path / "a.conllu")), ("words",), [])[0]["train"]
@@ -447,7 +447,7 @@ def test_conll_u_has_its_own_columns_and_no_ranges(tmp_path):
 
 
 def test_a_line_with_another_number_of_columns_is_named(tmp_path):
-    from hf_sft.sources import DataSource, load_source
+    from hf_sft.data.sources import DataSource, load_source
 
     (tmp_path / "a.conll").write_text("Ann B-PER\nleft\n")
     with pytest.raises(hf_sft.DataError, match=r"a\.conll`, line 2: 1 columns .'left'.\.\n.*as in .*line 1: 2"):
@@ -514,8 +514,8 @@ def test_rows_that_cannot_be_learned_from_are_named(row, message, tmp_path):
 
 
 def load(folder: Path, train: list[dict], test: list[dict], fields: dict | None = None, **data: Any) -> Any:
-    from hf_sft.sources import DataSource
-    from hf_sft.splitting import load_splits
+    from hf_sft.data.sources import DataSource
+    from hf_sft.data.splits import load_splits
 
     files = {}
     for name, rows in (("train", train), ("validation", train), ("test", test)):
@@ -617,22 +617,22 @@ def test_check_shows_a_sentence_with_its_tags(checkpoints, tmp_path):
 @pytest.mark.parametrize("method", ["full", "head_only", "lora", "lp_ft"])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_saved_tagger_gives_the_logits_it_had(family, method, checkpoints, tmp_path, monkeypatch):
-    import hf_sft.workflow
+    import hf_sft.runs.train
 
     measured: list[Any] = []
-    evaluate = hf_sft.workflow.evaluate_blocks
+    evaluate = hf_sft.runs.train.evaluate_blocks
 
     def watch(split, ran, *rest):
         measured[:] = list(ran)
         return evaluate(split, measured, *rest)
 
-    monkeypatch.setattr("hf_sft.workflow.evaluate_blocks", watch)
+    monkeypatch.setattr("hf_sft.runs.train.evaluate_blocks", watch)
     files = tiny.write_rows(tmp_path / "data", "entities")
     recipe = tiny.recipe(checkpoints[family], files, tmp_path / "run", method, task=tiny.task_of("entities"))
     report = hf_sft.train(recipe)
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "run").eval()
     ((rows, kept),) = measured
-    processor = hf_sft.runs.load_run(tmp_path / "run").processor
+    processor = hf_sft.runs.prepare.load_run(tmp_path / "run").processor
     windows = cut_windows([cut(words) for words in rows["words"]], processor, tiny.task_of("entities")["max_length"])
     assert len(windows["row"]) > len(rows)
     with torch.no_grad():

@@ -12,11 +12,11 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 import hf_sft
-from hf_sft import certificate
 from hf_sft.block import load_kind
-from hf_sft.chat_templates import ChatTemplate
-from hf_sft.conversations import flaw_of_talk, read_turns
-from hf_sft.generation import Writing
+from hf_sft.models import reload_check as certificate
+from hf_sft.tasks.common.chat_templates import ChatTemplate
+from hf_sft.tasks.common.conversations import flaw_of_talk, read_turns
+from hf_sft.tasks.common.generation import Writing
 from tests import tiny
 from tests.chat_cases import tokenizer
 
@@ -434,14 +434,14 @@ def test_a_template_with_a_clock_writes_the_day_of_training_ever_after(own, chec
 
 
 def test_a_clock_whose_format_is_no_text_is_refused():
-    from hf_sft.chat_templates import stop_clock
+    from hf_sft.tasks.common.chat_templates import stop_clock
 
     with pytest.raises(hf_sft.CheckpointError, match="by a format that is no plain text"):
         stop_clock("{{ strftime_now(wanted) }}", "2026-11-29")
 
 
 def test_an_unfinished_run_goes_on_with_the_date_on_which_it_began(tmp_path):
-    from hf_sft.unfinished import with_date_of
+    from hf_sft.runs.resume import with_date_of
 
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     record = {"recipe": {"task": {"type": "chat", "date": "2020-02-03"}}}

@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 import hf_sft
-from hf_sft.allocator import CACHES
-from hf_sft.batching import Examples, StepSampler
-from hf_sft.dropout import drop
-from hf_sft.training import Training, resolve_machine
+from hf_sft.config.process import CACHES
+from hf_sft.config.training import Training, resolve_machine
+from hf_sft.data.examples import Examples, StepSampler
+from hf_sft.trainer.speedups.cpu_dropout import drop
 from tests import processes, stopping, tiny
 
 SINGLE = "single_label_classification"
@@ -37,8 +37,8 @@ def read(path: Path) -> list[dict]:
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_leaves_nothing(checkpoints, tmp_path, monkeypatch):
     files = tiny.write_rows(tmp_path / "data", SINGLE)
-    monkeypatch.setattr("hf_sft.hub.publish", lambda *_, **__: pytest.fail("published"))
-    monkeypatch.setattr("hf_sft.hub.check_rights", lambda name: name)
+    monkeypatch.setattr("hf_sft.hub.publish.publish", lambda *_, **__: pytest.fail("published"))
+    monkeypatch.setattr("hf_sft.hub.publish.check_rights", lambda name: name)
     wild = {"learning_rate": 1e30, "max_grad_norm": 0, "max_steps": 9}
     recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", training=wild)
     recipe["output"]["hub"] = "me/mine"
@@ -47,8 +47,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_leaves_nothing
     ):
         hf_sft.train(recipe)
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr("hf_sft.fitting.explain_divergence", lambda found, *_: found)
-    from hf_sft.trainer import StepTrainer
+    monkeypatch.setattr("hf_sft.trainer.fit.explain_divergence", lambda found, *_: found)
+    from hf_sft.trainer.step_trainer import StepTrainer
 
     def ruin(self, *_) -> None:
         next(self.model.parameters()).data.fill_(float("nan"))
@@ -165,7 +165,7 @@ def test_every_epoch_has_an_order_of_its_own_and_every_run_the_same_ones():
 
 
 def test_the_trainer_shows_each_epoch_its_own_order(checkpoints, tmp_path, monkeypatch):
-    from hf_sft.trainer import StepTrainer
+    from hf_sft.trainer.step_trainer import StepTrainer
 
     seen: list[list[int]] = []
     step = StepTrainer.training_step
@@ -185,7 +185,7 @@ def test_the_trainer_shows_each_epoch_its_own_order(checkpoints, tmp_path, monke
 
 
 def note_draws(recipe: dict) -> None:
-    from hf_sft.trainer import StepTrainer
+    from hf_sft.trainer.step_trainer import StepTrainer
 
     seen, step = [], StepTrainer.training_step
 
@@ -260,14 +260,14 @@ def test_the_model_is_on_disk_before_anything_else_can_fail(checkpoints, tmp_pat
     def fail(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("hf_sft.workflow.evaluate_split", fail)
+    monkeypatch.setattr("hf_sft.runs.train.evaluate_split", fail)
     with pytest.raises(ZeroDivisionError):
         hf_sft.train(tiny.recipe(checkpoints["bert"], files, tmp_path / "run"))
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").config.num_labels == 3
 
 
 def test_check_rehearses_with_the_trainer_that_train_would_use(checkpoints, tmp_path, monkeypatch):
-    from hf_sft.trainer import StepTrainer
+    from hf_sft.trainer.step_trainer import StepTrainer
 
     steps = []
     step = StepTrainer.training_step
@@ -321,7 +321,7 @@ def test_engines_that_the_step_does_not_serve_are_refused(engine, checkpoints, t
 @pytest.mark.parametrize("launched", [None, "no", "fp16", "bf16"])
 @pytest.mark.parametrize(("bf16", "fp16"), [(b, f) for b in (None, False, True) for f in (None, False, True)])
 def test_precision_is_the_recipe_s_then_accelerate_s_then_the_machine_s(bf16, fp16, launched, native, monkeypatch):
-    monkeypatch.setattr("hf_sft.training._has_native_bf16", lambda device: native)
+    monkeypatch.setattr("hf_sft.config.training._has_native_bf16", lambda device: native)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if launched is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
@@ -350,7 +350,7 @@ def test_precision_is_the_recipe_s_then_accelerate_s_then_the_machine_s(bf16, fp
 
 def test_a_step_has_a_row_for_every_process(monkeypatch):
     three = SimpleNamespace(num_processes=3, device="cpu", is_main_process=True)
-    monkeypatch.setattr("hf_sft.training.PartialState", lambda cpu: three)
+    monkeypatch.setattr("hf_sft.config.training.PartialState", lambda cpu: three)
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert resolve_machine(Training(batch_size=3)).processes == 3
     with pytest.raises(hf_sft.RecipeError, match=r"`training\.batch_size` is 2, but there are 3 processes(.|\n)*launch fewer"):
@@ -391,7 +391,7 @@ def test_interrupting_says_what_there_is_and_what_to_do(checkpoints, tmp_path):
 
 HELD = """
 import ctypes, torch
-from hf_sft.allocator import use_memory_well
+from hf_sft.config.process import use_memory_well
 fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
 library = ctypes.CDLL(None)
 library.mallinfo2.restype = type("Mallinfo2", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in fields]})

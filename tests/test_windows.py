@@ -12,9 +12,9 @@ from scipy.special import expit, softmax
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import hf_sft
-from hf_sft.checkpoint import Checkpoint
 from hf_sft.losses import item_loss, sum_items
-from hf_sft.models import load_model, load_processor
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.models.loading import load_model, load_processor
 from hf_sft.tasks.sequence_classification import SequenceClassification
 from tests import tiny
 

@@ -30,8 +30,8 @@ from transformers import (
     ViTModel,
 )
 
-import hf_sft.certificate
-import hf_sft.plots
+import hf_sft.models.reload_check
+import hf_sft.reports.plots
 
 SIDE = 48
 """Of the pictures that tiny models take."""
@@ -204,10 +204,10 @@ def train_quickly() -> None:
 
     def here(write: Callable[[], None], *arguments: Any) -> Callable[[], dict[str, Any]]:
         write()
-        return lambda: hf_sft.certificate.compare(*arguments)
+        return lambda: hf_sft.models.reload_check.compare(*arguments)
 
-    hf_sft.certificate.fresh_process = here
-    hf_sft.plots.draw_run = lambda facts, metric: {"scores": "", "phases": [[] for _ in facts["training"]["curves"]]}
+    hf_sft.models.reload_check.fresh_process = here
+    hf_sft.reports.plots.draw_run = lambda facts, metric: {"scores": "", "phases": [[] for _ in facts["training"]["curves"]]}
     os.fsync = lambda opened: None
     gc.freeze()
 

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-import hf_sft.workflow
+import hf_sft.runs.train
 from tests import quaint, stopping, tiny  # noqa: F401  (a family of models, made known)
 
 tiny.train_quickly()

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, full_like, ones_like
 
 from hf_sft.aids import Aid
-from hf_sft.answers import NumberAnswers
+from hf_sft.answers.contract import NumberAnswers
 from hf_sft.errors import RecipeError
 from hf_sft.losses import ItemLoss, Items
 from hf_sft.methods import Phase

@@ -7,8 +7,8 @@ from datasets import Dataset
 from pydantic import Field
 
 from hf_sft.aids import Aid
-from hf_sft.anatomy import LoadedModel
 from hf_sft.methods import Phase, Rate
+from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.tasks import Task
 
 

@@ -9,14 +9,14 @@ from typing import Any, ClassVar, TypeAlias
 
 from transformers import PreTrainedModel, TrainerCallback
 
-from hf_sft.anatomy import LoadedModel
-from hf_sft.batching import Examples
 from hf_sft.block import Block
-from hf_sft.checkpoint import Checkpoint
-from hf_sft.features import ItemsOf
+from hf_sft.config.training import Training
+from hf_sft.data.examples import Examples
+from hf_sft.frozen.features import ItemsOf
 from hf_sft.losses import ItemLoss, StepLoss, item_loss, sum_items
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.tasks import Task
-from hf_sft.training import Training
 
 EVALUATIONS = 20
 """Of a run whose length is the default, at most."""

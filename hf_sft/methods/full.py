@@ -4,10 +4,10 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from hf_sft.anatomy import LoadedModel
+from hf_sft.config.training import Training
 from hf_sft.methods import Method, Phase, unchanged
+from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.tasks import Task
-from hf_sft.training import Training
 
 
 class Full(Method):

@@ -5,15 +5,15 @@ from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedModel
 
-from hf_sft.anatomy import LoadedModel
-from hf_sft.batching import Examples
-from hf_sft.checkpoint import Checkpoint, made_for_mean
+from hf_sft.config.training import Training
+from hf_sft.data.examples import Examples
 from hf_sft.errors import RecipeError
-from hf_sft.features import ItemsOf
+from hf_sft.frozen.features import ItemsOf
+from hf_sft.frozen.mean_pooling import read_mean
 from hf_sft.methods import Method, Phase, unchanged
-from hf_sft.pooling import read_mean
+from hf_sft.models.checkpoint import Checkpoint, made_for_mean
+from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.tasks import Task
-from hf_sft.training import Training
 
 
 class HeadOnly(Method):

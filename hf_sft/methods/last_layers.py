@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from hf_sft.anatomy import LoadedModel
+from hf_sft.config.training import Training
 from hf_sft.errors import RecipeError
 from hf_sft.methods import Method, Phase, unchanged
+from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.tasks import Task
-from hf_sft.training import Training
 
 
 class LastLayers(Method):

@@ -15,13 +15,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_sft.anatomy import LoadedModel
-from hf_sft.batching import Examples
-from hf_sft.checkpoint import Checkpoint
+from hf_sft.config.training import Training
+from hf_sft.data.examples import Examples
 from hf_sft.errors import RecipeError, nearest, suggest
 from hf_sft.methods import ItemsOf, Method, Phase, constant, unchanged
+from hf_sft.models.checkpoint import Checkpoint
+from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.tasks import Task
-from hf_sft.training import Training
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {},

@@ -4,12 +4,12 @@ from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError, field_validator
 
+from hf_sft.config.training import Training
 from hf_sft.errors import nearest, suggest
 from hf_sft.methods import LENGTH, Method, Phase, unchanged
 from hf_sft.methods.full import Full, move_everything
 from hf_sft.methods.head_only import HeadOnly, freeze_body
 from hf_sft.tasks import Task
-from hf_sft.training import Training
 
 
 class LpFt(Method):

@@ -13,7 +13,7 @@ from importlib import import_module
 
 import numpy as np
 
-from hf_sft.answers import Answers
+from hf_sft.answers.contract import Answers
 from hf_sft.errors import RecipeError, nearest, suggest
 
 Stats = Callable[[Answers, np.ndarray, float], np.ndarray]

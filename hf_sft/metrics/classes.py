@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from hf_sft.answers import Answers, Chosen, ClassAnswers, Judged, SetAnswers
+from hf_sft.answers.contract import Answers, Chosen, ClassAnswers, Judged, SetAnswers
 from hf_sft.metrics import Metric, ratio
 
 ANY, SCORED, SINGLE = (Chosen,), (ClassAnswers, SetAnswers), (ClassAnswers,)

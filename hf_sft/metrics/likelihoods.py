@@ -4,8 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from hf_sft.answers import Answers
-from hf_sft.likelihoods import Likelihoods, MaskedAnswers, TextAnswers
+from hf_sft.answers.contract import Answers
+from hf_sft.answers.likelihoods import Likelihoods, MaskedAnswers, TextAnswers
 from hf_sft.metrics import Metric
 
 

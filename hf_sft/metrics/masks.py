@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from hf_sft.likelihoods import MaskedAnswers
+from hf_sft.answers.likelihoods import MaskedAnswers
 from hf_sft.metrics import Metric
 from hf_sft.metrics.likelihoods import add_up, share
 

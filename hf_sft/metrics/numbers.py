@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hf_sft.answers import Answers, NumberAnswers
+from hf_sft.answers.contract import Answers, NumberAnswers
 from hf_sft.metrics import Metric
 
 CONSTANT = 1e-13

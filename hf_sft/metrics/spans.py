@@ -4,9 +4,9 @@ from functools import partial
 
 import numpy as np
 
-from hf_sft.answers import Answers
+from hf_sft.answers.contract import Answers
+from hf_sft.answers.spans import SpanAnswers
 from hf_sft.metrics import Metric
-from hf_sft.spans import SpanAnswers
 
 
 def count(answers: Answers, references: np.ndarray, origin: float) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from hf_sft.answers import Answers
+from hf_sft.answers.contract import Answers
+from hf_sft.answers.tags import EntityAnswers
 from hf_sft.metrics import Metric, ratio
-from hf_sft.tags import EntityAnswers
 
 
 def count(answers: Answers, references: np.ndarray, origin: float) -> np.ndarray:

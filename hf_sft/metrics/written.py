@@ -4,10 +4,10 @@ from functools import partial
 
 import numpy as np
 
-from hf_sft.answers import Answers
+from hf_sft.answers.contract import Answers
+from hf_sft.answers.texts import WrittenAnswers, compare_words, count_grams, score_grams
 from hf_sft.metrics import Metric
 from hf_sft.metrics.likelihoods import share
-from hf_sft.written import WrittenAnswers, compare_words, count_grams, score_grams
 
 
 def add_words(answers: Answers, references: np.ndarray, origin: float) -> np.ndarray:

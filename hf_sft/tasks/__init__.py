@@ -13,13 +13,13 @@ from datasets import Dataset
 from torch import nn
 from transformers import AutoTokenizer
 
-from hf_sft.answers import AnswerKind, Answers
-from hf_sft.baselines import Fit
+from hf_sft.answers.contract import AnswerKind, Answers
 from hf_sft.block import Block
 from hf_sft.errors import DataError
-from hf_sft.generation import Writing
-from hf_sft.label_columns import Labels
 from hf_sft.losses import Batch, Items
+from hf_sft.tasks.common.baselines import Fit
+from hf_sft.tasks.common.generation import Writing
+from hf_sft.tasks.common.labels import Labels
 
 
 class Task(Block, ABC):

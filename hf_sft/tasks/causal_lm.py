@@ -14,14 +14,14 @@ import numpy as np
 from datasets import Dataset
 from pydantic import Field
 
-from hf_sft.answers import AnswerKind, Answers
-from hf_sft.baselines import Fit
-from hf_sft.generation import Writing
-from hf_sft.likelihoods import TextAnswers
-from hf_sft.next_token import Carried, NextToken, flat, gram_baselines, join_pieces
+from hf_sft.answers.contract import AnswerKind, Answers
+from hf_sft.answers.likelihoods import TextAnswers
 from hf_sft.tasks import Labels, Task
-from hf_sft.unlabelled import Unlabelled
-from hf_sft.words import count_most
+from hf_sft.tasks.common.baselines import Fit
+from hf_sft.tasks.common.causal import Carried, NextToken, flat, gram_baselines, join_pieces
+from hf_sft.tasks.common.generation import Writing
+from hf_sft.tasks.common.text_only import Unlabelled
+from hf_sft.tasks.common.windows import count_most
 
 PART = 4096
 """Characters of a row, at most, when all the data is one long text."""

@@ -18,9 +18,13 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from torch import nn
 
-from hf_sft.answers import AnswerKind, Answers
-from hf_sft.baselines import Fit
-from hf_sft.chat_templates import (
+from hf_sft.answers.contract import AnswerKind, Answers
+from hf_sft.answers.likelihoods import TurnAnswers
+from hf_sft.errors import CheckpointError, DataError
+from hf_sft.tasks import Labels, Task
+from hf_sft.tasks.common.baselines import Fit
+from hf_sft.tasks.common.causal import Carried, NextToken, flat, gram_baselines, join_pieces
+from hf_sft.tasks.common.chat_templates import (
     ASSISTANT,
     NAMED,
     SILENT,
@@ -32,8 +36,8 @@ from hf_sft.chat_templates import (
     stop_clock,
     uses_clock,
 )
-from hf_sft.control_tokens import encode_written, holds_control
-from hf_sft.conversations import (
+from hf_sft.tasks.common.control_tokens import encode_written, holds_control
+from hf_sft.tasks.common.conversations import (
     SWITCHES,
     flaw_of_talk,
     flaw_of_tools,
@@ -43,12 +47,8 @@ from hf_sft.conversations import (
     together,
     up_to_last_answer,
 )
-from hf_sft.errors import CheckpointError, DataError
-from hf_sft.generation import Writing
-from hf_sft.likelihoods import TurnAnswers
-from hf_sft.next_token import Carried, NextToken, flat, gram_baselines, join_pieces
-from hf_sft.tasks import Labels, Task
-from hf_sft.words import count_most
+from hf_sft.tasks.common.generation import Writing
+from hf_sft.tasks.common.windows import count_most
 
 TOKENS = 256
 """Of an answer, at most, when nobody says how many."""

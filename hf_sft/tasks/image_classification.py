@@ -1,8 +1,9 @@
 """Which class, which classes, or which number does a picture have?
 
 The data: a column of pictures (as the Hub and `imagefolder` bring them), of paths, or of the bytes of files; and a label, as
-`hf_sft/labelled.py` reads it. Pictures stay what they are, files, until the model is shown them: grey ones and those with an
-alpha channel are read as RGB, and the checkpoint's own image processor makes them the size that the model takes.
+`hf_sft/tasks/common/classification.py` reads it. Pictures stay what they are, files, until the model is shown them: grey ones
+and those with an alpha channel are read as RGB, and the checkpoint's own image processor makes them the size that the model
+takes.
 """
 
 import io
@@ -16,13 +17,13 @@ from datasets import Dataset, Image, Value
 from PIL import Image as Picture
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hf_sft.baselines import PIXELS, Features
 from hf_sft.errors import CheckpointError, DataError
-from hf_sft.images import AT_ONCE, Cell, find_files, find_flaws, hash_image, inline, name_of, open_image, shrink
-from hf_sft.label_columns import SINGLE
-from hf_sft.labelled import Labelled
-from hf_sft.packages import path_of
+from hf_sft.storage.package_paths import path_of
 from hf_sft.tasks import Batch, Labels, Task
+from hf_sft.tasks.common.baselines import PIXELS, Features
+from hf_sft.tasks.common.classification import Labelled
+from hf_sft.tasks.common.images import AT_ONCE, Cell, find_files, find_flaws, hash_image, inline, name_of, open_image, shrink
+from hf_sft.tasks.common.labels import SINGLE
 
 PATCH = 16
 """A square of so many pixels costs what a token does."""

@@ -19,14 +19,14 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
-from hf_sft.answers import AnswerKind, Answers
-from hf_sft.baselines import Answerer, Fit
+from hf_sft.answers.contract import AnswerKind, Answers
+from hf_sft.answers.likelihoods import MaskedAnswers
 from hf_sft.errors import CheckpointError, DataError
-from hf_sft.likelihoods import MaskedAnswers
 from hf_sft.losses import Items, sum_by_example
 from hf_sft.tasks import Batch, Labels, Task, Writing
-from hf_sft.unlabelled import Unlabelled
-from hf_sft.words import count_most
+from hf_sft.tasks.common.baselines import Answerer, Fit
+from hf_sft.tasks.common.text_only import Unlabelled
+from hf_sft.tasks.common.windows import count_most
 
 MASKED, OTHER = 0.8, 0.1
 """Of the predicted tokens: those that are masked, and those that become another token."""

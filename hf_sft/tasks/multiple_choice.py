@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForMultipleChoice
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
-from hf_sft.answers import AnswerKind, Answers
-from hf_sft.baselines import Answerer, Fit
-from hf_sft.choices import ChoiceAnswers, LabelBase, find_base, read_place, words_of
+from hf_sft.answers.choices import ChoiceAnswers, LabelBase, find_base, read_place, words_of
+from hf_sft.answers.contract import AnswerKind, Answers
 from hf_sft.errors import DataError
 from hf_sft.losses import FAR, Items
 from hf_sft.tasks import Batch, Labels, Task
-from hf_sft.words import count_most
+from hf_sft.tasks.common.baselines import Answerer, Fit
+from hf_sft.tasks.common.windows import count_most
 
 
 class MultipleChoice(Task):

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForQuestionAnswering
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
-from hf_sft.answers import AnswerKind, Answers
-from hf_sft.baselines import Answerer, Fit
+from hf_sft.answers.contract import AnswerKind, Answers
+from hf_sft.answers.scripts import is_unspaced
+from hf_sft.answers.spans import SpanAnswers, choose_threshold, find_sentence, place_answer, read_answers, trim
 from hf_sft.losses import FAR, Items
-from hf_sft.scripts import is_unspaced
-from hf_sft.spans import SpanAnswers, choose_threshold, find_sentence, place_answer, read_answers, trim
 from hf_sft.tasks import Batch, Labels, Task
-from hf_sft.words import count_most, shorten
+from hf_sft.tasks.common.baselines import Answerer, Fit
+from hf_sft.tasks.common.windows import count_most, shorten
 
 SOME = 200
 """Contexts that tell how a language is written."""

@@ -18,14 +18,14 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSeq2SeqLM
 
-from hf_sft.answers import AnswerKind, Answers
-from hf_sft.baselines import Answerer, Fit
+from hf_sft.answers.contract import AnswerKind, Answers
+from hf_sft.answers.texts import WrittenAnswers, as_texts
 from hf_sft.errors import CheckpointError, RecipeError
-from hf_sft.generation import PLAIN, WRITES, Writing, read_texts, write_texts
 from hf_sft.losses import Batch, Items, sum_nats
 from hf_sft.tasks import Labels, Task
-from hf_sft.words import count_most
-from hf_sft.written import WrittenAnswers, as_texts
+from hf_sft.tasks.common.baselines import Answerer, Fit
+from hf_sft.tasks.common.generation import PLAIN, WRITES, Writing, read_texts, write_texts
+from hf_sft.tasks.common.windows import count_most
 
 
 class Seq2Seq(Task):

@@ -1,6 +1,6 @@
 """Which class, which classes, or which number does a text, or a pair of texts, have?
 
-The data: one text column, or two (`text_pair`), and a label, as `hf_sft/labelled.py` reads it.
+The data: one text column, or two (`text_pair`), and a label, as `hf_sft/tasks/common/classification.py` reads it.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from pydantic_core import PydanticCustomError
 from transformers import AutoModelForSequenceClassification
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
-from hf_sft.baselines import WORDS, Features
-from hf_sft.label_columns import MULTI, REGRESSION, SINGLE
-from hf_sft.labelled import Labelled
 from hf_sft.tasks import Batch, Labels, Task
-from hf_sft.words import OVERLAP, count_most, shorten
+from hf_sft.tasks.common.baselines import WORDS, Features
+from hf_sft.tasks.common.classification import Labelled
+from hf_sft.tasks.common.labels import MULTI, REGRESSION, SINGLE
+from hf_sft.tasks.common.windows import OVERLAP, count_most, shorten
 
 
 class SequenceClassification(Labelled, Task):

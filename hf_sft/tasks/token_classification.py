@@ -26,11 +26,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
-from hf_sft.answers import AnswerKind, Answers
-from hf_sft.baselines import Answerer, Fit
-from hf_sft.errors import DataError
-from hf_sft.losses import Items
-from hf_sft.marked_spans import (
+from hf_sft.answers.contract import AnswerKind, Answers
+from hf_sft.answers.marked_spans import (
     NAMES,
     TextEntityAnswers,
     Unit,
@@ -41,7 +38,7 @@ from hf_sft.marked_spans import (
     read_spans,
     tag_units,
 )
-from hf_sft.tags import (
+from hf_sft.answers.tags import (
     OUTSIDE,
     UNTYPED,
     EntityAnswers,
@@ -56,8 +53,11 @@ from hf_sft.tags import (
     name_type,
     to_iob2,
 )
+from hf_sft.errors import DataError
+from hf_sft.losses import Items
 from hf_sft.tasks import Batch, Labels, Task
-from hf_sft.words import Sentence, cut, cut_tokens, cut_windows, flaw_of
+from hf_sft.tasks.common.baselines import Answerer, Fit
+from hf_sft.tasks.common.windows import Sentence, cut, cut_tokens, cut_windows, flaw_of
 
 NOTHING = -100
 """The label of a token without loss."""

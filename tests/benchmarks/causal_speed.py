@@ -41,7 +41,7 @@ def prepare(text: str, folder: str) -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from hf_sft.vocabulary import NewTokenizer, train_tokenizer
+    from hf_sft.models.new_tokenizer import NewTokenizer, train_tokenizer
 
     tokenizer = train_tokenizer(NewTokenizer(type="bpe", vocab_size=2048), Path(text).read_text().split("\n\n"))
     torch.manual_seed(0)
@@ -78,7 +78,7 @@ def train_plain(text: str, start: str, steps: int) -> dict[str, float]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, default_data_collator
 
-    from hf_sft.training import Training, resolve_machine
+    from hf_sft.config.training import Training, resolve_machine
 
     tokenizer: Any = AutoTokenizer.from_pretrained(start)
     parts = Path(text).read_text().split("\n\n")

@@ -39,8 +39,8 @@ SLOWLY = 0.01
 LONG = 240
 """Seconds after which a process that has not ended is a fault of ours."""
 WRITES = (
-    ("hf_sft.whole", "_sync"),
-    ("hf_sft.checkpoints", "save_file"),
+    ("hf_sft.storage.atomic_folder", "_sync"),
+    ("hf_sft.storage.checkpoint_files", "save_file"),
     ("pathlib", "Path.write_text"),
     ("pathlib", "Path.replace"),
 )
@@ -53,7 +53,7 @@ def child(
     """A training as the command line has it: 0 done, 2 a message, 128 + signal; with 1 the traceback is in `told`."""
     import hf_sft
     from hf_sft.errors import HfSftError
-    from hf_sft.signals import Interrupted
+    from hf_sft.trainer.signals import Interrupted
 
     os.environ.update(env)
     with open(told, "a") as said:

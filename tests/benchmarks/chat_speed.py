@@ -67,7 +67,7 @@ def read_talks() -> list[list[dict[str, str]]]:
 
 def prepare(folder: Path) -> None:
     """The rows, and the checkpoint as an ordinary folder."""
-    from hf_sft.checkpoint import Checkpoint, find_checkpoint
+    from hf_sft.models.checkpoint import Checkpoint, find_checkpoint
 
     rows = [json.dumps({"messages": talk[:2]}) for talk in read_talks()[:PAIRS]]
     (folder / "rows.jsonl").write_text("\n".join(rows))

@@ -57,8 +57,8 @@ def recipe_of(given: Any, folder: str, method: str = "full") -> dict[str, Any]:
 
 
 def train_ours(given: Any, folder: str) -> dict[str, float]:
-    from hf_sft.fitting import fit
-    from hf_sft.runs import as_recipe, prepare
+    from hf_sft.runs.prepare import as_recipe, prepare
+    from hf_sft.trainer.fit import fit
 
     prepared, watch = prepare(as_recipe(recipe_of(given, folder, given.method))), Watch(given.batch_size)
     (phase,) = prepared.phases
@@ -78,8 +78,8 @@ def train_plain(given: Any, folder: str) -> dict[str, float]:
         TrainingArguments,
     )
 
-    from hf_sft.checkpoint import Checkpoint, find_checkpoint
-    from hf_sft.training import Training, resolve_machine
+    from hf_sft.config.training import Training, resolve_machine
+    from hf_sft.models.checkpoint import Checkpoint, find_checkpoint
 
     where = str(find_checkpoint(Checkpoint(checkpoint=CHECKPOINT)))
     tokenizer: Any = AutoTokenizer.from_pretrained(where)

@@ -43,14 +43,14 @@ def main() -> None:
 
 
 def get_ready(given: Any) -> Any:
-    from hf_sft.runs import as_recipe, prepare
+    from hf_sft.runs.prepare import as_recipe, prepare
 
     asked = [f"training.num_train_epochs={given.epochs}", "training.eval_strategy=no", "training.disable_tqdm=true"]
     return prepare(as_recipe(given.recipe, [*given.overrides, *asked]))
 
 
 def train_ours(given: Any) -> dict[str, float]:
-    from hf_sft.fitting import fit_phases
+    from hf_sft.trainer.fit import fit_phases
 
     def seconds() -> float:
         start = time.perf_counter()
@@ -67,7 +67,7 @@ def train_ours(given: Any) -> dict[str, float]:
 def pass_once(given: Any) -> dict[str, float]:
     import torch
 
-    from hf_sft.batching import cut_step, to_device
+    from hf_sft.data.examples import cut_step, to_device
 
     start = time.perf_counter()
     prepared = get_ready(given)

@@ -19,9 +19,9 @@ def main() -> None:
     asked.add_argument("overrides", nargs="*")
     given = asked.parse_intermixed_args()
 
-    from hf_sft.features import store_features
-    from hf_sft.fitting import fit_phases
-    from hf_sft.runs import as_recipe, prepare
+    from hf_sft.frozen.features import store_features
+    from hf_sft.runs.prepare import as_recipe, prepare
+    from hf_sft.trainer.fit import fit_phases
 
     prepared = prepare(as_recipe(given.recipe, [*given.overrides, "training.disable_tqdm=true"]))
     stored: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def accuracy(prepared: Any, model: Any, labels: np.ndarray) -> float:
-    from hf_sft.evaluation import run_blocks
+    from hf_sft.evaluation.evaluate import run_blocks
 
     ran = run_blocks(model, prepared.examples["test"].blocks(), prepared.splits.task.keep, prepared.machine)
     logits = np.concatenate([np.stack([row[0] for row in kept]) for _, kept in ran])

@@ -35,8 +35,8 @@ def main() -> None:
 def run_ours(given: Any, folder: str) -> dict[str, float]:
     from transformers import TrainerCallback
 
-    from hf_sft.fitting import fit
-    from hf_sft.runs import as_recipe, prepare
+    from hf_sft.runs.prepare import as_recipe, prepare
+    from hf_sft.trainer.fit import fit
 
     inside: list[float] = []
 
@@ -61,9 +61,9 @@ def run_bare(given: Any, folder: str) -> dict[str, float]:
     import torch
     from torch.nn import functional
 
-    from hf_sft.batching import StepSampler
-    from hf_sft.dropout import CpuDropout
-    from hf_sft.runs import as_recipe, prepare
+    from hf_sft.data.examples import StepSampler
+    from hf_sft.runs.prepare import as_recipe, prepare
+    from hf_sft.trainer.speedups.cpu_dropout import CpuDropout
 
     prepared = prepare(as_recipe(recipe_of(given, folder)))
     model, machine, train = prepared.loaded.model, prepared.machine, prepared.examples["train"]

@@ -57,8 +57,8 @@ def get_ready(given: Any, folder: str, method: str) -> Any:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 
-    from hf_sft.checkpoint import Checkpoint, find_checkpoint
-    from hf_sft.runs import as_recipe, prepare
+    from hf_sft.models.checkpoint import Checkpoint, find_checkpoint
+    from hf_sft.runs.prepare import as_recipe, prepare
 
     recipe = recipe_of(given, folder, method)
     if given.size == "base":
@@ -71,8 +71,8 @@ def get_ready(given: Any, folder: str, method: str) -> Any:
 
 
 def train(given: Any, folder: str) -> dict[str, float]:
-    import hf_sft.workflow  # noqa: F401
-    from hf_sft.fitting import fit_phases
+    import hf_sft.runs.train  # noqa: F401
+    from hf_sft.trainer.fit import fit_phases
 
     before = resident()
     if given.side == "head_only_again":
@@ -87,8 +87,8 @@ def train(given: Any, folder: str) -> dict[str, float]:
 def evaluate(given: Any, folder: str) -> dict[str, float]:
     from datasets import concatenate_datasets
 
-    from hf_sft.encoding import encode_blocks
-    from hf_sft.evaluation import EvaluationPlan, evaluate_blocks, run_blocks
+    from hf_sft.data.encoding import encode_blocks
+    from hf_sft.evaluation.evaluate import EvaluationPlan, evaluate_blocks, run_blocks
 
     prepared = get_ready(argparse.Namespace(**{**vars(given), "size": "minilm"}), folder, "full")
     rows, task, labels = prepared.splits.rows["train"].select(range(8_000)), prepared.splits.task, prepared.splits.labels

@@ -277,7 +277,7 @@ def preload() -> None:
     """Import all that the package and its tests import, but neither of them."""
     listing = "import sys, importlib, pathlib\n"
     listing += "for p in sorted(pathlib.Path('tests').glob('test_*.py')): importlib.import_module(f'tests.{p.stem}')\n"
-    listing += "import hf_sft.cli, hf_sft.workflow, hf_sft.plots\nprint('\\n'.join(sys.modules))"
+    listing += "import hf_sft.cli, hf_sft.runs.train, hf_sft.reports.plots\nprint('\\n'.join(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", listing], cwd=ROOT, env=environment, capture_output=True, text=True, check=True

@@ -29,8 +29,8 @@ def main() -> None:
 
 def report(method: str, given: Any, folder: str) -> None:
     import hf_sft
-    from hf_sft import checkpoints
-    from hf_sft.resuming import ResumableTrainer
+    from hf_sft.storage import checkpoint_files as checkpoints
+    from hf_sft.trainer.resumable_trainer import ResumableTrainer
 
     seconds: list[float] = []
     sizes: list[int] = []

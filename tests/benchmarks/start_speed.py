@@ -26,7 +26,8 @@ imports = cli.quick_imports
 def watched():
     with imports():
         yield
-    from hf_sft import runs, trainer
+    from hf_sft.runs import prepare as runs
+    from hf_sft.trainer import step_trainer as trainer
     encode = runs.encode_splits
     def timed(*given):
         start = time.perf_counter()
@@ -44,9 +45,9 @@ cli.main()
 """
 ONLY_IMPORTS = """
 import time
-from hf_sft.imports import quick_imports
+from hf_sft.storage.imports import quick_imports
 with quick_imports():
-    import hf_sft.workflow
+    import hf_sft.runs.train
 print('first step', time.time())
 """
 

@@ -86,8 +86,8 @@ def goes_on(recipe: Any, output: Path, wanted: Any, name: str) -> bool:
 
 
 def ask(names: list[str], recipes: Any, unstopped: Any, long: Any, root: Path, drawn: random.Random) -> None:
-    from hf_sft.run_folder import newest_kept
-    from hf_sft.whole import is_whole
+    from hf_sft.storage.atomic_folder import is_whole
+    from hf_sft.storage.run_folder import newest_kept
 
     found: Counter[str] = Counter()
     for number, name in enumerate(names):

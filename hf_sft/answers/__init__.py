@@ -1,0 +1,1 @@
+"""What an answer can be: classes, numbers, choices, likelihoods, spans, tags, texts."""

@@ -1,0 +1,1 @@
+"""The `training` block, and what a process is set to."""

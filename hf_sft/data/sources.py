@@ -1,0 +1,419 @@
+"""The `data` block: where rows come from, and how files become rows."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, DatasetDict, Features, LargeList, List, Value, load_dataset, load_from_disk
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from pydantic import Field
+
+from hf_sft.block import Block
+from hf_sft.data.conll_files import read_conll
+from hf_sft.data.csv_files import CsvFormat, find_delimiter, open_text, read_csv, read_header
+from hf_sft.data.data_files import exists, files_in, is_label, kind_of, label_folders, list_files, locate_files, suffix_of
+from hf_sft.data.squad_files import read_squad
+from hf_sft.errors import DataError, first_line, list_few
+from hf_sft.storage.cache import require_writable
+from hf_sft.storage.package_paths import absolute, locate, path_of
+from hf_sft.storage.revisions import find_commit
+
+FILES = ("csv", "json", "parquet", "arrow", "text", "conll")
+FOLDERS = ("textfolder", "imagefolder")
+REPLACED = 0.01
+"""The largest share of rows in which letters may be lost to a wrong encoding."""
+
+INTEGER, NUMBER = r"-?(0|[1-9]\d{0,17})", r"-?(0|[1-9]\d{0,14})(\.\d+)?([eE][-+]?\d+)?"
+"""Cells that are numbers and nothing else: `01` is written otherwise than 1, and a number holds no more digits than these."""
+
+
+class DataSource(Block):
+    """Where the rows come from, and which of them are for training, for choosing, and for the score."""
+
+    dataset: str
+    """A Hub id; a file; csv, json, parquet, arrow, text or conll with `data_files`; textfolder or imagefolder with `data_dir`;
+    a folder of such files, of the Hub's, or of save_to_disk."""
+    config: str | None = None
+    """The configuration of a Hub data set, like mrpc of nyu-mll/glue."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub data set."""
+    data_files: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
+    """Files, or files by split; package:NAME/PATH finds them in an installed package."""
+    data_dir: str | None = None
+    """A folder; for textfolder and imagefolder one with a sub-folder per label; package:NAME/PATH too."""
+    encoding: str | None = None
+    """Of text files; utf-8 when not given. What can't be read is replaced by U+FFFD, counted, and refused above 1% of rows."""
+    sample_by: Literal["line", "paragraph", "document"] | None = None
+    """Of files of text: what a row is; a line when not given."""
+    delimiter: str | None = None
+    """Between the cells of a csv; when not given a comma, semicolon, tab or |: by which the header has the task's columns."""
+    quoting: bool | None = None
+    """Whether quotation marks enclose cells of a csv; when not given: yes, but for .tsv, and refused where both may be."""
+    label_delimiter: str | None = None
+    """Between the classes of a cell that holds several, like | in bug|login."""
+    splits: dict[Literal["train", "validation", "test"], str | float] = Field(default_factory=dict)
+    """By split: a name, a `datasets` slice like train[:80%], or a fraction of train (0.1 or 10%). Without an entry: the
+    split of that name, or 0.1 of train."""
+    group: str | None = None
+    """A column whose equal values never stand on two sides of a made split."""
+    stratify: str | None = None
+    """A column whose values made splits share evenly; the label, where a row has one class, when not given. A recipe without
+    labels makes the same splits by it as one that has them."""
+    keep: str | None = None
+    """A column of booleans, or of 0 and 1; rows where it is false are left out."""
+    drop_invalid: bool = False
+    """Leave out rows that can't be learned from, counted in the report, instead of refusing them."""
+    rows: int | None = Field(default=None, ge=1)
+    """Train on this many rows; a smaller number draws a subset of a larger one's rows."""
+    rows_per_label: int | None = Field(default=None, ge=1)
+    """Train on this many rows of each class; nested like `rows`."""
+    seed: int = Field(default=0, ge=0)
+    """Draws made splits and subsets; apart from the recipe's `seed`, so that runs by other seeds share their test rows."""
+
+    def seen_from(self, folder: Path) -> "DataSource":
+        """Paths that lead nowhere from where one stands, but somewhere from a recipe's folder, as seen from there."""
+
+        def seen(path: str) -> str:
+            if path.startswith("~") or exists(path) or not exists(str(folder / path)):
+                return path
+            return str(folder / path)
+
+        return self._with_paths(seen)
+
+    def absolute(self) -> "DataSource":
+        """The same with absolute paths: found from wherever one stands. What the Hub has keeps its name."""
+        if self.dataset not in (*FILES, *FOLDERS) and not path_of(self.dataset).exists():
+            return self
+        return self._with_paths(lambda path: absolute(path) if exists(path) else path)
+
+    def _with_paths(self, change: Callable[[str], str]) -> "DataSource":
+        """With every relative path changed, and none of a URL or a package."""
+
+        def changed(path: Any) -> Any:
+            if isinstance(path, dict):
+                return {name: changed(each) for name, each in path.items()}
+            if isinstance(path, tuple):
+                return tuple(changed(each) for each in path)
+            return path if not isinstance(path, str) or ":" in path or Path(path).is_absolute() else change(path)
+
+        where = {name: changed(getattr(self, name)) for name in ("data_files", "data_dir")}
+        if self.dataset not in FILES:
+            where["dataset"] = changed(self.dataset)
+        return self.model_copy(update=where)
+
+
+def load_source(
+    source: DataSource, texts: Iterable[str], notes: list[str], read: Iterable[str] | None = None
+) -> tuple[dict[str, Dataset], DataSource]:
+    """All splits that a source brings, by name; and the source with what was found out about it.
+
+    The columns `texts` of a csv stay text whatever they hold; of the others those that are `read` (all by default) become
+    numbers where they hold such. Raises `DataError`.
+    """
+    source = _name_kind(source)
+    try:
+        folder = path_of(locate(source.data_dir)) if source.data_dir else None
+    except LookupError as error:
+        raise DataError(error.args[0]) from None
+    if folder is not None and not folder.is_dir() and (source.dataset in FILES or source.dataset in FOLDERS):
+        raise DataError(f"`data.data_dir`: there is no folder `{source.data_dir}`.")
+    try:
+        if source.dataset == "textfolder":
+            return _load_textfolder(source, folder, notes), source
+        if source.dataset not in FILES and (path := path_of(source.dataset)).is_dir():
+            if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+                saved = load_from_disk(str(path))
+                saved = saved if isinstance(saved, DatasetDict) else {"train": saved}
+                return {str(name): _without_views(rows) for name, rows in saved.items()}, source
+            if not _has_configs(path):
+                kind = suffix_of(list_files(path))
+                if kind is None:
+                    raise DataError(
+                        f"`data.dataset`: folder `{source.dataset}` holds no data set: no {', '.join(FILES)} file."
+                    )
+                source = source.model_copy(update={"dataset": kind, "data_dir": source.dataset})
+                folder = path
+        if source.dataset in FILES and not (source.data_files or folder):
+            raise DataError(f"`data.dataset: {source.dataset}` needs `data.data_files`: a file, or files by split.")
+        if source.sample_by is not None and source.dataset != "text":
+            raise DataError(f"`data.sample_by` goes with files of text; `{source.dataset}` has rows of its own.")
+        files = _list_files(source, folder, notes)
+        if source.dataset == "csv":
+            source = _find_delimiter(source, files, [*texts], notes)
+            written = CsvFormat(source.delimiter or ",", source.quoting, source.encoding)
+            brought = {name: read_csv(paths, written, source.drop_invalid, notes) for name, paths in files.items()}
+            brought = _find_numbers(brought, set(texts), None if read is None else set(read))
+        elif source.dataset == "conll":
+            brought = {name: read_conll(paths, source.encoding) for name, paths in files.items()}
+        elif source.dataset == "json" and (found := _read_squad(source, files)):
+            brought = found
+        else:
+            source, brought = _load(source, files, folder)
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, OfflineModeIsEnabled, HfHubHTTPError) as error:
+        raise DataError(_explain_missing(source, error)) from error
+    except (DatasetsError, ValueError, RuntimeError, OSError, pa.ArrowInvalid) as error:
+        require_writable(error)
+        raise DataError(_explain_unreadable(source, error)) from error
+    for name, rows in brought.items():
+        if source.dataset in ("csv", "json", "text", "conll"):
+            _count_replaced(rows, name, source, notes)
+    return brought, source
+
+
+def _list_files(source: DataSource, folder: Path | None, notes: list[str]) -> Any:
+    """The files by split of a source that is made of files; None for others."""
+    if source.data_files is not None:
+        return locate_files(source.data_files)
+    if folder is not None and source.dataset in FILES:
+        return files_in(folder, source.dataset, notes)
+    if folder is not None and source.dataset == "imagefolder":
+        return _list_pictures(folder, notes)
+    return None
+
+
+def _read_squad(source: DataSource, files: dict[str, list[str]]) -> dict[str, Dataset] | None:
+    found = {name: read_squad(paths, source.encoding) for name, paths in files.items()}
+    return {name: rows for name, rows in found.items() if rows is not None} if None not in found.values() else None
+
+
+def _load(source: DataSource, files: Any, folder: Path | None) -> tuple[DataSource, dict[str, Dataset]]:
+    """What `datasets` reads."""
+    options: dict[str, Any] = {"encoding": source.encoding} if source.encoding else {}
+    if source.dataset in ("json", "text") and source.encoding:
+        options["encoding_errors"] = "replace"
+    if source.dataset == "json" and (source.encoding or "utf-8").lower() == "utf-8":
+        options["encoding"] = "utf8"  # by that name it is decoded, and what is no UTF-8 is found (datasets 5.2)
+    if source.sample_by is not None:
+        options["sample_by"] = source.sample_by
+    source = _pin(source)
+    below = None if files or folder is None else str(folder)
+    loaded: Any = load_dataset(
+        source.dataset, source.config, data_files=files, data_dir=below, revision=source.revision, **options
+    )
+    brought = {str(name): _without_views(rows) for name, rows in loaded.items()}
+    if source.dataset == "json":
+        brought = {name: _as_written(rows, files[name], source) for name, rows in brought.items()}
+    return source, brought
+
+
+def _without_views(rows: Dataset) -> Dataset:
+    """The rows with Arrow's views of texts as texts, which `datasets` and pyarrow handle everywhere (datasets 5.2)."""
+    features = {name: _without_view(feature) for name, feature in rows.features.items()}
+    return rows if features == {**rows.features} else rows.cast(Features(features))
+
+
+def _without_view(feature: Any) -> Any:
+    if isinstance(feature, dict):
+        return {name: _without_view(each) for name, each in feature.items()}
+    if isinstance(feature, List | LargeList):
+        inner = _without_view(feature.feature)
+        return feature if inner == feature.feature else type(feature)(inner)
+    if isinstance(feature, Value) and feature.dtype.endswith("_view"):
+        return Value(feature.dtype.removesuffix("_view"))
+    return feature
+
+
+def _as_written(rows: Dataset, paths: list[str], source: DataSource) -> Dataset:
+    """JSON knows no dates: texts that pyarrow took for dates or times are read again as what they are."""
+    dated = [name for name, feature in rows.features.items() if _holds_dates(feature)]
+    if not dated:
+        return rows
+    records: list[Any] = []
+    for path in paths:
+        with open_text(path, source.encoding) as file:
+            content: str = file.read()
+        first = content.lstrip()[:1]
+        records += json.loads(content) if first == "[" else [json.loads(line) for line in content.split("\n") if line.strip()]
+    beside = Dataset.from_dict({name: [record.get(name) for record in records] for name in dated})
+    for name in dated:
+        add: Any = Dataset.add_column  # a decorator hides what it takes
+        rows = add(rows.remove_columns(name), name, beside[name][:], feature=beside.features[name])
+    return rows
+
+
+def _holds_dates(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return any(map(_holds_dates, feature.values()))
+    if isinstance(feature, List | LargeList):
+        return _holds_dates(feature.feature)
+    return isinstance(feature, Value) and feature.dtype.startswith(("timestamp", "date", "time", "duration"))
+
+
+def _count_replaced(rows: Dataset, split: str, source: DataSource, notes: list[str]) -> None:
+    """Note, or refuse, rows with U+FFFD, the sign of a letter that could not be read."""
+    lost: set[int] = set()
+    for name, feature in rows.features.items():
+        if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+            compute: Any = pc  # its functions are made when it is imported
+            found = compute.match_substring(rows.data.table[name], "\ufffd")
+            lost |= set(compute.indices_nonzero(compute.fill_null(found, False)).to_pylist())
+        elif source.encoding and not isinstance(feature, Value | ClassLabel):
+            lost |= {
+                i for i, cell in enumerate(rows[name][:]) if "\ufffd" in json.dumps(cell, ensure_ascii=False, default=str)
+            }
+    if lost and source.encoding:
+        _refuse_replaced(f"rows of split `{split}`", sorted(lost), len(rows), source.encoding, notes)
+    elif lost:
+        notes.append(
+            f"{len(lost)} row(s) of split `{split}` hold U+FFFD, a letter that was lost before ({list_few(sorted(lost))})."
+        )
+
+
+def _refuse_replaced(what: str, lost: list[Any], count: int, encoding: str, notes: list[str]) -> None:
+    """Note rows or files that are not of an encoding. Raises `DataError` for more than a few."""
+    message = f"{len(lost)} of {count} {what} are not {encoding}: what can't be read is U+FFFD ({list_few(lost)})."
+    if len(lost) > REPLACED * count:
+        raise DataError(
+            f"{message}\n  Expected {REPLACED:.0%} at most.  Name the files' encoding (`data.encoding`): utf-8, cp1252 …"
+        )
+    notes.append(message)
+
+
+def _has_configs(folder: Path) -> bool:
+    """Whether a folder is a data set of the Hub whose card says which files it has."""
+    card = folder / "README.md"
+    return card.is_file() and bool(re.match(r"---\n(.*\n)*?configs:", card.read_text(encoding="utf-8", errors="replace")))
+
+
+def folder_of(source: DataSource) -> Path:
+    """The folder in which the data lies, for paths that the rows hold; where one stands if it is not here."""
+    source = _name_kind(source)
+    named = source.data_dir or source.data_files or source.dataset
+    while not isinstance(named, str):
+        named = next(iter(named.values())) if isinstance(named, dict) else named[0]
+    path = path_of(locate(named))
+    return path if path.is_dir() else path.parent
+
+
+def _name_kind(source: DataSource) -> DataSource:
+    """`dataset: file.csv` is a csv with that file."""
+    kind = kind_of(source.dataset)
+    if kind is None or Path(source.dataset).is_dir() or source.data_files or source.data_dir:
+        return source
+    return source.model_copy(update={"dataset": kind, "data_files": source.dataset})
+
+
+def _pin(source: DataSource) -> DataSource:
+    """A Hub data set with the commit that its revision stands for now; as it was, where the Hub can't be asked."""
+    if source.dataset in FILES or source.data_files or source.data_dir:
+        return source
+    return source.model_copy(update={"revision": find_commit(source.dataset, source.revision, "dataset")})
+
+
+def _find_delimiter(source: DataSource, files: dict[str, list[str]], wanted: list[str], notes: list[str]) -> DataSource:
+    first = next(iter(files.values()))[0]
+    usual = source.delimiter or ("\t" if ".tsv" in Path(first).name.lower() else None)
+    written = CsvFormat(source.delimiter or ",", source.quoting, source.encoding)
+    delimiter = find_delimiter(first, written, wanted, usual)
+    if delimiter != (usual or ","):
+        header = read_header(first, replace(written, delimiter=delimiter))
+        notes.append(f"the csv's cells stand between {delimiter!r}: its columns are {', '.join(header)}.")
+    return source.model_copy(update={"delimiter": None if delimiter == "," else delimiter})
+
+
+def _find_numbers(brought: dict[str, Dataset], texts: set[str], read: set[str] | None) -> dict[str, Dataset]:
+    """Columns all of whose cells, in all splits, are numbers (or true and false) become such."""
+    kinds: dict[str, str] = {}
+    compute: Any = pc  # its functions are made when it is imported
+    columns = [
+        each for each in next(iter(brought.values())).column_names if each not in texts and (read is None or each in read)
+    ]
+    for column in columns:
+        cells = [rows.data.table[column] for rows in brought.values() if column in rows.column_names]
+        for kind, pattern in (("int64", INTEGER), ("float64", NUMBER), ("bool", "(?i:true|false)")):
+            found = [compute.match_substring_regex(each, f"^({pattern})$") for each in cells]
+            fits = [compute.all(each).as_py() is not False for each in found]
+            if all(fits) and any(each.null_count < len(each) for each in cells):
+                kinds[column] = kind
+                break
+    return {name: _cast(rows, kinds) for name, rows in brought.items()}
+
+
+def _cast(rows: Dataset, kinds: dict[str, str]) -> Dataset:
+    found = {column: Value(kind) for column, kind in kinds.items() if column in rows.column_names}
+    return rows.cast(Features({**rows.features, **found})) if found else rows
+
+
+def _explain_missing(source: DataSource, error: Exception) -> str:
+    where = source.dataset if source.dataset not in FILES else f"{source.dataset} of {source.data_files or source.data_dir}"
+    at = f" at revision `{source.revision}`" if source.revision else ""
+    return (
+        f"data set `{where}`{at} can't be had: {first_line(error)}\n"
+        "  Expected a Hub id (online, or in the cache), a file, one of csv, json, parquet, arrow, text,\n"
+        "  conll with `data.data_files`, textfolder or imagefolder with `data.data_dir`, or a folder of such files."
+    )
+
+
+def _explain_unreadable(source: DataSource, error: Exception) -> str:
+    if "BuilderConfig" in str(error) or "Config name is missing" in str(error):
+        return f"data set `{source.dataset}`: {first_line(error)}\n  Name one of its configurations in `data.config`."
+    if "scripts are no longer supported" in str(error):
+        return (
+            f"data set `{source.dataset}` is a script, which `datasets` no longer runs.\n"
+            "  Use a Parquet twin of it: most have one on the Hub, or under its revision `refs/convert/parquet`."
+        )
+    cause = error.__cause__ or error
+    where = f"data set `{source.dataset}` (of {source.data_files})" if source.data_files else f"data set `{source.dataset}`"
+    if "corresponds to no data" in str(cause):
+        return f"{where} holds no rows."
+    if mixed := re.search(r"Column\(/?([^)/]*)\) (?:was|changed) .*", str(cause)):
+        return (
+            f"{where}: column `{mixed[1]}` holds values of several types ({first_line(cause)}).\n"
+            "  Expected one: write all of them as text, or all as numbers, or all as lists."
+        )
+    return f"{where} can't be read: {first_line(cause)}\n  Check the file's format and `data.encoding`."
+
+
+def _load_textfolder(source: DataSource, top: Path | None, notes: list[str]) -> dict[str, Dataset]:
+    """One file per row, in one folder per label; below folders named as splits, if they hold such."""
+    if top is None:
+        raise DataError("`data.dataset: textfolder` needs `data.data_dir`: a folder with one sub-folder per label.")
+    parts = _find_parts(top, notes)
+    names = sorted({folder.name for part in parts.values() for folder in part.iterdir() if is_label(folder)})
+    if not names:
+        raise DataError(f"`{source.data_dir}` has no sub-folders.  Expected one per label, with a text file per row in it.")
+    features = Features(text=Value("string"), label=ClassLabel(names=names), file=Value("string"))
+    splits, replaced, count = {}, [], 0
+    for split, part in parts.items():
+        files = sorted(path for name in names if (part / name).is_dir() for path in (part / name).iterdir() if path.is_file())
+        files = [path for path in files if not path.name.startswith((".", "__"))]
+        texts = [path.read_text(encoding=source.encoding or "utf-8", errors="replace") for path in files]
+        columns = {"text": texts, "label": [path.parent.name for path in files]}
+        columns["file"] = [path.relative_to(top).as_posix() for path in files]
+        replaced += [name for name, text in zip(columns["file"], texts, strict=True) if "\ufffd" in text]
+        count += len(files)
+        splits[split] = Dataset.from_dict(columns, features=features)
+    if replaced:
+        _refuse_replaced("files", replaced, count, source.encoding or "utf-8", notes)
+    return splits
+
+
+def _find_parts(top: Path, notes: list[str]) -> dict[str, Path]:
+    """The folders of classes by split; in `notes` what is left out."""
+    parts = label_folders(top)
+    if top not in parts.values():
+        out = [each.name for each in sorted(top.iterdir()) if is_label(each) and each not in parts.values()]
+        if out:
+            notes.append(f"`{top}` holds the splits {', '.join(parts)}; {len(out)} folder(s) left out: {list_few(out)}.")
+    return parts
+
+
+def _list_pictures(top: Path, notes: list[str]) -> dict[str, list[str]]:
+    """The files of an imagefolder by split: those in folders of classes, or all where there are none."""
+    by_split = {}
+    for split, part in _find_parts(top, notes).items():
+        files = list_files(part)
+        inside = [path for path in files if path.parent != part]
+        if inside and (
+            apart := [path.name for path in files if path.parent == part and not path.name.startswith("metadata.")]
+        ):
+            notes.append(f"`{part}` holds folders of classes; {len(apart)} file(s) beside them left out: {list_few(apart)}.")
+            files = [path for path in files if path.name not in apart or path.parent != part]
+        by_split[split] = [str(path) for path in files]
+    return by_split

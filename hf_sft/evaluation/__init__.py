@@ -1,0 +1,1 @@
+"""From rows to answers, scores and their intervals."""

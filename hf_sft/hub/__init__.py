@@ -1,0 +1,1 @@
+"""Everything that writes to the Hub: publishing, checkpoints while training, retries."""

@@ -1,0 +1,247 @@
+"""A run before its first step, and a run that is finished."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+
+from hf_sft.config.training import Machine, resolve_machine
+from hf_sft.data.encoding import encode_splits, read_examples
+from hf_sft.data.examples import Examples
+from hf_sft.data.splits import Splits, load_splits
+from hf_sft.errors import CheckpointError, RecipeError
+from hf_sft.evaluation.evaluate import Kept, Write, measure_blocks, needs_texts, run_blocks, writer
+from hf_sft.methods import Phase
+from hf_sft.metrics import FOREIGN
+from hf_sft.models.checkpoint import Checkpoint, hash_weights, pin
+from hf_sft.models.loaded_model import LoadedModel
+from hf_sft.models.loading import is_adapter, load_model, load_processor
+from hf_sft.models.new_tokenizer import NewTokenizer, trained_tokenizer
+from hf_sft.models.unused import find_untrained_tokens, find_unused
+from hf_sft.recipe.recipe import Recipe, load_recipe, read_recipe
+from hf_sft.redaction import for_terminal
+from hf_sft.runs.seen_inputs import mark_known
+from hf_sft.storage.foreign_code import HOW
+from hf_sft.storage.package_paths import path_of
+from hf_sft.storage.run_folder import LOGS, RECIPE, read_facts, read_record
+from hf_sft.tasks import Labels, Task
+from hf_sft.trainer.step_trainer import Asked, Setting
+
+RecipeLike: TypeAlias = Recipe | dict[str, Any] | str | Path
+"""A recipe, a dict as YAML would give it, or a file."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a recipe stands for, before the first step."""
+
+    given: Recipe
+    """As the caller has given it."""
+    recipe: Recipe
+    """Resolved: every default filled in, with the commits of checkpoint and data set."""
+    splits: Splits
+    processor: Any
+    examples: dict[str, Examples]
+    loaded: LoadedModel
+    machine: Machine
+    phases: tuple[Phase, ...]
+    changes: tuple[dict[str, Any], ...] = ()
+    """Where it was resumed with another recipe: `after` which checkpoint, and what had `changed`."""
+    record: dict[str, Any] | None = None
+    """The run's record with the newest of these changes, to be written when the first step is about to be taken."""
+
+    @property
+    def asked(self) -> Asked:
+        """What a training asks of the task and of the evaluation plan."""
+        task, labels, plan = self.splits.task, self.splits.labels, self.recipe.evaluation
+
+        def score(ran: Iterable[tuple[Dataset, Kept]]) -> dict[str, float]:
+            return measure_blocks(ran, task, labels, plan.while_training(task))
+
+        def read(rows: Dataset) -> Examples:
+            return read_examples(rows, task, labels, self.processor)
+
+        best = plan.choose_by(task)
+        write = self.write if needs_texts(best[0], task) else None
+        return Asked(task.items, task.keep, score, read, best, write)
+
+    @property
+    def write(self) -> Write | None:
+        """The model's own texts, where the task's answers are such."""
+        return writer(self.splits.task, self.processor, self.machine)
+
+    def run(self, model: nn.Module, split: str) -> Iterator[tuple[Dataset, Kept]]:
+        """The model on a split, as the task is measured in the end: with its own texts, where answers are such."""
+        return run_blocks(model, self.examples[split].blocks(), self.splits.task.keep, self.machine, self.write)
+
+    def tuned(self, model: nn.Module) -> "Prepared":
+        """With what the task chooses on validation for a trained model."""
+        task, labels = self.splits.task, self.splits.labels
+        chosen, said = task.tune(run_blocks(model, self.examples["validation"].blocks(), task.keep, self.machine), labels)
+        splits = replace(self.splits, task=chosen, notes=(*self.splits.notes, *said))
+        return replace(self, recipe=self.recipe.model_copy(update={"task": chosen}), splits=splits)
+
+    def setting(self, folder: Path, phase: int = 0, **others: Any) -> Setting:
+        """Where a phase runs: each has a folder below `folder` and a seed of its own. `others` are fields of `Setting`."""
+        seed, tracked = self.recipe.seed + 1_000_000 * phase, self.recipe.training.report_to not in ("none", ("none",), ())
+        logs = folder.parent / LOGS / str(phase) if tracked else None
+        return Setting(self.machine, self.processor, folder / str(phase), seed, **{"logs": logs, **others})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read back: what it takes to answer."""
+
+    folder: Path
+    recipe: Recipe
+    facts: dict[str, Any]
+    """Its report.json."""
+    task: Task
+    labels: Labels | None
+    processor: Any
+    model: Any
+    machine: Machine
+
+
+def as_recipe(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Recipe:
+    """A recipe from a file or a dict with overrides, or as it is.
+
+    Code that hf_sft does not bring (a checkpoint's, a metric's, a task's) runs only when the recipe and the caller both ask
+    for it.
+    """
+    if isinstance(recipe, dict):
+        recipe = read_recipe(recipe, overrides, trust_remote_code)
+    elif not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides, trust_remote_code)
+    elif overrides:
+        raise RecipeError("overrides go with a recipe file; a Recipe is changed with `model_copy(update=…)`.")
+    plan = recipe.evaluation
+    foreign = [name for name in (*(plan.metrics or ()), plan.best) if name and name.startswith(FOREIGN)]
+    if foreign and not trust_remote_code:
+        raise RecipeError(f"the metric `{foreign[0]}` is code, which the recipe alone can't have run.\n  {HOW}")
+    if recipe.model.trust_remote_code and not trust_remote_code:
+        raise RecipeError(
+            f"`model.trust_remote_code` is true in the recipe, which is not enough to run a checkpoint's own code.\n  {HOW}"
+        )
+    return recipe
+
+
+def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None] | None = None) -> Prepared:
+    """Data, processor, examples (of all rows, or of the first `rows` of each split), model, phases. Writes only caches.
+
+    What the person waiting should know goes to `tell` at once; to standard error when there is no `tell`.
+    """
+    tell, given = tell or say, recipe
+    _require_adapter_that_fits(recipe)
+    machine, recipe = resolve_machine(recipe.training), recipe.model_copy(update={"model": pin(recipe.model)})
+    splits = mark_known(load_splits(recipe.data, recipe.task), recipe.model)
+    recipe.evaluation.names(splits.task)  # refuses metrics that don't fit before the long part begins
+    asked, inferred = recipe.task.model_dump(), splits.task.model_dump()
+    read = [f"{name}: {value}, from the data" for name, value in inferred.items() if value != asked[name]]
+    for note in (*read, *splits.notes):
+        tell(note)
+    most = getattr(splits.task, "max_length", None)
+    trained, train = None, splits.rows["train"]
+    if isinstance(recipe.model.tokenizer, NewTokenizer):
+        trained = trained_tokenizer(recipe.model.tokenizer, lambda: splits.task.texts(train), splits.fingerprints["train"])
+    processor = load_processor(recipe.model, most, splits.task.auto_processor, trained)
+    if most and (positions := processor.model_max_length) < most:
+        if "max_length" in recipe.task.model_fields_set:
+            taken = f"`{recipe.model.name}` takes {positions} tokens"
+            raise RecipeError(f"`task.max_length` is {most}, but {taken}.  Lower it, or leave it out: then it is that many.")
+        splits = replace(splits, task=splits.task.model_copy(update={"max_length": positions}))
+    set_seed(recipe.seed)
+    loaded = load_model(recipe.model, splits.task, splits.labels, processor)
+    able, said = splits.task.probe(loaded.model, processor)
+    splits, loaded = replace(splits, task=able), replace(loaded, notes=(*loaded.notes, *said))
+    examples = encode_splits(splits, processor, rows)
+    unused, told = find_unused(loaded, examples["train"], able.items)
+    untrained = find_untrained_tokens(loaded, able.control_tokens(processor))
+    untrained = tuple(sorted({*loaded.untrained_tokens, *untrained}))
+    loaded = replace(loaded, unused=unused, untrained_tokens=untrained, notes=(*loaded.notes, *told))
+    loaded = recipe.method.reshape(loaded, recipe.model, examples["train"], able.items)
+    for note in loaded.notes:
+        tell(note)
+    if loaded.new:
+        tell(f"new, since the checkpoint does not bring it: {', '.join(loaded.new)}")
+    phases = recipe.method.phases(splits.task, recipe.training, len(train))
+    shares, wanted = {phase.name: phase.training.max_steps for phase in phases}, recipe.training.max_steps
+    if len(shares) > 1 and wanted == sum(shares.values()):
+        listed = ", ".join(f"{steps:,} for phase {name}" for name, steps in shares.items())
+        note = f"`training.max_steps: {wanted}` is shared between the phases: {listed}."
+        loaded = replace(loaded, notes=(*loaded.notes, note))
+        tell(note)
+    for aid in recipe.aids:
+        phases = tuple(aid.apply(phase, splits.task, splits.rows["train"]) for phase in phases)
+    resolved = {"data": splits.source, "task": splits.task, "training": phases[-1].training}
+    if wanted > 0:  # shared out again when the recipe is run again
+        resolved["training"] = phases[-1].training.model_copy(update={"max_steps": wanted})
+    return Prepared(given, recipe.model_copy(update=resolved), splits, processor, examples, loaded, machine, phases)
+
+
+def _require_adapter_that_fits(recipe: Recipe) -> None:
+    """Raises `RecipeError` when what the method saves does not go with what the checkpoint is."""
+    merged = getattr(recipe.method, "merge", True)
+    if recipe.model.load_in_4bit and merged:
+        raise RecipeError(
+            "`model.load_in_4bit`: weights in 4 bits can neither move nor take updates in.\n"
+            "  Use `method: {type: lora, merge: false}`."
+        )
+    if recipe.model.add_tokens and not merged:
+        raise RecipeError("`model.add_tokens` changes what an adapter is put on.  Use `method.merge=true`, or `method: full`.")
+    base = recipe.model.checkpoint
+    if recipe.output.hub and not merged and base and not base.startswith("package:") and path_of(base).is_dir():
+        raise RecipeError(
+            f"`output.hub`: an adapter on `{base}`, a folder of this machine, can't be loaded by others.\n"
+            "  Use `method.merge=true`; or leave `output.hub` out, and publish the run later: hf-sft publish … --with-base"
+        )
+    passing = "random weights" if recipe.model.from_config else "a GGUF file" if recipe.model.gguf_file else None
+    if passing and not merged:
+        raise RecipeError(f"an adapter on {passing} can't be loaded again.  Use `method.merge=true`, or `method: full`.")
+
+
+def load_run(folder: str | Path, trust_remote_code: bool = False) -> Run:
+    """Read a finished run back; an adapter is put on its base checkpoint.
+
+    Raises `RecipeError` when it is none, or when it would run code that is not ours and the caller does not ask for that.
+    """
+    folder = path_of(folder)
+    facts = read_facts(folder)
+    if facts is None or not (folder / RECIPE).is_file():
+        unfinished = " It holds an unfinished one: train it with --resume." if read_record(folder) else ""
+        raise RecipeError(f"`{folder}` holds no finished run: a run folder has recipe.yaml and report.json.{unfinished}")
+    recipe = as_recipe(folder / RECIPE, trust_remote_code=trust_remote_code)
+    names = facts["data"]["labels"]
+    labels = Labels(tuple(names)) if names else None
+    adapter = is_adapter(folder)
+    here = Checkpoint(checkpoint=str(folder), trust_remote_code=recipe.model.trust_remote_code)
+    if adapter:
+        _require_same_base(folder, recipe.model, facts["checkpoint"].get("weights"))
+    processor = load_processor(here, auto=recipe.task.auto_processor)
+    loaded = load_model(recipe.model if adapter else here, recipe.task, labels, processor)
+    model: Any = PeftModel.from_pretrained(loaded.model, str(folder)) if adapter else loaded.model
+    machine = resolve_machine(recipe.training)
+    return Run(folder, recipe, facts, recipe.task, labels, processor, model.eval().to(machine.device), machine)
+
+
+def _require_same_base(folder: Path, base: Checkpoint, trained_on: str | None) -> None:
+    """Raises `CheckpointError` where the weights below an adapter are not those that it was trained on."""
+    if trained_on is not None and (now := hash_weights(base)) != trained_on:
+        there = "are others now" if now else "are not there"
+        raise CheckpointError(
+            f"`{folder}` holds an adapter, and the weights of its base `{base.name}` {there}: it would answer otherwise.\n"
+            "  Put the base back that it was trained on, or train again."
+        )
+
+
+def say(*lines: str) -> None:
+    """Lines for the person waiting, from the main process."""
+    if PartialState().is_main_process:
+        print(*map(for_terminal, lines), sep="", file=sys.stderr, flush=True)

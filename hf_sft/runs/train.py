@@ -1,0 +1,355 @@
+"""The story of a run, top to bottom."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from accelerate import PartialState
+from torch import nn
+from transformers import Trainer
+
+from hf_sft.data.data_files import SPLITS
+from hf_sft.data.encoding import encode_blocks
+from hf_sft.data.sources import DataSource
+from hf_sft.data.splits import hash_rows, load_rows, load_splits
+from hf_sft.errors import RecipeError, SaveError
+from hf_sft.evaluation.evaluate import Evaluation, answer_blocks, evaluate_blocks, run_blocks, writer
+from hf_sft.hub import publish as hub
+from hf_sft.hub.upload_checkpoints import sent_meanwhile
+from hf_sft.models import reload_check as certificate
+from hf_sft.models.checkpoint import hash_weights
+from hf_sft.models.loading import save_model
+from hf_sft.models.unused import freeze_unused
+from hf_sft.recipe.recipe import Output, dump_recipe, load_recipe
+from hf_sft.redaction import HIDDEN, for_terminal, hide_secrets, in_all
+from hf_sft.reports.html import say_certificate
+from hf_sft.reports.report import Report, gather_facts, read_report, write_report
+from hf_sft.runs.predict import answer_rows
+from hf_sft.runs.prepare import Prepared, RecipeLike, as_recipe, load_run, prepare, say
+from hf_sft.runs.resume import begin, require_same, with_date_of
+from hf_sft.runs.seen_inputs import write_known
+from hf_sft.storage.atomic_folder import UNWRITABLE, disk_errors
+from hf_sft.storage.package_paths import path_of
+from hf_sft.storage.run_folder import (
+    CHECKPOINTS,
+    RECIPE,
+    RunFiles,
+    claim_folder,
+    held,
+    newest_kept,
+    read_facts,
+    remove_checkpoints,
+    write_record,
+)
+from hf_sft.storage.strict_json import dump_json
+from hf_sft.tasks import Writing
+from hf_sft.tasks.common.baselines import Fit
+from hf_sft.trainer.fit import fit_phases
+from hf_sft.trainer.history import TrainingCurve
+from hf_sft.trainer.signals import Listening, say_after_launcher
+from hf_sft.trainer.step_trainer import StepTrainer
+
+TOKENS = 40
+"""That a model writes to a prompt of a report, at most."""
+SAMPLES = 4
+"""Prompts that a report shows the answers to, before and after training."""
+ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "stratify", "seed")
+"""Fields of the data block that other data is not given."""
+
+
+def train(
+    recipe: RecipeLike,
+    overrides: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    resume: bool = False,
+    resume_anyway: bool = False,
+) -> Report:
+    """Run a recipe from beginning to end; its folder then holds the model, the report and the resolved recipe.
+
+    With `resume` it goes on from the newest checkpoint in that folder, and begins where there is none; `resume_anyway` does so
+    although the recipe, the data or the packages have changed. Raises `RecipeError`, `DataError`, `CheckpointError` or
+    `HubError` before anything is written; `Diverged` when training diverges, `SaveError` when something can't be written, and
+    `CheckpointError` when what was saved does not answer as what was trained. A signal raises `Interrupted`, after the step.
+    """
+    recipe = as_recipe(recipe, overrides, trust_remote_code)
+    resume = resume or resume_anyway
+    if resume and (facts := read_facts(folder := path_of(recipe.output.folder))) and (folder / RECIPE).is_file():
+        require_same(recipe, load_recipe(folder / RECIPE, (), trust_remote_code), facts, folder)
+        return say_finished(folder, recipe.output)
+    with Listening() as listening:
+        folder = claim_folder(recipe.output.folder, resume)
+        if recipe.output.hub and PartialState().is_main_process:
+            hub.check_rights(recipe.output.hub)
+        prepared = prepare(with_date_of(recipe, folder) if resume else recipe)
+        with held(folder, resume), told_when_it_ends_early(folder):
+            prepared = begin(prepared, folder, resume, resume_anyway)
+            return finish(prepared, folder, listening, resume, trust_remote_code)
+
+
+def say_finished(folder: Path, output: Output) -> Report:
+    """Of a run that needs nothing more, but what its last moment may have left undone."""
+    say(f"`{folder}` holds a finished run: there is nothing left to train.")
+    if output.hub:
+        say(f"If it is not published yet:  {hub.say_how(folder, output.hub, None, **switches_of(output))}")
+    if PartialState().is_main_process:
+        remove_checkpoints(folder)
+    return read_report(folder)
+
+
+def switches_of(output: Output) -> dict[str, bool]:
+    """How a run is published, as `hub.publish` takes it."""
+    return {"private": output.private, "report": output.publish_report}
+
+
+def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool, trusted: bool) -> Report:
+    """Train, score and report, in a folder that is this run's."""
+    recipe, checkpoints, unpublished, files = prepared.recipe, folder / CHECKPOINTS, None, RunFiles(folder)
+    before, untrained = write_samples(prepared, prepared.loaded.model), answer_untrained(prepared)
+    to = recipe.output.hub if recipe.output.hub_checkpoints else None
+    options: dict[str, Any] = {"narrow": to is None, "listening": listening, "resume": resume}
+    if (record := prepared.record) is not None:
+        options["begun"] = partial(write_record, folder, record)
+    settings = [prepared.setting(checkpoints, place, **options) for place in range(len(prepared.phases))]
+    folders = [setting.folder for setting in settings]
+    with sent_meanwhile(to, recipe.output.private, prepared.phases, folders) as phases:
+        model, curves = fit_phases(phases, prepared.loaded, prepared.examples, prepared.asked, settings)
+    if PartialState().is_main_process:  # before anything else that can fail
+        with files.placed() as aside, disk_errors():
+            save_model(model, prepared.loaded.model.config, prepared.processor, aside)
+    certified = begin_certificate(prepared, model, files, trusted)
+    prepared = prepared.tuned(model)
+    # Test first: its baselines are fitted on one core, while the certificate's process gets ready on another.
+    baselines = {"test": {**simple_baselines(prepared), **untrained}, "validation": {}}
+    evaluations = [evaluate_split(prepared, model, split, files, baselines[split]) for split in baselines][::-1]
+
+    predict_unlabelled(prepared, model, files)
+    samples = [(*first, after) for first, (_, after) in zip(before, write_samples(prepared, model), strict=True)]
+    if PartialState().is_main_process:
+        with files.placed() as aside:
+            write_known(aside, prepared.splits, recipe.model)
+        facts = collect_facts(prepared, curves, evaluations, certified())
+        text, shown = (hide_secrets(dump_recipe(each)) for each in (prepared.recipe.absolute(), prepared.recipe))
+        write_report(files, text, shown, facts, evaluations, samples)
+        remove_checkpoints(folder)
+        if "not_done" in facts["certificate"]:
+            say(say_certificate(facts["certificate"]))
+        else:
+            certificate.require(facts["certificate"], folder)
+        if recipe.output.hub:
+            unpublished = publish_or_say_how(folder, recipe.output, trusted)
+    PartialState().wait_for_everyone()
+    return replace(read_report(folder), unpublished=unpublished)
+
+
+@contextlib.contextmanager
+def told_when_it_ends_early(folder: Path) -> Iterator[None]:
+    """What a training that was interrupted, or can't be written, leaves is said, and how to go on with it."""
+    again = "To go on: the same command with --resume (Python: resume=True)."
+    try:
+        with disk_errors():
+            yield
+    except KeyboardInterrupt:
+        kept = newest_kept(folder)
+        message = f"Interrupted.  `{kept}` is kept.\n{again}" if kept else "Interrupted, before there was anything to keep."
+        say(message)
+        if PartialState().is_main_process:
+            say_after_launcher(for_terminal(message))
+        raise
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        kept = newest_kept(folder)
+        there = f"`{kept}` is kept" if kept else "No checkpoint is there yet"
+        raise SaveError(
+            f"`{folder}` can't be written: {error.strerror}.  {there}.\n"
+            f"  Make room there.  {again}\n"
+            f"  Or elsewhere: cp -r {folder} OTHER, and the same command with --resume output.folder=OTHER."
+        ) from None
+
+
+def build_trainer(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Trainer:
+    """The recipe's first phase as a `transformers.Trainer`, before `.train()`, to do with as you like."""
+    prepared = prepare(as_recipe(recipe, overrides, trust_remote_code))
+    phase, folder = prepared.phases[0], Path(prepared.recipe.output.folder) / CHECKPOINTS
+    model, curve = phase.prepare(prepared.loaded), TrainingCurve(phase.name)
+    freeze_unused(model, prepared.loaded.unused)
+    return StepTrainer(phase, prepared.loaded, model, prepared.examples, prepared.asked, prepared.setting(folder), curve)
+
+
+def answer_untrained(prepared: Prepared) -> dict[str, Fit]:
+    """What a language model's checkpoint answers on test as it is, as a baseline."""
+    task, model = prepared.splits.task, prepared.loaded.model
+    if not task.writes or prepared.loaded.new or prepared.recipe.model.from_config:
+        return {}
+    nn.Module.to(model, prepared.machine.device)
+    by_block = [answers for _, _, answers in answer_blocks(prepared.run(model, "test"), task, prepared.splits.labels)]
+    return {"checkpoint": lambda: partial(lambda left, rows: next(left), iter(by_block))}
+
+
+def simple_baselines(prepared: Prepared) -> dict[str, Fit]:
+    """On the main process, which alone scores."""
+    if not PartialState().is_main_process:
+        return {}
+    return prepared.splits.task.baselines(prepared.splits.rows["train"], prepared.splits.labels, prepared.processor)
+
+
+def evaluate_split(prepared: Prepared, model: Any, split: str, files: RunFiles, baselines: dict[str, Fit]) -> Evaluation:
+    """Score one split, beside its baselines; its predictions are written to the run folder."""
+    task, labels, plan = prepared.splits.task, prepared.splits.labels, prepared.recipe.evaluation
+    with written_lines(files, f"predictions/{split}.jsonl") as write:
+        return evaluate_blocks(
+            split, prepared.run(model, split), task, labels, plan, baselines, prepared.splits.seen[split], write
+        )
+
+
+def predict_unlabelled(prepared: Prepared, model: Any, files: RunFiles) -> None:
+    """Answer the rows of a test split without labels, into the run folder."""
+    splits, machine = prepared.splits, prepared.machine
+    if splits.unlabelled is None:
+        return
+    answers = answer_rows(splits.unlabelled, splits.task, splits.labels, prepared.processor, model, machine)
+    with written_lines(files, "predictions/unlabelled.jsonl") as write:
+        for row, answer in enumerate(answers):
+            write({"row": row, **answer})
+
+
+def write_samples(prepared: Prepared, model: Any) -> list[tuple[str, str]]:
+    """A few prompts from the test split, and what a model that writes makes of each; on every process."""
+    task, rows, processor = prepared.splits.task, prepared.splits.rows["test"], prepared.processor
+    if not task.writes:
+        return []
+    prompts = task.prompts(rows.select(range(min(SAMPLES, len(rows)))), processor)
+    how = Writing(min(TOKENS, processor.model_max_length // 2))
+    said = task.complete(model.eval(), prompts, processor, how, prepared.machine.micro_batch_tokens)
+    return [(prompt, each["text"]) for prompt, each in zip(task.texts(prompts), said, strict=True)]
+
+
+def begin_certificate(prepared: Prepared, model: Any, files: RunFiles, trusted: bool) -> Callable[[], dict[str, Any]]:
+    """Have what was saved loaded and asked by a process of its own; what is given back waits for it."""
+    if not PartialState().is_main_process:
+        return dict
+    splits, checkpoint = prepared.splits, prepared.recipe.model.absolute()
+    probed = splits.rows["test"], splits.task, prepared.processor, checkpoint
+
+    def write() -> None:
+        with files.placed() as aside, disk_errors():
+            certificate.write_probes(aside, model, *probed)
+
+    return certificate.begin(files.folder, files.folder, prepared.machine.device, write, trusted)
+
+
+@contextlib.contextmanager
+def written_lines(files: RunFiles, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A file of JSON lines, made when the first one comes."""
+    with contextlib.ExitStack() as opened:
+        written: list[IO[str]] = []
+
+        def write(line: dict[str, Any]) -> None:
+            if not written:
+                path = opened.enter_context(files.placed()) / name
+                path.parent.mkdir()
+                written.append(opened.enter_context(path.open("w", encoding="utf-8")))
+            written[0].write(dump_json(line) + "\n")
+
+        yield write
+
+
+def collect_facts(
+    prepared: Prepared, curves: list[TrainingCurve], evaluations: list[Evaluation], certified: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of report.json."""
+    recipe, examples, machine = prepared.recipe, prepared.examples, prepared.machine
+    facts = gather_facts(
+        recipe.absolute().model_dump(mode="json"),
+        prepared.loaded,
+        prepared.splits,
+        examples,
+        curves,
+        evaluations,
+        machine,
+        certified,
+    )
+    facts["given"] = prepared.given.absolute().model_dump(mode="json")
+    facts["names"] = _names(facts["recipe"], recipe.model_dump(mode="json"))
+    facts["checkpoint"]["name"] = recipe.model.name
+    if not getattr(recipe.method, "merge", True):  # an adapter, which goes with these weights alone
+        facts["checkpoint"]["weights"] = hash_weights(recipe.model)
+    facts["training"]["changes"] = list(prepared.changes)
+    for part in ("given", "names", "recipe", "checkpoint"):
+        facts[part] = in_all(facts[part], hide_secrets)
+    facts["data"]["warnings"] = in_all(facts["data"]["warnings"], hide_secrets)
+    return facts
+
+
+def _names(absolute: Any, named: Any) -> dict[str, str]:
+    """By each absolute path of a resolved recipe what the recipe itself calls it."""
+    if isinstance(named, dict):
+        return {path: name for key in named for path, name in _names(absolute[key], named[key]).items()}
+    if isinstance(named, list):
+        return {path: name for pair in zip(absolute, named, strict=True) for path, name in _names(*pair).items()}
+    return {absolute: named} if absolute != named else {}
+
+
+def publish_or_say_how(folder: Path, output: Output, trusted: bool) -> str | None:
+    """The run is whole on disk: whatever the Hub says, it is not lost. Gives what went wrong, and how to publish it later."""
+    assert output.hub is not None
+    switches = switches_of(output)
+    try:
+        say(hub.publish(folder, output.hub, revision=None, trust_remote_code=trusted, **switches).told)
+    except Exception as error:  # whatever goes wrong on the network; the run is finished and must say so
+        reason = hide_secrets(str(error).strip()) or type(error).__name__
+        later = hub.say_how(folder, output.hub, None, **switches)
+        return f"NOT published: {reason}\nThe run is whole in {folder}/.  To publish it later:  {later}"
+    return None
+
+
+def evaluate(
+    run: str | Path, split: str | None = None, data: Sequence[str] = (), trust_remote_code: bool = False
+) -> Evaluation:
+    """Score a finished run on one of its own splits (test when not given), or on other data.
+
+    Other data is given as `key=value` words over the run's data block; of several splits `split` names one. Raises
+    `RecipeError` and `DataError`.
+    """
+    notes: list[str] = []
+    finished = load_run(run, trust_remote_code)
+    task, labels, plan = finished.task, finished.labels, finished.recipe.evaluation
+    if data:
+        name, rows = load_rows(_read_other_data(finished.folder, data, notes), task, labels, split, notes)
+    else:
+        if HIDDEN in (where := str(finished.recipe.data.data_files)):
+            raise RecipeError(
+                f"the address of this run's data held a secret, which run folders don't keep: {where}\n"
+                "  Give it again: --data data_files=ADDRESS"
+            )
+        name = split or "test"
+        if name not in SPLITS:
+            raise RecipeError(f"split `{name}` is none of train, validation, test.")
+        splits = load_splits(finished.recipe.data, task)
+        rows, before = splits.rows[name], finished.facts["data"].get("fingerprints", {}).get(name)
+        if before is not None and before != hash_rows(rows):
+            notes.append(f"the rows of split `{name}` are not those that the run was made with: the data has changed since.")
+    blocks = encode_blocks(rows, task, labels, finished.processor)
+    write = writer(task, finished.processor, finished.machine)
+    ran = run_blocks(finished.model, blocks, task.keep, finished.machine, write)
+    evaluation = evaluate_blocks("data" if data else name, ran, task, labels, plan)
+    return replace(evaluation, notes=(f"split `{name}`, {len(rows):,} rows.", *notes, *evaluation.notes))
+
+
+def _read_other_data(run: Path, words: Sequence[str], notes: list[str]) -> DataSource:
+    """The run's data block with some fields changed; what only training asks for is refused."""
+    for word in words:
+        if (field := word.partition("=")[0].partition(".")[0]) in ONLY_FOR_TRAINING:
+            raise RecipeError(
+                f"`--data {word}`: `{field}` has no meaning for rows that are only scored.\n"
+                "  Name the split to score with --split, and the rows with `keep` or a file of their own."
+            )
+    source = load_recipe(run / RECIPE, [f"data.{word}" for word in words]).data
+    named = {word.partition("=")[0] for word in words}
+    if source.keep and "keep" not in named:
+        notes.append(f"`data.keep: {source.keep}` of the recipe is for its own rows; for these say `--data keep=COLUMN`.")
+        source = source.model_copy(update={"keep": None})
+    return source

@@ -1,0 +1,1 @@
+"""Files: caches, folders written in one go, run folders, strict JSON."""

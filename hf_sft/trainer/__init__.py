@@ -1,0 +1,1 @@
+"""One phase on `transformers.Trainer`: the step, resuming, signals, the curve."""
