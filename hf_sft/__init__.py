@@ -3,7 +3,6 @@
 The names here are imported when they are first used, so that `import hf_sft` costs nothing.
 """
 
-import gc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -56,13 +55,7 @@ __all__ = list(PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
 def __getattr__(name: str) -> Any:
     if name in PUBLIC:
-        collects = gc.isenabled()
-        gc.disable()  # all that is imported stays: looking for garbage in it takes a quarter of the time
-        try:
-            return getattr(import_module(f"hf_sft.{PUBLIC[name]}"), name)
-        finally:
-            if collects:
-                gc.enable()
+        return getattr(import_module(f"hf_sft.{PUBLIC[name]}"), name)
     raise AttributeError(f"module `hf_sft` has no attribute `{name}`")
 
 

@@ -3,16 +3,15 @@
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hf_sft.config import process
 from hf_sft.errors import HfSftError
 from hf_sft.redaction import for_terminal
 from hf_sft.storage.foreign_code import PLUGINS
-from hf_sft.storage.imports import quick_imports
 from hf_sft.storage.package_paths import path_of
 
 app = typer.Typer(
@@ -55,12 +54,12 @@ def check(
 
     Example:  hf-sft check recipes/bbc_minilm_head_only.yaml data.rows=200
     """
-    with quick_imports():
-        from rich.table import Table
-        from rich.text import Text
+    from rich.table import Table
+    from rich.text import Text
 
-        from hf_sft.runs.check import check as check_recipe
+    from hf_sft.runs.check import check as check_recipe
 
+    process.use_memory_well()
     found = check_recipe(recipe, overrides or (), trust_remote_code)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, fact in found.facts.items():
@@ -86,11 +85,11 @@ def train(
 
     Example:  hf-sft train recipes/bbc_minilm_head_only.yaml training.learning_rate=2e-3 output.folder=runs/second
     """
-    with quick_imports():
-        from hf_sft.errors import HubError
-        from hf_sft.runs.train import train as train_recipe
-        from hf_sft.trainer.signals import Interrupted
+    from hf_sft.errors import HubError
+    from hf_sft.runs.train import train as train_recipe
+    from hf_sft.trainer.signals import Interrupted
 
+    process.use_memory_well()
     try:
         report = train_recipe(recipe, overrides or (), trust_remote_code, resume, resume_anyway)
     except Interrupted as interrupted:
@@ -112,11 +111,11 @@ def evaluate(
 
     Example:  hf-sft evaluate runs/bbc --data dataset=csv --data data_files=new.csv
     """
-    with quick_imports():
-        from hf_sft.reports.report import score_table
-        from hf_sft.runs.train import evaluate as evaluate_run
-        from hf_sft.storage.strict_json import dump_json, finite
+    from hf_sft.reports.report import score_table
+    from hf_sft.runs.train import evaluate as evaluate_run
+    from hf_sft.storage.strict_json import dump_json, finite
 
+    process.use_memory_well()
     evaluation = evaluate_run(run, split, data or (), trust_remote_code)
     scores = finite({evaluation.split: {name: score.as_json() for name, score in evaluation.scores.items()}})
     _console().print(score_table(scores, {}, {}))
@@ -150,14 +149,14 @@ def predict(
 
     Example:  hf-sft predict runs/bbc "The bank raised its rates again."
     """
-    with quick_imports():
-        from hf_sft.errors import RecipeError
-        from hf_sft.recipe.recipe import load_recipe
-        from hf_sft.runs.predict import answer
-        from hf_sft.storage.run_folder import is_finished
-        from hf_sft.storage.strict_json import dump_json
-        from hf_sft.tasks import Writing
+    from hf_sft.errors import RecipeError
+    from hf_sft.recipe.recipe import load_recipe
+    from hf_sft.runs.predict import answer
+    from hf_sft.storage.run_folder import is_finished
+    from hf_sft.storage.strict_json import dump_json
+    from hf_sft.tasks import Writing
 
+    process.use_memory_well()
     if bool(texts) == bool(input):
         raise RecipeError("give texts to answer, or --input with a file (or -), and not both.")
     asked: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
@@ -203,9 +202,8 @@ def certify(run: RunFolder, trust_remote_code: TrustRemoteCode = False, plugins:
 
     Example:  hf-sft certify runs/bbc
     """
-    with quick_imports():
-        from hf_sft.reports.html import say_certificate
-        from hf_sft.runs.certify import certify as certify_run
+    from hf_sft.reports.html import say_certificate
+    from hf_sft.runs.certify import certify as certify_run
 
     print(say_certificate(certify_run(run, trust_remote_code).facts["certificate"]))
 
@@ -229,10 +227,9 @@ def publish(
 
     Example:  hf-sft publish runs/bbc me/bbc-desks --private
     """
-    with quick_imports():
-        from hf_sft.errors import HubError, RecipeError
-        from hf_sft.hub.publish import list_files, list_left_out, say_how
-        from hf_sft.hub.publish import publish as publish_run
+    from hf_sft.errors import HubError, RecipeError
+    from hf_sft.hub.publish import list_files, list_left_out, say_how
+    from hf_sft.hub.publish import publish as publish_run
 
     if revision and pull_request:
         raise RecipeError("a pull request goes to main.  Give --revision or --pull-request.")
@@ -273,10 +270,9 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
         for name, metrics in list_metrics().items():
             table.add_row(name, Text("\n".join(metric.description for metric in metrics)))
     elif kind in ("tasks", "methods", "aids"):
-        with quick_imports():
-            from hf_sft.block import list_kinds, load_kind
+        from hf_sft.block import list_kinds, load_kind
 
-            blocks = {name: load_kind(kind, name) for name in list_kinds(kind)}
+        blocks = {name: load_kind(kind, name) for name in list_kinds(kind)}
         for name, block in blocks.items():
             fields = (f"{field}: {info.description}" for field, info in block.model_fields.items() if field != "type")
             table.add_row(name, Text((block.__doc__ or "").strip()), Text("\n".join(fields)))
@@ -288,8 +284,7 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
 @app.command()
 def schema():
     """The JSON Schema of a recipe, for editors."""
-    with quick_imports():
-        from hf_sft.recipe.recipe import schema as recipe_schema
+    from hf_sft.recipe.recipe import schema as recipe_schema
 
     print(json.dumps(recipe_schema(), indent=1))
 
@@ -307,19 +302,9 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _be_quiet() -> None:
-    """Progress bars stay; the libraries' logs and hints do not."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DATASETS_VERBOSITY", "error")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore")
-
-
 def main() -> None:
     """Exit status: 0 done; 2 the user can mend it; 130 or 143 stopped; anything else is our bug and keeps its traceback."""
-    _be_quiet()
+    process.set_up()
     try:
         app()
     except HfSftError as error:

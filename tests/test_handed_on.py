@@ -11,10 +11,12 @@ from transformers import EarlyStoppingCallback
 
 import hf_sft
 from hf_sft.block import list_kinds, load_kind
-from hf_sft.config.training import Machine, Training
+from hf_sft.config.machine import Machine
+from hf_sft.config.training import Training
 from hf_sft.methods import Method
 from hf_sft.methods.full import Full
 from hf_sft.tasks.sequence_classification import SequenceClassification
+from hf_sft.trainer.arguments import training_arguments
 from tests import tiny
 
 MACHINE = Machine("cpu", 1, "fp32", 512)
@@ -61,7 +63,7 @@ OURS = {
 
 
 def arguments(machine: Machine = MACHINE, best: Any = ("accuracy", True), **fields: Any) -> dict[str, Any]:
-    made = Training.model_validate(fields).arguments(Path("out"), 5, machine, best)
+    made = training_arguments(Training.model_validate(fields), machine, Path("out"), 5, best)
     return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
 
 

@@ -53,27 +53,6 @@ assert not slow & set(sys.modules), slow & set(sys.modules)
     assert done.returncode == 0 and "evaluate" in done.stdout, done.stderr
 
 
-def test_the_garbage_collector_is_kept_from_what_is_imported():
-    code = """
-import gc, hf_sft
-from hf_sft import cli
-counts = []
-gc.callbacks.append(lambda phase, info: counts.append(phase))
-hf_sft.check
-assert len(counts) < 10 and gc.isenabled() and not gc.get_freeze_count(), "a program that imports us keeps its collector"
-gc.disable()
-hf_sft.publish
-assert not gc.isenabled()
-gc.enable()
-with cli.quick_imports():
-    import hf_sft.runs.train
-assert gc.isenabled() and gc.get_freeze_count() > 100_000, "the command's own imports are out of its sight"
-assert 'evaluate' not in sys.modules, "a library that only some metrics need"
-"""
-    done = subprocess.run([sys.executable, "-c", f"import sys\n{code}"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 def test_public_names_are_mirrored_for_type_checkers_and_can_be_had():
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))

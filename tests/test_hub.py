@@ -1,6 +1,7 @@
 """Publishing, against a Hub on loopback: what goes there, what comes back, and every trouble on the way."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard, constants
+from huggingface_hub.utils import tqdm as hub_tqdm
+from tqdm.auto import tqdm
 
 import hf_sft
 from hf_sft.cli import main
@@ -366,6 +369,14 @@ def test_each_checkpoint_is_sent_where_the_hub_is_quick_and_nothing_is_left_of_i
     sender.finish()
     assert hub.titles("me/out", "checkpoints") == ["three", "two", "one"]
     assert hub.files("me/out", "checkpoints")["state.json"] == b"three"
+
+
+def test_bars_of_an_upload_are_not_among_those_of_the_training():
+    """Which tqdm looks through without a lock, whatever thread adds to them (tqdm #481)."""
+    CheckpointSender("me/out", private=False)
+    with hub_tqdm(total=1, file=io.StringIO(), disable=False) as theirs, tqdm(total=1, file=io.StringIO()) as ours:
+        assert theirs in hub_tqdm._instances and ours in tqdm._instances
+        assert theirs not in tqdm._instances and ours not in hub_tqdm._instances
 
 
 def test_checkpoints_that_do_not_arrive_do_not_disturb_the_training(hub, checkpoints, tmp_path, capsys):

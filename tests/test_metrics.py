@@ -1,10 +1,8 @@
 """Metrics have scikit-learn's values, and the intervals of ordinary resampling; neither depends on how rows are cut."""
 
-import socket
 import tracemalloc
 from dataclasses import fields
 
-import evaluate
 import numpy as np
 import pytest
 from scipy import stats
@@ -18,7 +16,6 @@ from hf_sft.answers.tags import TagAnswers
 from hf_sft.errors import RecipeError
 from hf_sft.evaluation import bootstrap as scoring
 from hf_sft.evaluation.bootstrap import draw_weights, measure, paired, score_rows
-from hf_sft.evaluation.evaluate_metric import load_metric
 from hf_sft.metrics import find_metric, list_metrics
 from tests import tiny
 
@@ -254,21 +251,6 @@ def test_answers_that_are_not_finite_give_nan_and_no_interval():
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES, ids=IDS)
-def test_batches_of_evaluate_give_the_value_of_the_whole(name, kind):
-    references, answers = make_rows(kind)
-    given = answers.scores if METRICS[name].needs_scores else predictions_of(answers)
-    metric = load_metric(name, kind, num_labels=5)
-    assert isinstance(metric, evaluate.Metric)
-    assert metric.name == name
-    for _ in range(2):
-        for start in range(0, 60, 25):
-            rows = slice(start, start + 25)
-            metric.add_batch(predictions=given[rows], references=references[rows])
-        assert metric.compute() == {name: pytest.approx(measure([name], answers, references)[name], abs=1e-12)}
-    assert metric.compute(predictions=given, references=references).keys() == {name}
-
-
-@pytest.mark.parametrize(("name", "kind"), CASES, ids=IDS)
 def test_the_right_answers_are_the_best_there_are(name, kind):
     """By the direction that the metric has."""
     references, answers = make_rows(kind)
@@ -278,51 +260,6 @@ def test_the_right_answers_are_the_best_there_are(name, kind):
         right = answers_of(kind, references, references if kind is MULTI else None)
     best, other = (measure([name], each, references)[name] for each in (right, answers))
     assert best > other if METRICS[name].greater_is_better else best < other
-
-
-@pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])
-def test_features_fit_the_kind_of_answers(kind):
-    features = load_metric(names_for(kind)[0], kind, num_labels=3).features
-    inner = features["references"].feature if kind is MULTI else features["references"]
-    assert inner.dtype == ("float64" if kind is REGRESSION else "int64")
-    assert features["predictions"] == features["references"]
-    if kind is not REGRESSION:
-        assert load_metric("roc_auc", kind, num_labels=3).features["predictions"].feature.dtype == "float64"
-
-
-def test_scores_with_another_number_of_labels_are_refused():
-    metric = load_metric("roc_auc", SINGLE, num_labels=3)
-    with pytest.raises(ValueError, match=r"List\(Value\('float64'\), length=3\)"):
-        metric.add_batch(predictions=np.full((4, 2), 0.5), references=[0, 1, 2, 0])
-
-
-def test_nothing_is_written_and_nothing_is_asked_of_the_network(tmp_path, monkeypatch):
-    def refuse(*arguments, **keywords):
-        raise OSError("a metric asked for the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "metrics"))
-    monkeypatch.chdir(tmp_path)
-    metrics = [load_metric("accuracy", SINGLE, 2) for _ in range(3)]
-    for predicted, metric in enumerate(metrics):
-        metric.add_batch(predictions=[predicted, 1], references=[0, 0])
-    assert list(tmp_path.iterdir()) == []
-    assert [metric.compute() for metric in metrics] == [{"accuracy": 0.5}, {"accuracy": 0.0}, {"accuracy": 0.0}]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_kept_rows_cost_bytes_and_not_objects():
-    metric = load_metric("accuracy", SINGLE, num_labels=1000)
-    batch = np.arange(1000)
-    metric.add_batch(predictions=batch, references=batch)
-    tracemalloc.start()
-    for _ in range(50):
-        metric.add_batch(predictions=batch, references=batch)
-    grown, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert grown < 8 * 50_000  # the rows themselves are Arrow's, 16 bytes each; Python objects would be 64 and more
-    assert metric.compute() == {"accuracy": 1.0}
 
 
 @pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])
@@ -397,7 +334,6 @@ def test_the_difference_of_two_models_on_the_same_rows_has_a_narrower_interval_t
 def test_global_randomness_is_left_alone():
     np.random.seed(3)
     before = np.random.get_state()[1].tolist()
-    load_metric("accuracy", SINGLE, 2).compute(predictions=[0, 1], references=[0, 1])
     score_rows(["accuracy"], answers_of(SINGLE, [0, 1]), np.array([0, 0]))
     assert np.random.get_state()[1].tolist() == before
 
@@ -488,12 +424,12 @@ def test_a_module_of_evaluate_gives_a_value_without_an_interval_and_only_when_it
 
 def test_an_unknown_metric_is_answered_with_the_nearest():
     with pytest.raises(RecipeError, match=r"`f1_marco` is not a metric\. Did you mean `f1_macro`\?\n.*accuracy, prec"):
-        load_metric("f1_marco", SINGLE, 2)
+        find_metric("f1_marco", SINGLE)
 
 
 def test_a_metric_of_another_kind_is_answered_with_those_that_fit():
     with pytest.raises(RecipeError, match=r"`pearson` does not measure answers of one class\.\n  These do: acc"):
-        load_metric("pearson", SINGLE, 2)
+        find_metric("pearson", SINGLE)
     with pytest.raises(RecipeError, match=r"`matthews` does not measure answers of any number of classes"):
         find_metric("matthews", MULTI)
     with pytest.raises(RecipeError, match=r"These do: pearson, spearman, mse, mae, r2\."):

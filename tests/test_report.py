@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from rich.console import Console
 
 from hf_sft.answers.contract import ClassAnswers, Mistake, NumberAnswers, SetAnswers
-from hf_sft.config.training import Machine
+from hf_sft.config.machine import Machine
 from hf_sft.data.examples import Examples
 from hf_sft.data.sources import DataSource
 from hf_sft.data.splits import Splits

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 import hf_sft
 from hf_sft.cli import app
-from hf_sft.config import training
+from hf_sft.config.machine import MICRO_BATCH_TOKENS
 from hf_sft.errors import Diverged, SaveError
 from hf_sft.storage import checkpoint_files as kept
 from hf_sft.storage.atomic_folder import is_whole
@@ -284,11 +284,11 @@ def test_what_the_machine_decided_in_the_beginning_stays_where_it_is_gone_on_wit
 
     def machine(of_the_beginning: bool) -> None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16" if of_the_beginning else "no")
-        monkeypatch.setattr("hf_sft.config.training._has_native_bf16", lambda device: False)
+        monkeypatch.setattr("hf_sft.config.machine._has_native_bf16", lambda device: False)
         if decided == "threads":
             torch.set_num_threads(1 if of_the_beginning else 2)
         if decided == "micro_batch_tokens":
-            monkeypatch.setitem(training.MICRO_BATCH_TOKENS, "cpu", 50 if of_the_beginning else 1024)
+            monkeypatch.setitem(MICRO_BATCH_TOKENS, "cpu", 50 if of_the_beginning else 1024)
 
     try:
         machine(True)
@@ -305,6 +305,7 @@ def test_what_the_machine_decided_in_the_beginning_stays_where_it_is_gone_on_wit
         )
         stopping.train(recipe, tmp_path / "run", resume=True)
         assert {*threads_then} == {1 if decided == "threads" else threads}
+        assert torch.get_num_threads() == (2 if decided == "threads" else threads), "the program's own, afterwards"
         told = capsys.readouterr().err
         then, now = (stopping.fingerprint(tmp_path / name) for name in ("whole", "run"))
         assert now[0] == then[0]

@@ -9,7 +9,8 @@ from datasets import Dataset
 from transformers import AutoConfig
 
 from hf_sft.block import list_kinds, load_kind
-from hf_sft.config.training import Training, resolve_machine
+from hf_sft.config.machine import resolve_machine
+from hf_sft.config.training import Training
 from hf_sft.errors import CheckpointError
 from hf_sft.evaluation.bootstrap import measure
 from hf_sft.evaluation.evaluate import writer

@@ -22,9 +22,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 import hf_sft
+from hf_sft.config.machine import resolve_machine
 from hf_sft.config.process import CACHES
-from hf_sft.config.training import Training, resolve_machine
+from hf_sft.config.training import Training
 from hf_sft.data.examples import Examples, StepSampler
+from hf_sft.trainer.arguments import training_arguments
 from hf_sft.trainer.speedups.cpu_dropout import drop
 from tests import processes, stopping, tiny
 
@@ -321,7 +323,7 @@ def test_engines_that_the_step_does_not_serve_are_refused(engine, checkpoints, t
 @pytest.mark.parametrize("launched", [None, "no", "fp16", "bf16"])
 @pytest.mark.parametrize(("bf16", "fp16"), [(b, f) for b in (None, False, True) for f in (None, False, True)])
 def test_precision_is_the_recipe_s_then_accelerate_s_then_the_machine_s(bf16, fp16, launched, native, monkeypatch):
-    monkeypatch.setattr("hf_sft.config.training._has_native_bf16", lambda device: native)
+    monkeypatch.setattr("hf_sft.config.machine._has_native_bf16", lambda device: native)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if launched is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
@@ -340,7 +342,7 @@ def test_precision_is_the_recipe_s_then_accelerate_s_then_the_machine_s(bf16, fp
         wanted = "bf16" if native else "fp32"
     machine = resolve_machine(training)
     assert machine.precision == wanted
-    arguments = training.arguments(Path("x"), 0, machine, None)
+    arguments = training_arguments(training, machine, Path("x"), 0, None)
     assert (arguments.bf16, arguments.fp16) == (wanted == "bf16", wanted == "fp16")
     with machine.autocast():
         assert torch.is_autocast_enabled("cpu") is (wanted != "fp32")
@@ -350,7 +352,7 @@ def test_precision_is_the_recipe_s_then_accelerate_s_then_the_machine_s(bf16, fp
 
 def test_a_step_has_a_row_for_every_process(monkeypatch):
     three = SimpleNamespace(num_processes=3, device="cpu", is_main_process=True)
-    monkeypatch.setattr("hf_sft.config.training.PartialState", lambda cpu: three)
+    monkeypatch.setattr("hf_sft.config.machine.PartialState", lambda cpu: three)
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert resolve_machine(Training(batch_size=3)).processes == 3
     with pytest.raises(hf_sft.RecipeError, match=r"`training\.batch_size` is 2, but there are 3 processes(.|\n)*launch fewer"):

@@ -1,7 +1,10 @@
-"""What the libraries below do with memory on a CPU.
+"""What belongs to a process: its environment, its memory, its group.
 
-glibc hands large freed blocks back to the kernel, which must clear them when the next step asks for them again: with all
-weights of MiniLM moving, 28,000 pages a step, a fifth of its time.
+The command sets these in its own process. `import hf_sft`, `hf_sft.train()` and the other functions of the Python API leave
+them as they are in somebody's program.
+
+glibc hands large freed blocks back to the kernel, which must clear them when the next step asks for them again: when all
+weights of MiniLM are trained, 28,000 pages a step, a fifth of its time.
 
 oneDNN makes a kernel for each shape, and keeps the last 1,024 of them; PyTorch keeps the last 1,024 that it asked for. Texts
 have many shapes, of which few are met again but in the same step. With 64 of each, MiniLM on banking77 takes 0.92 GiB, and
@@ -9,10 +12,22 @@ have many shapes, of which few are met again but in the same step. With 64 of ea
 (some 5%); with 16 it still does.
 """
 
+import atexit
+import contextlib
 import ctypes
 import os
 import sys
+import warnings
+from collections.abc import Iterator, Mapping
 
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "true",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""Our progress bars stay; the libraries' logs and hints do not."""
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
 NEVER = -1
@@ -23,11 +38,35 @@ LARGE = (2**30, 2**25)
 """Bytes from which a block is mapped on its own; older versions of glibc take no more than the second."""
 
 
-def use_memory_well() -> None:
-    """In this process, from now on: few kernels are kept, and freed memory is, where the C library is glibc.
+def set_up() -> None:
+    """What the command sets before anything is imported. Variables that the environment has already are not changed."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore")
+    atexit.register(leave_group)
 
-    What the environment says of either cache stands.
+
+def leave_group() -> None:
+    """End what the processes of a launch talk by, before Python ends: its threads would abort a process now and then."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def runs_on_cpu() -> bool:
+    """True without an accelerator, or where the Accelerate configuration does not use it."""
+    import torch
+
+    return not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+
+
+def use_memory_well() -> None:
+    """On a CPU, from now on: few kernels are cached, and freed memory is not handed back, where the C library is glibc.
+
+    Variables of either cache that the environment has already are not changed.
     """
+    if not runs_on_cpu():
+        return
     for cache in CACHES:
         os.environ.setdefault(cache, KERNELS)
     try:
@@ -37,3 +76,27 @@ def use_memory_well() -> None:
     if sys.platform == "linux":
         mallopt(TRIM_THRESHOLD, NEVER)
         any(mallopt(MMAP_THRESHOLD, size) for size in LARGE)
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables for the length of a block, where the environment does not have them already."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def same_threads() -> Iterator[None]:
+    """Whatever a block sets, torch has the same number of threads after it."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,26 +1,17 @@
-"""The `training` block: our two fields and `transformers.TrainingArguments` by its own names; and what the machine decides."""
+"""The `training` block: our own fields, and `transformers.TrainingArguments` by its own names."""
 
-import atexit
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
-from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
-from accelerate import PartialState
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
-from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
-from transformers import SchedulerType, TrainingArguments
+from transformers import SchedulerType
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
 from hf_sft.block import Block
-from hf_sft.config.process import use_memory_well
-from hf_sft.errors import RecipeError, nearest, suggest
+from hf_sft.errors import nearest, suggest
 
 Strategy = Literal["no", "steps", "epoch"]
 
@@ -169,123 +160,3 @@ class Training(Block):
         """This block with a method's defaults where the recipe says nothing."""
         said = {name: getattr(self, name) for name in self.model_fields_set}
         return Training.model_validate({**defaults, **said})
-
-    def arguments(self, folder: Path, seed: int, machine: "Machine", best: tuple[str, bool] | None) -> TrainingArguments:
-        """The `TrainingArguments` of one phase; `best` is (metric, greater is better)."""
-        ours = {"batch_size", "micro_batch_tokens", "bf16", "fp16", "report_to", "disable_tqdm", "dataloader_pin_memory"}
-        ours |= {"save_minutes", "max_skipped_steps"}
-        passed = {name: value for name, value in self.model_dump().items() if name not in ours}
-        evaluated = best is not None and self.eval_strategy != "no"
-        fused = machine.device in _get_fused_kernels_supported_devices()
-        optim = "adamw_torch" if self.optim == "adamw_torch_fused" and not fused else self.optim
-        return TrainingArguments(
-            **{**passed, "eval_strategy": self.eval_strategy if evaluated else "no", "optim": optim},
-            output_dir=str(folder),
-            seed=seed,
-            per_device_train_batch_size=self.batch_size,
-            bf16=machine.precision == "bf16",
-            fp16=machine.precision == "fp16",
-            use_cpu=machine.device == "cpu",
-            dataloader_pin_memory=self.dataloader_pin_memory and machine.device != "cpu",
-            report_to=[self.report_to] if isinstance(self.report_to, str) else list(self.report_to),
-            disable_tqdm=machine.quiet if self.disable_tqdm is None else self.disable_tqdm,
-            remove_unused_columns=False,
-            save_strategy=self.eval_strategy if evaluated else "no",
-            save_steps=self.eval_steps or 500,
-            load_best_model_at_end=evaluated,
-            metric_for_best_model=best[0] if best and evaluated else None,
-            greater_is_better=best[1] if best and evaluated else None,
-            log_level="error",
-            log_level_replica="error",
-        )
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the machine decides, resolved once by rule and written to the run folder."""
-
-    device: str
-    """`cpu`, `cuda`, `mps` …"""
-    processes: int
-    precision: str
-    """`bf16`, `fp16` or `fp32`: what matrix products run in; weights are always float32."""
-    micro_batch_tokens: int
-    """Tokens, padding included, in one forward pass."""
-    quiet: bool = False
-    """No progress bars: nobody watches."""
-
-    def autocast(self) -> torch.autocast:
-        """The run's precision, for a forward pass; nothing in fp32."""
-        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device, dtype=dtype, enabled=self.precision != "fp32")
-
-    def facts(self) -> dict[str, Any]:
-        """What report.json says of the machine."""
-        return {name: getattr(self, name) for name in ("device", "processes", "precision", "micro_batch_tokens")}
-
-
-MICRO_BATCH_TOKENS = {"cpu": 1024, "other": 16384}
-"""Small, so that sorting by length can take the padding away: on two cores a step of 32 rows of 256 tokens (MiniLM,
-bfloat16) took 3.8 s in micro-batches of 1024 tokens, 3.6 s of 2048, 4.2 s of 8192. The figure for accelerators was not
-measured here."""
-
-
-def resolve_machine(training: Training) -> Machine:
-    """Devices and processes from Accelerate; precision from the recipe, else from Accelerate, else from the hardware.
-
-    Raises `RecipeError` when the launcher started other processes than those that found each other.
-    """
-    accelerated = torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
-    for engine in ("DeepSpeed", "FSDP", "Megatron_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "").lower() in ("1", "true"):
-            raise RecipeError(
-                f"the Accelerate configuration asks for {engine}, which our training step does not serve yet.\n"
-                "  Use a configuration with whole models on each device, like accelerate_configs/multi_gpu.yaml."
-            )
-    if not accelerated:
-        use_memory_well()
-    state = PartialState(cpu=not accelerated)
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != state.num_processes:
-        raise RecipeError(
-            f"{started} processes were started, but only {state.num_processes} found each other.\n"
-            "  Launch with `accelerate launch --config_file accelerate_configs/cpu_multi.yaml -m hf_sft …`."
-        )
-    if training.batch_size < state.num_processes:
-        raise RecipeError(
-            f"`training.batch_size` is {training.batch_size}, but there are {state.num_processes} processes, some of which "
-            "would have no rows.\n  Raise it to at least as many, or launch fewer."
-        )
-    _leave_together()
-    device = torch.device(state.device or "cpu").type
-    return Machine(
-        device=device,
-        processes=state.num_processes,
-        precision=_precision(training, device),
-        micro_batch_tokens=training.micro_batch_tokens or MICRO_BATCH_TOKENS.get(device, MICRO_BATCH_TOKENS["other"]),
-        quiet=not state.is_main_process or training.disable_tqdm is True,
-    )
-
-
-@cache
-def _leave_together() -> None:
-    """What several processes talk by ends before Python does: its threads would abort a process that is done, now and then."""
-    atexit.register(PartialState().destroy_process_group)
-
-
-def _precision(training: Training, device: str) -> str:
-    if training.bf16 and training.fp16:
-        raise RecipeError("`training.bf16` and `training.fp16` can't both be true.  Keep one of them.")
-    if training.bf16 or training.fp16:
-        return "bf16" if training.bf16 else "fp16"
-    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if training.bf16 is None and (told == "bf16" or (told == "fp16" and training.fp16 is None)):
-        return told
-    return "bf16" if training.bf16 is None and _has_native_bf16(device) else "fp32"
-
-
-def _has_native_bf16(device: str) -> bool:
-    if device == "cpu":
-        able = torch.cpu.get_capabilities()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

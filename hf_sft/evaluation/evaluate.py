@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from hf_sft.answers.contract import Answers, Mistake
 from hf_sft.block import Block as RecipeBlock
-from hf_sft.config.training import Machine
+from hf_sft.config.machine import Machine
 from hf_sft.data.examples import Block, cut_step, to_device
 from hf_sft.evaluation.bootstrap import Score, Tally, draw_weights, paired
 from hf_sft.metrics import find_metric

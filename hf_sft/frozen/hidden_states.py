@@ -15,7 +15,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_sft.config.training import Machine
+from hf_sft.config.machine import Machine
 from hf_sft.data.examples import Examples, cut_step, to_device
 from hf_sft.frozen.features import ON_A_STUB, ItemsOf, alike, hash_resting, three_lengths
 from hf_sft.models.loaded_model import LoadedModel

@@ -1,7 +1,6 @@
 """Trouble on the way to the Hub: what passes is waited for; the rest is said in words, with what to do, and without tokens."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -11,6 +10,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session
 
+from hf_sft.config.process import environment
 from hf_sft.errors import HubError
 
 T = TypeVar("T")
@@ -29,19 +29,28 @@ XET = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "5", "HF_XET_CLIENT_RETRY_MAX_DURATIO
 
 def patiently(call: Callable[[], T], though_lost: bool = True) -> T:
     """Try again what may pass. `though_lost` says whether that is harmless where it was done and only the answer was lost."""
-    for name, value in XET.items():
-        os.environ.setdefault(name, value)
     started = time.monotonic()
     for pause in (*WAITS, None):
-        get_session().timeout = httpx2.Timeout(SILENCE)
         try:
-            return call()
+            with environment(XET), _timeout(SILENCE):
+                return call()
         except (OSError, RuntimeError, httpx2.HTTPError) as error:
             asked = _passes(error, though_lost)
             if pause is None or asked is None or time.monotonic() - started + max(pause, asked) > PATIENCE:
                 raise
             time.sleep(max(pause, asked))
     raise AssertionError
+
+
+@contextlib.contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    """A limit for connections of huggingface_hub, which the whole program shares."""
+    session = get_session()
+    before, session.timeout = session.timeout, httpx2.Timeout(seconds)
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 def _passes(error: BaseException, though_lost: bool) -> float | None:

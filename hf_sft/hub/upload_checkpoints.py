@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.utils import tqdm as hub_tqdm
 from transformers import TrainerCallback
 
 from hf_sft.hub.publish import make_room
@@ -55,6 +57,7 @@ class CheckpointSender:
         self._sending: Future[None] | None = None
         self._busy, self._lock, self._worker = False, Lock(), ThreadPoolExecutor(1)
         self._failed: BaseException | None = None
+        _list_bars_apart()
 
     def take(self, title: str, checkpoint: Path) -> None:
         """Keep a checkpoint, linked so that it outlives its folder, and have it sent when its turn comes."""
@@ -98,6 +101,17 @@ class CheckpointSender:
                 self._failed = error
             finally:
                 shutil.rmtree(kept.parent, ignore_errors=True)
+
+
+def _list_bars_apart() -> None:
+    """Give the Hub's progress bars a list of their own.
+
+    tqdm reads its list of bars without a lock when it makes one that is not shown, and fails if another thread adds or removes
+    a bar meanwhile (tqdm #481, 4.67): the trainer's would, while this uploads.
+    """
+    bars: Any = hub_tqdm
+    if "_instances" not in vars(bars):
+        bars._instances = WeakSet()
 
 
 class _OnSave(TrainerCallback):

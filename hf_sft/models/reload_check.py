@@ -46,9 +46,7 @@ BOUND = 1e-4
 FRESH = """
 import json, sys
 sys.path += [path for path in json.loads(sys.argv.pop()) if path not in sys.path]
-from hf_sft.storage.imports import quick_imports
-with quick_imports():
-    from hf_sft.models.reload_check import compare_when_asked
+from hf_sft.models.reload_check import compare_when_asked
 compare_when_asked()
 """
 """Run with -P, so that nothing is imported from the current folder; what else its parent could import comes last."""

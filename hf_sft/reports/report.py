@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers.pipelines import SUPPORTED_TASKS
 
-from hf_sft.config.training import Machine
+from hf_sft.config.machine import Machine
 from hf_sft.data.examples import Examples
 from hf_sft.data.splits import Splits
 from hf_sft.evaluation.evaluate import Evaluation

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
-from hf_sft.config.training import Machine
+from hf_sft.config.machine import Machine
 from hf_sft.data.data_files import KINDS, kind_of
 from hf_sft.data.encoding import encode_blocks
 from hf_sft.data.label_cells import read_labels

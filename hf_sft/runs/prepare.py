@@ -12,7 +12,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 
-from hf_sft.config.training import Machine, resolve_machine
+from hf_sft.config.machine import Machine, resolve_machine
 from hf_sft.data.encoding import encode_splits, read_examples
 from hf_sft.data.examples import Examples
 from hf_sft.data.splits import Splits, load_splits

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from torch import nn
 from transformers import Trainer
 
+from hf_sft.config.process import same_threads
 from hf_sft.data.data_files import SPLITS
 from hf_sft.data.encoding import encode_blocks
 from hf_sft.data.sources import DataSource
@@ -84,7 +85,7 @@ def train(
         if recipe.output.hub and PartialState().is_main_process:
             hub.check_rights(recipe.output.hub)
         prepared = prepare(with_date_of(recipe, folder) if resume else recipe)
-        with held(folder, resume), told_when_it_ends_early(folder):
+        with held(folder, resume), told_when_it_ends_early(folder), same_threads():
             prepared = begin(prepared, folder, resume, resume_anyway)
             return finish(prepared, folder, listening, resume, trust_remote_code)
 

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch import nn
 
-from hf_sft.config.training import Machine
+from hf_sft.config.machine import Machine
 from hf_sft.data.examples import Examples
 from hf_sft.errors import Diverged, SaveError
 from hf_sft.frozen.features import body_rests, store_features, stored_body

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_sft.config.training import Machine
+from hf_sft.config.machine import Machine
 from hf_sft.frozen.features import body_rests
 from hf_sft.models.loaded_model import LoadedModel
 

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from hf_sft.config.training import Machine
+from hf_sft.config.machine import Machine
 from hf_sft.errors import RecipeError, first_line
 from hf_sft.storage import checkpoint_files as checkpoints
 from hf_sft.trainer.history import TrainingCurve

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PredictionOutput
 
-from hf_sft.config.training import Machine
+from hf_sft.config.machine import Machine
 from hf_sft.data.examples import Examples, MicroBatch, StepSampler, cut_step, to_device
 from hf_sft.errors import Diverged, built_by, list_few
 from hf_sft.evaluation.evaluate import Kept, Write, run_blocks
@@ -34,6 +34,7 @@ from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.models.loading import save_model
 from hf_sft.storage import checkpoint_files as checkpoints
 from hf_sft.tasks import Batch
+from hf_sft.trainer.arguments import training_arguments
 from hf_sft.trainer.history import TrainingCurve
 from hf_sft.trainer.module_modes import attending, attention_for_training, resting_modules
 from hf_sft.trainer.resumable_trainer import ResumableTrainer
@@ -114,7 +115,7 @@ class StepTrainer(ResumableTrainer):
         set_seed(setting.seed)
         super().__init__(
             model=model,
-            args=phase.training.arguments(setting.logs or setting.folder, setting.seed, machine, asked.best),
+            args=training_arguments(phase.training, machine, setting.logs or setting.folder, setting.seed, asked.best),
             train_dataset=examples["train"],
             eval_dataset=examples["validation"],
             processing_class=setting.processor,

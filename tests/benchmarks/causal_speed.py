@@ -78,7 +78,8 @@ def train_plain(text: str, start: str, steps: int) -> dict[str, float]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, default_data_collator
 
-    from hf_sft.config.training import Training, resolve_machine
+    from hf_sft.config.machine import resolve_machine
+    from hf_sft.config.training import Training
 
     tokenizer: Any = AutoTokenizer.from_pretrained(start)
     parts = Path(text).read_text().split("\n\n")

@@ -78,7 +78,8 @@ def train_plain(given: Any, folder: str) -> dict[str, float]:
         TrainingArguments,
     )
 
-    from hf_sft.config.training import Training, resolve_machine
+    from hf_sft.config.machine import resolve_machine
+    from hf_sft.config.training import Training
     from hf_sft.models.checkpoint import Checkpoint, find_checkpoint
 
     where = str(find_checkpoint(Checkpoint(checkpoint=CHECKPOINT)))

@@ -82,6 +82,8 @@ def pass_once(given: Any) -> dict[str, float]:
 def train_plain(given: Any) -> dict[str, float]:
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
+    from hf_sft.trainer.arguments import training_arguments
+
     start = time.perf_counter()
     prepared = get_ready(given)
     body, training = prepared.loaded.body, prepared.phases[0].training
@@ -90,7 +92,7 @@ def train_plain(given: Any) -> dict[str, float]:
     rows = prepared.examples["train"].encoded.select_columns(["input_ids", "token_type_ids", "labels"])
     with tempfile.TemporaryDirectory() as folder:
         arguments = replace(
-            training.arguments(Path(folder), 0, prepared.machine, None),
+            training_arguments(training, prepared.machine, Path(folder), 0, None),
             num_train_epochs=1,
             max_steps=given.steps,
             train_sampling_strategy="random",

@@ -19,35 +19,27 @@ from pathlib import Path
 from tests.benchmarks.full_speed import CHECKPOINT, MAX_LENGTH
 
 UNTIL_THE_FIRST_STEP = """
-import contextlib, sys, time
+import sys, time
 from hf_sft import cli
-imports = cli.quick_imports
-@contextlib.contextmanager
-def watched():
-    with imports():
-        yield
-    from hf_sft.runs import prepare as runs
-    from hf_sft.trainer import step_trainer as trainer
-    encode = runs.encode_splits
-    def timed(*given):
-        start = time.perf_counter()
-        try:
-            return encode(*given)
-        finally:
-            print("encoding", time.perf_counter() - start, flush=True)
-    def stop(*given):
-        print("first step", time.time(), flush=True)
-        sys.exit(0)
-    runs.encode_splits = timed
-    trainer.StepTrainer.training_step = stop
-cli.quick_imports = watched
+from hf_sft.runs import prepare
+from hf_sft.trainer.step_trainer import StepTrainer
+encode = prepare.encode_splits
+def timed(*given):
+    start = time.perf_counter()
+    try:
+        return encode(*given)
+    finally:
+        print("encoding", time.perf_counter() - start, flush=True)
+def stop(*given):
+    print("first step", time.time(), flush=True)
+    sys.exit(0)
+prepare.encode_splits = timed
+StepTrainer.training_step = stop
 cli.main()
 """
 ONLY_IMPORTS = """
 import time
-from hf_sft.storage.imports import quick_imports
-with quick_imports():
-    import hf_sft.runs.train
+import hf_sft.runs.train
 print('first step', time.time())
 """
 

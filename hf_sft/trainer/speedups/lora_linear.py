@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from hf_sft.config.training import Machine
+from hf_sft.config.machine import Machine
 
 
 class LowRank(torch.autograd.Function):
