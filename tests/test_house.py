@@ -1,17 +1,25 @@
 """What holds for the package as a whole."""
 
 import ast
+import inspect
 import re
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from sitecustomize import ELSEWHERE
+from transformers import Trainer
 
 import hf_sft
 from hf_sft.block import list_kinds, load_kind
+from hf_sft.trainer import upstream
+from hf_sft.trainer.resumable_trainer import ResumableTrainer
+from hf_sft.trainer.step_trainer import StepTrainer
+from tests import tiny
 
 PACKAGE = Path(hf_sft.__file__).parent
 
@@ -76,10 +84,6 @@ def test_no_socket_leaves_the_machine(host):
 
 def test_upstream_lines_that_the_trainer_leans_on():
     """An upgrade of transformers that changes one of these must fail here and not in a silent number."""
-    import inspect
-
-    from transformers import Trainer
-
     epoch = inspect.getsource(Trainer._run_epoch)
     assert "self.training_step(model, inputs, num_items_in_batch)" in epoch
     assert "set_epoch(epoch)" in epoch and "skip_first_batches(train_dataloader" in epoch
@@ -94,6 +98,38 @@ def test_upstream_lines_that_the_trainer_leans_on():
     assert "self._load_optimizer_and_scheduler(resume" in loading and "self._load_scaler(resume" in loading
     assert epoch.count("self._load_rng_state(resume_from_checkpoint)") == 2
     assert "metrics = self.evaluate(" in inspect.getsource(Trainer._evaluate)
+
+
+def test_the_trainer_knows_each_method_that_it_overrides():
+    ours = {name for each in (StepTrainer, ResumableTrainer) for name in vars(each) if hasattr(Trainer, name)}
+    assert {name for name in ours if not name.startswith("__")} == {*upstream.OVERRIDDEN}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda patch: patch.setattr(Trainer, "_save_checkpoint", lambda self, model: None),
+            r"_save_checkpoint` takes \(model\) in ",
+        ),
+        (lambda patch: patch.delattr(Trainer, "_run_epoch"), r"_run_epoch` is not there in transformers "),
+    ],
+)
+def test_another_trainer_is_refused_before_anything_is_written(change, message, checkpoints, tmp_path, monkeypatch):
+    recipe = tiny.recipe(checkpoints["bert"], tiny.write_rows(tmp_path / "data", tiny.PROBLEMS[0]), tmp_path / "run")
+    change(monkeypatch)
+    with pytest.raises(hf_sft.HfSftError, match=rf"`transformers\.Trainer\.{message}(.|\n)*pip install 'transformers>=5"):
+        hf_sft.train(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_versions_that_a_message_names_are_those_that_are_allowed():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    assert f"transformers{upstream.TESTED}" in project["dependencies"]
+    workflow = yaml.safe_load((PACKAGE.parent / ".github" / "workflows" / "test.yaml").read_text())
+    tested = workflow["jobs"]["test"]["strategy"]["matrix"]["transformers"]
+    lowest, above = (int(bound.rpartition(".")[2]) for bound in upstream.TESTED.split(","))
+    assert [version.split(".")[1] for version in tested] == [str(minor) for minor in range(lowest, above)]
 
 
 def test_the_readme_names_every_task_in_its_own_words():

@@ -71,6 +71,10 @@ def _compare(text: str, reference: str) -> tuple[float, ...]:
     return tuple(scored[name].fmeasure for name in ROUGE)
 
 
+# A corpus's score is public in sacrebleu; the sums that it is made of are private: two methods of its metrics' base class
+# (2.6, sacrebleu/metrics/base.py). A test compares what they give with `corpus_score`.
+
+
 def count_grams(name: str, texts: Iterable[str], references: Iterable[str]) -> np.ndarray:
     """What sacrebleu adds up over rows for `bleu` or `chrf`, shape (rows, numbers)."""
     return np.array([_count(name, text, true) for text, true in zip(texts, references, strict=True)], dtype=np.float64)

@@ -115,7 +115,7 @@ class Examples(TorchDataset):
     ):
         self.rows, self.encoded, self.raw = rows, encoded, rows.select_columns(list(raw)) if raw else None
         """`raw` is what the collator is given of the rows as they are."""
-        self._collate = collate
+        self.collate_examples = collate
         self._columns = encoded.select_columns([n for n in encoded.column_names if n not in BOOKKEEPING])
         numbers: Any = encoded.with_format("arrow")[:]  # "numpy" would make an object of each number
         self.costs, self.items, self._row = (numbers[name].to_numpy().astype(np.int64) for name in ("cost", "items", "row"))
@@ -170,7 +170,7 @@ class Examples(TorchDataset):
     def collate(self, places: tuple[int, ...], draw: tuple[int, ...] = ()) -> Batch:
         """The batch of some examples; each is told by what to draw, if it is to be."""
         examples = self.take(places)
-        return self._collate([{**example, "draw": draw} for example in examples] if draw else examples)
+        return self.collate_examples([{**example, "draw": draw} for example in examples] if draw else examples)
 
     def blocks(self) -> "Iterator[Block]":
         """Its rows in blocks."""

@@ -60,7 +60,7 @@ class FeatureExamples(Examples):
     """
 
     def __init__(self, examples: Examples, features: np.ndarray):
-        super().__init__(examples.rows, examples.encoded, examples._collate)
+        super().__init__(examples.rows, examples.encoded, examples.collate_examples)
         self.features = features
         self.costs = np.ones(len(features), dtype=np.int64)
         inputs = {"input_ids", "token_type_ids"} & set(examples.encoded.column_names)
@@ -131,7 +131,9 @@ def _stub_is_exact(loaded: LoadedModel, examples: Examples, items: ItemsOf) -> b
         vectors = _read_vectors(loaded, batch, items)
         if vectors is None:
             return False
-        few = Examples(examples.rows, examples.encoded.select(rows), examples._collate)  # without what is only the body's
+        few = Examples(
+            examples.rows, examples.encoded.select(rows), examples.collate_examples
+        )  # without what is only the body's
         stored = FeatureExamples(few, vectors.cpu().numpy()).collate(tuple(range(len(rows))))
         with torch.no_grad():
             wanted = items(loaded.model, batch).logits

@@ -57,7 +57,7 @@ class StatesExamples(Examples):
     def __init__(self, examples: Examples, states: np.ndarray, ends: np.ndarray):
         """`states` has shape (positions of all examples, width); those of example i are ends[i] to ends[i + 1]."""
         raw = () if examples.raw is None else tuple(examples.raw.column_names)
-        super().__init__(examples.rows, examples.encoded, examples._collate, raw)
+        super().__init__(examples.rows, examples.encoded, examples.collate_examples, raw)
         self.states, self.ends = states, ends
 
     def collate(self, places: tuple[int, ...], draw: tuple[int, ...] = ()) -> Batch:

@@ -101,5 +101,5 @@ def draw_again(model: PreTrainedModel, parameters: set[str]) -> None:
         module: nn.Module = model.get_submodule(owner)
         drawn: Any = module.parameters(recurse=False)
         for parameter in drawn:
-            parameter._is_hf_initialized = False  # else it is skipped
+            parameter._is_hf_initialized = False  # else it is skipped (transformers 5, `PreTrainedModel._initialize_weights`)
         model._init_weights(module)

@@ -33,6 +33,7 @@ from hf_sft.storage.package_paths import path_of
 from hf_sft.storage.run_folder import LOGS, RECIPE, read_facts, read_record
 from hf_sft.tasks import Labels, Task
 from hf_sft.trainer.step_trainer import Asked, Setting
+from hf_sft.trainer.upstream import require_known_trainer
 
 RecipeLike: TypeAlias = Recipe | dict[str, Any] | str | Path
 """A recipe, a dict as YAML would give it, or a file."""
@@ -139,6 +140,7 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     What the person waiting should know goes to `tell` at once; to standard error when there is no `tell`.
     """
     tell, given = tell or say, recipe
+    require_known_trainer()
     _require_adapter_that_fits(recipe)
     machine, recipe = resolve_machine(recipe.training), recipe.model_copy(update={"model": pin(recipe.model)})
     splits = mark_known(load_splits(recipe.data, recipe.task), recipe.model)

@@ -17,6 +17,7 @@ def training_arguments(
     ours |= {"save_minutes", "max_skipped_steps"}
     passed = {name: value for name, value in training.model_dump().items() if name not in ours}
     evaluated = best is not None and training.eval_strategy != "no"
+    # torch's own list for `fused=True` (torch/optim/optimizer.py reads it too); elsewhere AdamW would refuse.
     fused = machine.device in _get_fused_kernels_supported_devices()
     optim = "adamw_torch" if training.optim == "adamw_torch_fused" and not fused else training.optim
     return TrainingArguments(

@@ -102,7 +102,8 @@ def _train(
             trainer.gather_losses()
             curve.best_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
             model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-            # Else the next phase's model is taken for prepared, and runs in float32 whatever the precision.
+            # Accelerate's mark (1.15, Accelerator.prepare_model): the next phase's model would be taken for prepared, and run
+            # in float32 whatever the precision.
             model.__dict__.pop("_is_accelerate_prepared", None)
             if not all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad):
                 raise Diverged(explain_divergence("weights after the last step are not finite", (), setting.folder))

@@ -4,17 +4,18 @@ import contextlib
 from collections.abc import Iterator
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_sft.config.machine import Machine
 from hf_sft.frozen.features import body_rests
 from hf_sft.models.loaded_model import LoadedModel
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 @contextlib.contextmanager
 def attending(loaded: LoadedModel, implementation: str | None) -> Iterator[None]:
     """The model with another implementation of attention, if one is given; the former is put back."""
-    before = loaded.model.config._attn_implementation
+    before = loaded.model.config._attn_implementation  # `set_attn_implementation` is public, what is set is not
     if implementation is None or before is None or implementation == before:
         yield
         return
@@ -38,7 +39,7 @@ def resting_modules(loaded: LoadedModel, model: nn.Module) -> list[nn.Module]:
         holds_layers = any(isinstance(part, nn.ModuleList) for part in module.modules())
         return [found for child in module.children() for found in search(child)] if holds_layers else []
 
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
     return [*search(loaded.body), *norms]
 
 

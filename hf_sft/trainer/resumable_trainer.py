@@ -247,6 +247,7 @@ class ResumableTrainer(Trainer):
         if isinstance(schedule, LambdaLR):  # the recipe's schedule, at this step
             for group, base, factor in zip(self._groups(), schedule.base_lrs, schedule.lr_lambdas, strict=True):
                 group["lr"] = base * factor(schedule.last_epoch)
+            # What `get_last_lr` answers until the next step; nothing public sets it (torch 2, lr_scheduler.py).
             schedule._last_lr = [group["lr"] for group in self._groups()]
 
     def _groups(self) -> list[dict[str, Any]]:

@@ -54,6 +54,7 @@ class _Casts:
         self._of: tuple[Tensor, int, Tensor] | None = None
 
     def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        # `_version` counts changes in place (torch.Tensor, as autograd itself checks).
         if self._of is None or self._of[0] is not x or self._of[1] != x._version or self._of[2].dtype != dtype:
             self._of = (x, x._version, x.detach().to(dtype))
         return self._of[2]
