@@ -181,8 +181,8 @@ def test_a_step_without_items_is_no_number_that_is_none(checkpoints, tmp_path):
     inputs = next(iter(trainer.get_train_dataloader()))
     for place, (batch, micro_batch) in enumerate(inputs["micro_batches"]):
         inputs["micro_batches"][place] = (batch, dataclasses.replace(micro_batch, step_items=0))
-    trainer.asked = dataclasses.replace(
-        trainer.asked,
+    trainer.hooks = dataclasses.replace(
+        trainer.hooks,
         items=lambda model, batch: Items(
             trainer.loaded.model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:0], batch["labels"][:0]
         ),

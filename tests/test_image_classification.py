@@ -164,7 +164,7 @@ def test_the_head_learns_on_stored_features_what_it_learns_on_the_body(family, c
     stored = hf_sft.train(tiny.recipe(checkpoints[family], files, tmp_path / "stored", "head_only", task=TASK))
     assert stored.facts["training"]["phases"][0]["stored_features"]
     for way in ("features", "states"):
-        monkeypatch.setattr(f"hf_sft.trainer.fit.store_{way}", lambda *_: None)
+        monkeypatch.setattr(f"hf_sft.trainer.speedups.stored.store_{way}", lambda *_: None)
     hf_sft.train(tiny.recipe(checkpoints[family], files, tmp_path / "each", "head_only", task=TASK))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("stored", "each"))
     for name in one:

@@ -196,7 +196,7 @@ def test_the_head_on_stored_features_learns_what_it_learns_on_the_body(family, c
     stored = hf_sft.train(hf_sft.Recipe.model_validate(recipe))
     assert stored.facts["training"]["phases"][0]["stored_features"]
     for way in ("features", "states"):
-        monkeypatch.setattr(f"hf_sft.trainer.fit.store_{way}", lambda *_: None)
+        monkeypatch.setattr(f"hf_sft.trainer.speedups.stored.store_{way}", lambda *_: None)
     recipe["output"] = {"folder": str(tmp_path / "run_each_time")}
     each_time = hf_sft.train(hf_sft.Recipe.model_validate(recipe))
     assert not each_time.facts["training"]["phases"][0]["stored_features"]
@@ -210,7 +210,7 @@ def test_the_head_on_stored_features_learns_what_it_learns_on_the_body(family, c
 )
 def test_training_on_stored_states_is_training_on_the_layers(family, problem, method, checkpoints, tmp_path, monkeypatch):
     files = tiny.write_rows(tmp_path / "data", problem)
-    monkeypatch.setattr("hf_sft.trainer.fit.store_features", lambda *_: None)
+    monkeypatch.setattr("hf_sft.trainer.speedups.stored.store_features", lambda *_: None)
     weights = []
     for name, layers in (("stored", 1 + (method == "head_only")), ("run_each_time", 0)):
         recipe = tiny.recipe(checkpoints[family], files, tmp_path / name, method, task=tiny.task_of(problem))
@@ -219,16 +219,16 @@ def test_training_on_stored_states_is_training_on_the_layers(family, problem, me
         report = hf_sft.train(recipe)
         assert report.facts["training"]["phases"][0]["stored_layers"] == layers
         weights.append(load_file(tmp_path / name / "model.safetensors"))
-        monkeypatch.setattr("hf_sft.trainer.fit.store_states", lambda *_: None)
+        monkeypatch.setattr("hf_sft.trainer.speedups.stored.store_states", lambda *_: None)
     assert relative_difference(*weights) < TOLERANCE
 
 
 @pytest.mark.parametrize("method", ["last_layers", "head_only"])
 def test_a_model_that_was_trained_on_what_was_stored_is_itself_again(method, checkpoints, tmp_path, monkeypatch):
-    models, stored = [], hf_sft.trainer.fit.stored_where_it_rests
+    models, train = [], hf_sft.trainer.fit._train
     files = tiny.write_rows(tmp_path / "data", PROBLEMS[0])
     with monkeypatch.context() as patch:
-        patch.setattr("hf_sft.trainer.fit.stored_where_it_rests", lambda *how: models.append(how[0].model) or stored(*how))
+        patch.setattr("hf_sft.trainer.fit._train", lambda state, *how: models.append(state.model) or train(state, *how))
         recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", method)
         recipe["method"] |= {"layers": 1} if method == "last_layers" else {}
         (phase,) = hf_sft.train(recipe).facts["training"]["phases"]

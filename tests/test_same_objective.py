@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_sft
 from hf_sft.runs.prepare import as_recipe, prepare
-from hf_sft.trainer.fit import fit, fit_phases
+from hf_sft.storage.checkpoint_files import read_weights
+from hf_sft.trainer.fit import SPEEDUPS, fit, fit_phases
 from hf_sft.trainer.speedups.lora_linear import as_one_operation
-from hf_sft.trainer.speedups.used_embeddings import find_table, tokens_in_use
+from hf_sft.trainer.speedups.used_embeddings import find_table, tokens_in_use, used_embeddings
 from tests import tiny
 
 SINGLE = tiny.PROBLEMS[0]
@@ -90,20 +91,24 @@ def test_embeddings_that_no_row_needs_end_as_if_they_had_been_there(family, meth
     tiny.say_little(files)
     decay = {"optim": "adamw_torch", "weight_decay": 0.5, "learning_rate": 1e-2, "batch_size": 4, "max_steps": 12}
     decay |= {"eval_strategy": "steps", "eval_steps": 4}
-    ended, seen = {}, {}
+    ended, seen, saved = {}, {}, {}
     for narrow in (True, False):
         folder = tmp_path / f"narrow_{narrow}"
         prepared = prepare(as_recipe(tiny.recipe(checkpoints[family], files, folder, method, training=decay)))
-        settings = [prepared.setting(folder, place, narrow=narrow) for place in range(len(prepared.phases))]
-        model, curves = fit_phases(prepared.phases, prepared.loaded, prepared.examples, prepared.asked, settings)
+        chosen = SPEEDUPS if narrow else [each for each in SPEEDUPS if each is not used_embeddings]
+        configs = [prepared.fit_config(folder, place, speedups=chosen) for place in range(len(prepared.phases))]
+        model, curves = fit_phases(prepared.phases, prepared.loaded, configs)
         ended[narrow], seen[narrow] = model.state_dict(), [curve.losses for curve in curves]
+        saved[narrow] = [read_weights(path) for path in sorted((folder / str(len(curves) - 1)).glob("checkpoint-*"))]
     name = find_table(prepared.loaded, prepared.phases[-1].training)
     unused = np.setdiff1d(np.arange(len(prepared.processor)), tokens_in_use(prepared.examples.values(), prepared.processor))
     before = tiny_weights(checkpoints[family], name)
     assert len(unused) > 5 and not torch.allclose(ended[True][f"{name}.weight"][unused], before[unused], rtol=1e-2)
-    assert ended[True].keys() == ended[False].keys()
-    for key, wanted in ended[False].items():
-        torch.testing.assert_close(ended[True][key], wanted, rtol=1e-5, atol=1e-6)
+    assert len(saved[True]) == len(saved[False]) > 1
+    for found, wanted in ((ended[True], ended[False]), *zip(saved[True], saved[False], strict=True)):
+        assert found.keys() == wanted.keys()
+        for key in wanted:
+            torch.testing.assert_close(found[key], wanted[key], rtol=1e-5, atol=1e-6)
     assert all(np.allclose(a, b, rtol=1e-5) for a, b in zip(seen[True], seen[False], strict=True))
 
 
@@ -120,14 +125,14 @@ def test_fifty_losses_are_those_of_a_loop_that_neither_sorts_nor_cuts(family, ch
     training = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 50, "micro_batch_tokens": 24}
     recipe = tiny.recipe(checkpoints[family], files, tmp_path / "run", training=training)
     prepared, again = prepare(as_recipe(recipe)), prepare(as_recipe(recipe))
-    setting = prepared.setting(tmp_path / "run")
-    _, curve = fit(prepared.phases[0], prepared.loaded, prepared.examples, prepared.asked, setting)
+    config = prepared.fit_config(tmp_path / "run")
+    _, curve = fit(prepared.phases[0], prepared.loaded, config)
 
     model, train, losses, epoch = again.loaded.model.train(), again.examples["train"], [], 0
     asked = prepared.phases[0].training
     optimizer = torch.optim.AdamW(decay_groups(model, asked.weight_decay), lr=1e-3, eps=asked.adam_epsilon)
     while len(losses) < 50:
-        order = np.random.default_rng((setting.seed, epoch)).permutation(len(train))
+        order = np.random.default_rng((config.seed, epoch)).permutation(len(train))
         for rows in np.split(order, range(8, len(order), 8))[: 50 - len(losses)]:
             batch = train.collate(tuple(rows.tolist()))
             loss = torch.nn.functional.cross_entropy(model(**{**batch, "labels": None}).logits, batch["labels"])
@@ -163,9 +168,8 @@ def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(family, checkpoi
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
             return items(model, batch)
 
-        asked = replace(prepared.asked, items=in_room)
-        setting = prepared.setting(tmp_path / f"room_{room}")
-        return fit(prepared.phases[0], prepared.loaded, prepared.examples, asked, setting)
+        config = prepared.fit_config(tmp_path / f"room_{room}")
+        return fit(prepared.phases[0], prepared.loaded, replace(config, hooks=replace(config.hooks, items=in_room)))
 
     (wanted, plenty), (found, scarce) = train(room=1000), train(room=30)
     said = re.findall(

@@ -15,7 +15,7 @@ from hf_sft.hub import publish as hub
 from hf_sft.runs.prepare import Prepared, RecipeLike, as_recipe, prepare
 from hf_sft.storage.package_paths import path_of
 from hf_sft.storage.run_folder import claim_folder, is_taken
-from hf_sft.trainer.fit import fit_phases
+from hf_sft.trainer.fit import IN_STEPS, fit_phases
 from hf_sft.trainer.history import TrainingCurve
 
 TRIED = 32
@@ -80,8 +80,8 @@ def _rehearse(prepared: Prepared) -> list[TrainingCurve]:
     once = {"max_steps": 2, "report_to": "none"}
     phases = tuple(replace(phase, training=phase.training.model_copy(update=once)) for phase in prepared.phases)
     with _passing_folder() as folder:
-        settings = [prepared.setting(folder, place, store=False, logs=None) for place in range(len(phases))]
-        return fit_phases(phases, prepared.loaded, prepared.examples, prepared.asked, settings)[1]
+        configs = [prepared.fit_config(folder, place, speedups=IN_STEPS, logs=None) for place in range(len(phases))]
+        return fit_phases(phases, prepared.loaded, configs)[1]
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from hf_sft.storage.foreign_code import HOW
 from hf_sft.storage.package_paths import path_of
 from hf_sft.storage.run_folder import LOGS, RECIPE, read_facts, read_record
 from hf_sft.tasks import Labels, Task
-from hf_sft.trainer.step_trainer import Asked, Setting
+from hf_sft.trainer.fit_config import FitConfig, TaskHooks
 from hf_sft.trainer.upstream import require_known_trainer
 
 RecipeLike: TypeAlias = Recipe | dict[str, Any] | str | Path
@@ -59,8 +59,8 @@ class Prepared:
     """The run's record with the newest of these changes, to be written when the first step is about to be taken."""
 
     @property
-    def asked(self) -> Asked:
-        """What a training asks of the task and of the evaluation plan."""
+    def hooks(self) -> TaskHooks:
+        """All that a training knows of the task and the evaluation plan."""
         task, labels, plan = self.splits.task, self.splits.labels, self.recipe.evaluation
 
         def score(ran: Iterable[tuple[Dataset, Kept]]) -> dict[str, float]:
@@ -71,7 +71,7 @@ class Prepared:
 
         best = plan.choose_by(task)
         write = self.write if needs_texts(best[0], task) else None
-        return Asked(task.items, task.keep, score, read, best, write)
+        return TaskHooks(task.items, task.keep, score, read, best, write)
 
     @property
     def write(self) -> Write | None:
@@ -89,11 +89,12 @@ class Prepared:
         splits = replace(self.splits, task=chosen, notes=(*self.splits.notes, *said))
         return replace(self, recipe=self.recipe.model_copy(update={"task": chosen}), splits=splits)
 
-    def setting(self, folder: Path, phase: int = 0, **others: Any) -> Setting:
-        """Where a phase runs: each has a folder below `folder` and a seed of its own. `others` are fields of `Setting`."""
+    def fit_config(self, folder: Path, phase: int = 0, **others: Any) -> FitConfig:
+        """How a phase is trained: each has its folder below `folder` and its seed. `others` are fields of `FitConfig`."""
         seed, tracked = self.recipe.seed + 1_000_000 * phase, self.recipe.training.report_to not in ("none", ("none",), ())
         logs = folder.parent / LOGS / str(phase) if tracked else None
-        return Setting(self.machine, self.processor, folder / str(phase), seed, **{"logs": logs, **others})
+        below = folder / str(phase)
+        return FitConfig(self.examples, self.hooks, self.machine, self.processor, below, seed, **{"logs": logs, **others})
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,11 @@ from hf_sft.storage.strict_json import dump_json
 from hf_sft.tasks import Writing
 from hf_sft.tasks.common.baselines import Fit
 from hf_sft.trainer.fit import fit_phases
+from hf_sft.trainer.fit_config import FitState
 from hf_sft.trainer.history import TrainingCurve
 from hf_sft.trainer.signals import Listening, say_after_launcher
+from hf_sft.trainer.speedups.cpu_attention import cpu_attention
+from hf_sft.trainer.speedups.cpu_dropout import cpu_dropout
 from hf_sft.trainer.step_trainer import StepTrainer
 
 TOKENS = 40
@@ -110,13 +113,13 @@ def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool,
     recipe, checkpoints, unpublished, files = prepared.recipe, folder / CHECKPOINTS, None, RunFiles(folder)
     before, untrained = write_samples(prepared, prepared.loaded.model), answer_untrained(prepared)
     to = recipe.output.hub if recipe.output.hub_checkpoints else None
-    options: dict[str, Any] = {"narrow": to is None, "listening": listening, "resume": resume}
+    options: dict[str, Any] = {"listening": listening, "resume": resume}
     if (record := prepared.record) is not None:
         options["begun"] = partial(write_record, folder, record)
-    settings = [prepared.setting(checkpoints, place, **options) for place in range(len(prepared.phases))]
-    folders = [setting.folder for setting in settings]
+    configs = [prepared.fit_config(checkpoints, place, **options) for place in range(len(prepared.phases))]
+    folders = [config.folder for config in configs]
     with sent_meanwhile(to, recipe.output.private, prepared.phases, folders) as phases:
-        model, curves = fit_phases(phases, prepared.loaded, prepared.examples, prepared.asked, settings)
+        model, curves = fit_phases(phases, prepared.loaded, configs)
     if PartialState().is_main_process:  # before anything else that can fail
         with files.placed() as aside, disk_errors():
             save_model(model, prepared.loaded.model.config, prepared.processor, aside)
@@ -175,9 +178,11 @@ def build_trainer(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remot
     """The recipe's first phase as a `transformers.Trainer`, before `.train()`, to do with as you like."""
     prepared = prepare(as_recipe(recipe, overrides, trust_remote_code))
     phase, folder = prepared.phases[0], Path(prepared.recipe.output.folder) / CHECKPOINTS
-    model, curve = phase.prepare(prepared.loaded), TrainingCurve(phase.name)
+    model, config = phase.prepare(prepared.loaded), prepared.fit_config(folder)
     freeze_unused(model, prepared.loaded.unused)
-    return StepTrainer(phase, prepared.loaded, model, prepared.examples, prepared.asked, prepared.setting(folder), curve)
+    state = FitState(phase, prepared.loaded, model, prepared.examples, TrainingCurve(phase.name))
+    with cpu_dropout(state, config) as state, cpu_attention(state, config) as state:
+        return StepTrainer(state, config)
 
 
 def answer_untrained(prepared: Prepared) -> dict[str, Fit]:

@@ -95,11 +95,10 @@ class ResumableTrainer(Trainer):
     # What is kept.
 
     def moving(self) -> dict[str, Tensor]:
-        """The parameters that move, and the buffers that are saved, by name."""
+        """The trainable parameters, and the buffers that are saved, by name."""
         model: Any = self.accelerator.unwrap_model(self.model)
-        kept = model.state_dict().keys()
-        moving = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-        return moving | {name: buffer for name, buffer in model.named_buffers() if name in kept}
+        names = {name for name, p in model.named_parameters() if p.requires_grad} | {name for name, _ in model.named_buffers()}
+        return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
     def _gather_state(self) -> dict[str, Any]:
         """All but the weights; every process takes part."""

@@ -7,7 +7,7 @@ The loss of a step is a sum over items divided by the step's items over all proc
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,64 +24,19 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PredictionOutput
 
-from hf_sft.config.machine import Machine
 from hf_sft.data.examples import Examples, MicroBatch, StepSampler, cut_step, to_device
 from hf_sft.errors import Diverged, built_by, list_few
-from hf_sft.evaluation.evaluate import Kept, Write, run_blocks
-from hf_sft.losses import Items
-from hf_sft.methods import Phase
-from hf_sft.models.loaded_model import LoadedModel
+from hf_sft.evaluation.evaluate import Kept, run_blocks
 from hf_sft.models.loading import save_model
 from hf_sft.storage import checkpoint_files as checkpoints
 from hf_sft.tasks import Batch
 from hf_sft.trainer.arguments import training_arguments
-from hf_sft.trainer.history import TrainingCurve
-from hf_sft.trainer.module_modes import attending, attention_for_training, resting_modules
+from hf_sft.trainer.fit_config import FitConfig, FitState
+from hf_sft.trainer.module_modes import resting_modules
 from hf_sft.trainer.resumable_trainer import ResumableTrainer
-from hf_sft.trainer.signals import Listening
-from hf_sft.trainer.speedups.cpu_dropout import CpuDropout
 
 LOSSES_AT_ONCE = 10
 """Steps whose losses are fetched together: fetching waits for the device."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a training asks of its task and its evaluation plan, and all that it knows of them."""
-
-    items: Callable[[nn.Module, Batch], Items]
-    keep: Callable[[nn.Module, Batch], list[np.ndarray]]
-    score: Callable[[Iterable[tuple[Dataset, Kept]]], dict[str, float]]
-    """The metrics of rows by what the model left of them, on every process the same."""
-    read: Callable[[Dataset], Examples]
-    """Examples of rows as the data has them."""
-    best: tuple[str, bool]
-    """The metric that chooses the weights to keep, and whether greater is better."""
-    write: Write | None = None
-    """The model's own texts, where they choose."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where and on what a training runs."""
-
-    machine: Machine
-    processor: Any
-    folder: Path
-    """Of its checkpoints."""
-    seed: int
-    logs: Path | None = None
-    """Where trackers write."""
-    store: bool = True
-    """Whether a body that rests may run once, over all rows."""
-    narrow: bool = True
-    """Whether embeddings of tokens that no row has may be left out, in checkpoints too."""
-    listening: Listening | None = None
-    """What asks a training to end; None where it is not to be gone on with."""
-    begun: Callable[[], None] | None = None
-    """Called by the main process when the first step is about to be taken, and what it resumes from has been loaded."""
-    resume: bool = False
-    """Whether to go on from the newest checkpoint, where there is one."""
 
 
 @dataclass
@@ -98,44 +53,31 @@ class _Taken:
 class StepTrainer(ResumableTrainer):
     """The plain Trainer, but for: what a step is, which modules are in training mode, how it is scored and saved."""
 
-    def __init__(
-        self,
-        phase: Phase,
-        loaded: LoadedModel,
-        model: Any,
-        examples: dict[str, Examples],
-        asked: Asked,
-        setting: Setting,
-        curve: TrainingCurve,
-    ):
-        self.phase, self.loaded, self.examples, self.asked, self.curve = phase, loaded, examples, asked, curve
-        self.machine = machine = setting.machine
+    def __init__(self, state: FitState, config: FitConfig):
+        self.phase, self.loaded, self.examples, self.curve = state.phase, state.loaded, state.examples, state.curve
+        self.hooks, self.machine, self._in_step = config.hooks, config.machine, state.in_step
         self._taken: list[_Taken] = []
         self._sampler: StepSampler | None = None
-        set_seed(setting.seed)
+        training = state.phase.training
+        set_seed(config.seed)
         super().__init__(
-            model=model,
-            args=training_arguments(phase.training, machine, setting.logs or setting.folder, setting.seed, asked.best),
-            train_dataset=examples["train"],
-            eval_dataset=examples["validation"],
-            processing_class=setting.processor,
-            callbacks=[make() for make in phase.callbacks],
-            folder=setting.folder,
-            begun=setting.begun,
-            listening=setting.listening,
-            save_minutes=phase.training.save_minutes,
+            model=state.model,
+            args=training_arguments(training, config.machine, config.logs or config.folder, config.seed, config.hooks.best),
+            train_dataset=state.examples["train"],
+            eval_dataset=state.examples["validation"],
+            processing_class=config.processor,
+            callbacks=[make() for make in state.phase.callbacks],
+            folder=config.folder,
+            begun=config.begun,
+            listening=config.listening,
+            save_minutes=training.save_minutes,
         )
         self.remove_callback(PrinterCallback)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(Progress)
-        self._resting = resting_modules(loaded, model)
-        self._attention = attention_for_training(loaded, machine)
-        # Recomputed activations would meet other random numbers, and a compiled graph would break at each dropout.
-        training = phase.training
-        self._own_dropout = machine.device == "cpu" and not training.activation_checkpointing and not training.torch_compile
-        curve.micro_batch_tokens = machine.micro_batch_tokens
-        curve.dropout = "hf_sft" if self._own_dropout else "torch"
+        self._resting = resting_modules(state.loaded, state.model)
+        state.curve.micro_batch_tokens = config.machine.micro_batch_tokens
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Trainer's own, its groups split by what the phase multiplies a parameter's learning rate by."""
@@ -183,11 +125,9 @@ class StepTrainer(ResumableTrainer):
         for module in self._resting:
             module.eval()
         micro_batches = inputs["micro_batches"]
-        with (
-            attending(self.loaded, self._attention),
-            CpuDropout() if self._own_dropout else contextlib.nullcontext(),
-            self._cast_once(),
-        ):
+        with contextlib.ExitStack() as active:
+            for context in (*self._in_step, self._cast_once):
+                active.enter_context(context())
             while True:
                 try:
                     total = self._add_gradients(model, micro_batches)
@@ -211,7 +151,7 @@ class StepTrainer(ResumableTrainer):
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 batch = to_device(batch, self.args.device)
                 with self.compute_loss_context_manager():
-                    loss = self.phase.loss(self.phase.item_loss, partial(self.asked.items, model), batch)
+                    loss = self.phase.loss(self.phase.item_loss, partial(self.hooks.items, model), batch)
                 # Gradients are averaged over processes, so each adds its share of the sum times their number. A step
                 # without items has no loss, and no gradient.
                 share = self.accelerator.num_processes * micro_batch.counts / max(1, micro_batch.step_items)
@@ -293,7 +233,7 @@ class StepTrainer(ResumableTrainer):
         self.gather_losses()
         getattr(self.optimizer, "eval", lambda: None)()
         examples = self.examples["validation"] if eval_dataset is None else eval_dataset
-        values = self.asked.score(self._run(examples))
+        values = self.hooks.score(self._run(examples))
         self.curve.evaluations.append({"step": self.state.global_step, **values})
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
@@ -301,17 +241,17 @@ class StepTrainer(ResumableTrainer):
         return metrics
 
     def _run(self, examples: Examples) -> Iterator[tuple[Dataset, Kept]]:
-        model, asked = self.accelerator.unwrap_model(self.model), self.asked
-        return run_blocks(model, examples.blocks(), asked.keep, self.machine, asked.write)
+        model, hooks = self.accelerator.unwrap_model(self.model), self.hooks
+        return run_blocks(model, examples.blocks(), hooks.keep, self.machine, hooks.write)
 
     def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
         """What the task keeps of examples, or of rows as the recipe's data has them, with or without labels."""
-        examples = self.asked.read(test_dataset) if isinstance(test_dataset, Dataset) else test_dataset
+        examples = self.hooks.read(test_dataset) if isinstance(test_dataset, Dataset) else test_dataset
         ran = list(self._run(examples))
         kept: Any = _as_array([each for _, block in ran for row in block for each in row])
         if "labels" not in examples.encoded.column_names:
             return PredictionOutput(kept, None, {})
-        values = {f"{metric_key_prefix}_{name}": value for name, value in self.asked.score(ran).items()}
+        values = {f"{metric_key_prefix}_{name}": value for name, value in self.hooks.score(ran).items()}
         return PredictionOutput(kept, _as_array(examples.encoded["labels"][:]), values)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -63,7 +63,7 @@ def train_ours(given: Any, folder: str) -> dict[str, float]:
     prepared, watch = prepare(as_recipe(recipe_of(given, folder, given.method))), Watch(given.batch_size)
     (phase,) = prepared.phases
     watched = replace(phase, callbacks=(*phase.callbacks, lambda: watch))
-    _, curve = fit(watched, prepared.loaded, prepared.examples, prepared.asked, prepared.setting(Path(folder, "run")))
+    _, curve = fit(watched, prepared.loaded, prepared.fit_config(Path(folder, "run")))
     return figures(watch, curve.losses)
 
 

@@ -56,8 +56,7 @@ def train_ours(given: Any) -> dict[str, float]:
         start = time.perf_counter()
         prepared = get_ready(given)
         with tempfile.TemporaryDirectory() as folder:
-            settings = [prepared.setting(Path(folder))]
-            _, (curve,) = fit_phases(prepared.phases, prepared.loaded, prepared.examples, prepared.asked, settings)
+            _, (curve,) = fit_phases(prepared.phases, prepared.loaded, [prepared.fit_config(Path(folder))])
         assert curve.stored_features
         return time.perf_counter() - start
 

@@ -30,8 +30,7 @@ def main() -> None:
     labels = {name: np.array(each.encoded["labels"][:]) for name, each in prepared.examples.items()}
 
     start = time.perf_counter()
-    settings = [prepared.setting(Path("runs", "head_scores"))]
-    model, _ = fit_phases(prepared.phases, prepared.loaded, prepared.examples, prepared.asked, settings)
+    model, _ = fit_phases(prepared.phases, prepared.loaded, [prepared.fit_config(Path("runs", "head_scores"))])
     seconds = time.perf_counter() - start
     print(f"our head: {accuracy(prepared, model, labels['test']):.4f}, {seconds:.1f} s")
 

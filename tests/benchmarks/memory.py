@@ -79,8 +79,7 @@ def train(given: Any, folder: str) -> dict[str, float]:
         first = [sys.executable, "-m", __spec__.name, *sys.argv[1:], "--side", "head_only"]
         subprocess.run(first, capture_output=True, check=True)
     prepared = get_ready(given, folder, given.side.removesuffix("_again"))
-    settings = [prepared.setting(Path(folder, "run"))]
-    _, (curve,) = fit_phases(prepared.phases, prepared.loaded, prepared.examples, prepared.asked, settings)
+    _, (curve,) = fit_phases(prepared.phases, prepared.loaded, [prepared.fit_config(Path(folder, "run"))])
     return {"before": before, "peak": curve.peak_memory_bytes}
 
 

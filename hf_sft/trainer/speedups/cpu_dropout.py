@@ -5,7 +5,8 @@ generator: the same seed drops the same elements, and a resumed run goes on wher
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,23 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from hf_sft.trainer.fit_config import FitConfig, FitState
+
 LANES, RANGE = 4, 2**16
+
+
+@contextlib.contextmanager
+def cpu_dropout(state: FitState, config: FitConfig) -> Iterator[FitState]:
+    """On a CPU, `drop` in place of PyTorch's dropout while a step is taken.
+
+    Not with activation checkpointing, which would meet other random numbers when it computes activations again, and not with
+    torch.compile, whose graph would break at each dropout.
+    """
+    training = state.phase.training
+    if config.machine.device == "cpu" and not training.activation_checkpointing and not training.torch_compile:
+        state.curve.dropout = "hf_sft"
+        state = replace(state, in_step=(*state.in_step, CpuDropout))
+    yield state
 
 
 class CpuDropout(TorchFunctionMode):

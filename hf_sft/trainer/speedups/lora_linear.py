@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from hf_sft.config.machine import Machine
+from hf_sft.trainer.fit_config import FitConfig, FitState
 
 
 class LowRank(torch.autograd.Function):
@@ -58,6 +59,14 @@ class _Casts:
         if self._of is None or self._of[0] is not x or self._of[1] != x._version or self._of[2].dtype != dtype:
             self._of = (x, x._version, x.detach().to(dtype))
         return self._of[2]
+
+
+@contextlib.contextmanager
+def lora_linear(state: FitState, config: FitConfig) -> Iterator[FitState]:
+    """On a CPU, and without torch.compile, which fuses by itself."""
+    applies = config.machine.device == "cpu" and not state.phase.training.torch_compile
+    with as_one_operation(state.model, config.machine) if applies else contextlib.nullcontext():
+        yield state
 
 
 @contextlib.contextmanager
