@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from hf_sft.recipe.recipe import load_recipe as load_recipe
     from hf_sft.reports.report import Report as Report
     from hf_sft.runs.check import check as check
+    from hf_sft.runs.evaluate import evaluate as evaluate
     from hf_sft.runs.predict import predict as predict
     from hf_sft.runs.train import build_trainer as build_trainer
-    from hf_sft.runs.train import evaluate as evaluate
     from hf_sft.runs.train import train as train
     from hf_sft.tasks import Labels as Labels
     from hf_sft.tasks import Task as Task
@@ -42,7 +42,7 @@ PUBLIC = {
     "Task": "tasks",
     "build_trainer": "runs.train",
     "check": "runs.check",
-    "evaluate": "runs.train",
+    "evaluate": "runs.evaluate",
     "load_recipe": "recipe.recipe",
     "predict": "runs.predict",
     "publish": "hub.publish",

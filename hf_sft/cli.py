@@ -112,7 +112,7 @@ def evaluate(
     Example:  hf-sft evaluate runs/bbc --data dataset=csv --data data_files=new.csv
     """
     from hf_sft.reports.report import score_table
-    from hf_sft.runs.train import evaluate as evaluate_run
+    from hf_sft.runs.evaluate import evaluate as evaluate_run
     from hf_sft.storage.strict_json import dump_json, finite
 
     process.use_memory_well()
@@ -284,7 +284,7 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
 @app.command()
 def schema():
     """The JSON Schema of a recipe, for editors."""
-    from hf_sft.recipe.recipe import schema as recipe_schema
+    from hf_sft.recipe.schema import schema as recipe_schema
 
     print(json.dumps(recipe_schema(), indent=1))
 

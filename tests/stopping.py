@@ -116,11 +116,11 @@ def _end_at(output: Path, point: str, number: int, what: str) -> None:
 
 def slow_down(seconds: float) -> None:
     """Have each step, save and evaluation take so much longer, so that none is missed."""
-    from hf_sft.evaluation import evaluate as evaluation
+    from hf_sft.evaluation import inference
     from hf_sft.storage import checkpoint_files as checkpoints
     from hf_sft.trainer import step_trainer as trainer
 
-    for module, name in ((trainer.StepTrainer, "training_step"), (checkpoints, "save_file"), (evaluation, "cut_step")):
+    for module, name in ((trainer.StepTrainer, "training_step"), (checkpoints, "save_file"), (inference, "cut_step")):
         setattr(module, name, _slow(getattr(module, name), seconds))
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from hf_sft.block import list_kinds, load_kind
 from hf_sft.config.training import Training
-from hf_sft.data.sources import DataSource
+from hf_sft.data.data_source import DataSource
 
 NUMBERS = """
 training.batch_size 32 1,2,8

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import hf_sft
+from hf_sft.data.data_source import DataSource
 from hf_sft.data.encoding import encode_rows, encode_splits, hash_code
-from hf_sft.data.sources import DataSource
 from hf_sft.data.splits import load_splits
 from hf_sft.models.checkpoint import Checkpoint
 from hf_sft.models.loading import load_processor
@@ -68,7 +68,10 @@ def test_other_code_of_the_task_or_other_versions_are_another_key(tmp_path, monk
     assert hash_code(mine.Mine) != before
     monkeypatch.undo()
     monkeypatch.setattr("hf_sft.data.encoding.version", lambda name: "0.0.1")
-    assert hash_code(SequenceClassification) != before
+    assert hash_code(mine.Mine) != before
+    monkeypatch.undo()
+    monkeypatch.setattr("hf_sft.data.encoding._hash_package", lambda: "edited")
+    assert hash_code(mine.Mine) != before
 
 
 def test_columns_that_the_task_does_not_read_are_no_reason_to_encode_again(tmp_path, checkpoints, monkeypatch):

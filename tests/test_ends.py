@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 import hf_sft
 from hf_sft.cli import app
-from hf_sft.data.sources import DataSource
+from hf_sft.data.data_source import DataSource
 from hf_sft.data.splits import load_splits
 from hf_sft.models.checkpoint import Checkpoint, read_card
 from hf_sft.storage.package_paths import path_of

@@ -159,7 +159,8 @@ def test_an_adapter_on_random_weights_is_refused(tmp_path):
 
 
 def test_files_of_text_are_read_by_paragraph_or_whole(tmp_path):
-    from hf_sft.data.sources import DataSource, load_source
+    from hf_sft.data.data_source import DataSource
+    from hf_sft.data.sources import load_source
 
     (tmp_path / "plays.txt").write_text("one\ntwo\n\nthree\n")
     found = {}

@@ -24,7 +24,7 @@ from transformers import (
 
 import hf_sft
 from hf_sft.cli import app
-from hf_sft.data.sources import DataSource
+from hf_sft.data.data_source import DataSource
 from hf_sft.data.splits import load_splits
 from hf_sft.tasks.common.images import hash_image, open_image
 from hf_sft.tasks.image_classification import ImageClassification

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from sklearn.metrics import mean_squared_error, r2_score
 
 import hf_sft
-from hf_sft.data.sources import DataSource
+from hf_sft.data.data_source import DataSource
 from hf_sft.data.splits import load_splits
 from hf_sft.errors import DataError
 from hf_sft.tasks.sequence_classification import SequenceClassification

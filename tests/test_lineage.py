@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hf_sft
-from hf_sft.data.sources import DataSource
+from hf_sft.data.data_source import DataSource
 from hf_sft.data.splits import load_splits
 from hf_sft.tasks.masked_lm import MaskedLm
 from hf_sft.tasks.sequence_classification import SequenceClassification

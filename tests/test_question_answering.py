@@ -344,7 +344,8 @@ def test_an_answer_without_an_offset_that_stands_twice_is_counted():
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
 def test_squad_s_nested_file_is_read_as_it_is(version, tmp_path):
-    from hf_sft.data.sources import DataSource, load_source
+    from hf_sft.data.data_source import DataSource
+    from hf_sft.data.sources import load_source
 
     asked = [{"id": "a", "question": "Where?", "answers": [{"text": "Paris", "answer_start": 13}]}]
     if version == "2.0":

@@ -12,7 +12,8 @@ import hf_sft
 from hf_sft.block import list_kinds, load_kind
 from hf_sft.config.training import OWNED
 from hf_sft.errors import RecipeError
-from hf_sft.recipe.recipe import Recipe, dump_recipe, load_recipe, schema
+from hf_sft.recipe.recipe import Recipe, dump_recipe, load_recipe
+from hf_sft.recipe.schema import schema
 from hf_sft.recipe.yaml_reader import NotYaml, read_scalar, read_yaml
 from hf_sft.tasks.sequence_classification import SequenceClassification
 from tests import tiny

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from hf_sft.answers.contract import ClassAnswers, Mistake, NumberAnswers, SetAnswers
 from hf_sft.config.machine import Machine
+from hf_sft.data.data_source import DataSource
 from hf_sft.data.examples import Examples
-from hf_sft.data.sources import DataSource
 from hf_sft.data.splits import Splits
 from hf_sft.evaluation.bootstrap import Score
 from hf_sft.evaluation.evaluate import Evaluation, worst

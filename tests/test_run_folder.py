@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 import hf_sft
-from hf_sft.data.sources import DataSource
+from hf_sft.data.data_source import DataSource
 from hf_sft.errors import RecipeError
 from hf_sft.models.checkpoint import Checkpoint
 from hf_sft.storage import atomic_folder as whole

@@ -22,7 +22,7 @@ import hf_sft
 from hf_sft.answers.texts import WrittenAnswers, as_texts
 from hf_sft.config.training import Training
 from hf_sft.evaluation.bootstrap import draw_weights, score_rows
-from hf_sft.evaluation.evaluate import EvaluationPlan
+from hf_sft.evaluation.plan import EvaluationPlan
 from hf_sft.methods.lora import Lora
 from hf_sft.models.checkpoint import Checkpoint
 from hf_sft.models.loaded_model import LoadedModel

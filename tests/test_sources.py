@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import hf_sft
-from hf_sft.data.sources import DataSource, load_source
+from hf_sft.data.data_source import DataSource
+from hf_sft.data.sources import load_source
 from hf_sft.data.splits import load_splits
 from hf_sft.errors import DataError
 from hf_sft.tasks.sequence_classification import SequenceClassification

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from hf_sft.data.sources import DataSource
-from hf_sft.data.splits import hash_rows, load_splits
+from hf_sft.data.data_source import DataSource
+from hf_sft.data.row_hash import hash_rows
+from hf_sft.data.splits import load_splits
 from hf_sft.errors import DataError
 from hf_sft.tasks.chat import Chat
 from hf_sft.tasks.seq2seq import Seq2Seq

@@ -13,7 +13,7 @@ from hf_sft.config.machine import resolve_machine
 from hf_sft.config.training import Training
 from hf_sft.errors import CheckpointError
 from hf_sft.evaluation.bootstrap import measure
-from hf_sft.evaluation.evaluate import writer
+from hf_sft.evaluation.inference import writer
 from hf_sft.losses import item_loss
 from hf_sft.models.checkpoint import Checkpoint
 from hf_sft.models.loading import load_model, load_processor

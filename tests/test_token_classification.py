@@ -19,7 +19,8 @@ import hf_sft
 from hf_sft.answers.marked_spans import TextEntityAnswers, tag_units
 from hf_sft.answers.tags import EntityAnswers, TagAnswers, count_repaired, find_scheme, is_iob1, read_entities, to_iob2
 from hf_sft.evaluation.bootstrap import measure
-from hf_sft.evaluation.evaluate import EvaluationPlan, evaluate_blocks
+from hf_sft.evaluation.evaluate import EvaluationAccumulator, evaluate_blocks
+from hf_sft.evaluation.plan import EvaluationPlan
 from hf_sft.tasks import Labels
 from hf_sft.tasks.common.baselines import fit_all
 from hf_sft.tasks.common.windows import cut, cut_windows
@@ -145,7 +146,7 @@ def test_the_scores_of_each_type_and_the_confusions_are_seqevals():
     said = [np.where(rng.random(len(t)) < 0.6, [NAMES.index(x) for x in t], rng.integers(5, size=len(t))) for t in true]
     rows = Dataset.from_dict({"words": [["w"] * len(tags) for tags in true], "tags": true})
     kept = [[np.log(np.eye(5, dtype=np.float32)[ids] + 1e-6)] for ids in said]
-    found = evaluate_blocks("test", [(rows, kept)], task(scheme="iob"), Labels(NAMES), EvaluationPlan())
+    found = evaluate_blocks("test", [(rows, kept)], EvaluationAccumulator(task(scheme="iob"), Labels(NAMES), EvaluationPlan()))
     named = [[NAMES[i] for i in ids] for ids in said]
     report: Any = seqeval.classification_report(true, named, output_dict=True, mode="strict", scheme=IOB2)
     assert [row["label"] for row in found.per_class] == ["PER", "LOC"]
@@ -427,7 +428,8 @@ CONLLU = (
 def test_files_with_a_word_on_each_line_are_read(name, tmp_path):
     import gzip
 
-    from hf_sft.data.sources import DataSource, load_source
+    from hf_sft.data.data_source import DataSource
+    from hf_sft.data.sources import load_source
 
     content = CONLL.encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
@@ -438,7 +440,8 @@ def test_files_with_a_word_on_each_line_are_read(name, tmp_path):
 
 
 def test_conll_u_has_its_own_columns_and_no_ranges(tmp_path):
-    from hf_sft.data.sources import DataSource, load_source
+    from hf_sft.data.data_source import DataSource
+    from hf_sft.data.sources import load_source
 
     (tmp_path / "a.conllu").write_text(CONLLU)
     rows = load_source(DataSource(dataset=str(tmp_path / "a.conllu")), ("words",), [])[0]["train"]
@@ -447,7 +450,8 @@ def test_conll_u_has_its_own_columns_and_no_ranges(tmp_path):
 
 
 def test_a_line_with_another_number_of_columns_is_named(tmp_path):
-    from hf_sft.data.sources import DataSource, load_source
+    from hf_sft.data.data_source import DataSource
+    from hf_sft.data.sources import load_source
 
     (tmp_path / "a.conll").write_text("Ann B-PER\nleft\n")
     with pytest.raises(hf_sft.DataError, match=r"a\.conll`, line 2: 1 columns .'left'.\.\n.*as in .*line 1: 2"):
@@ -514,7 +518,7 @@ def test_rows_that_cannot_be_learned_from_are_named(row, message, tmp_path):
 
 
 def load(folder: Path, train: list[dict], test: list[dict], fields: dict | None = None, **data: Any) -> Any:
-    from hf_sft.data.sources import DataSource
+    from hf_sft.data.data_source import DataSource
     from hf_sft.data.splits import load_splits
 
     files = {}

@@ -434,7 +434,7 @@ def test_a_template_with_a_clock_writes_the_day_of_training_ever_after(own, chec
 
 
 def test_a_clock_whose_format_is_no_text_is_refused():
-    from hf_sft.tasks.common.chat_templates import stop_clock
+    from hf_sft.tasks.common.named_templates import stop_clock
 
     with pytest.raises(hf_sft.CheckpointError, match="by a format that is no plain text"):
         stop_clock("{{ strftime_now(wanted) }}", "2026-11-29")

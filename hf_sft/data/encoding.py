@@ -5,6 +5,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from datasets import Dataset, load_from_disk
 from datasets.fingerprint import generate_random_fingerprint
 
 from hf_sft.data.examples import BLOCK, Block, Examples
-from hf_sft.data.splits import Splits, hash_rows
+from hf_sft.data.row_hash import hash_rows
+from hf_sft.data.splits import Splits
 from hf_sft.errors import DataError, list_few
 from hf_sft.storage.cache import cache_folder, digest, made_once
 from hf_sft.tasks import Labels, Task
@@ -32,12 +34,12 @@ def encode_rows(rows: Dataset, task: Task, labels: Labels | None, processor: Any
 
     def encode(batch: dict[str, list], places: list[int]) -> dict[str, list]:
         examples = task.encode(batch, processor, labels)
-        count = len(examples["truncated"])
+        count = len(next(iter(examples.values())))
         tokens = [len(ids) for ids in examples["input_ids"]] if "input_ids" in examples else [1] * count
         of_row = [places[row] for row in examples.get("row", range(count))]
         if unknown is not None:
             examples |= _count_unknown(examples, unknown, "tokens" in task.writes)
-        return {"cost": tokens, "items": [1] * count, **examples, "row": of_row}
+        return {"cost": tokens, "items": [1] * count, "truncated": [False] * count, **examples, "row": of_row}
 
     asked, unknown = _select(rows, task), _unknown_id(processor)
     encoded = asked.map(
@@ -178,20 +180,25 @@ def _require_items(encoded: Dataset, count: int, split: str, task: Task) -> None
 
 
 def hash_code(kind: type) -> str:
-    """Equal for equal source of the class's module, of what it takes from this package, and of this file, and equal versions
-    of what they call."""
+    """Equal for equal sources of this package and of the class's module, and equal versions of what they call."""
     module = sys.modules[kind.__module__]
-    taken = {str(getattr(member, "__module__", "")) for member in vars(module).values()}
-    ours = sorted(name for name in {*taken, __name__} if name.startswith("hf_sft.") and name != module.__name__)
     try:
         source = inspect.getsource(module)
     except (OSError, TypeError):  # typed at a prompt
         source = repr(module)
-    return digest(
-        source,
-        *(inspect.getsource(sys.modules[name]) for name in ours),
-        *(f"{package} {version(package.replace('_', '-'))}" for package in CODE),
-    )
+    versions = (f"{package} {version(package.replace('_', '-'))}" for package in CODE)
+    return digest(source, _hash_package(), *versions)
+
+
+@cache
+def _hash_package() -> str:
+    return hash_sources(Path(__file__).parents[1])
+
+
+def hash_sources(folder: Path) -> str:
+    """Equal for the same Python files with the same content."""
+    files = sorted(folder.rglob("*.py"))
+    return digest(*(part for path in files for part in (path.relative_to(folder).as_posix(), path.read_bytes())))
 
 
 def _hash_processor(processor: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, LargeList, List, Value
 
-from hf_sft.data.sources import DataSource
+from hf_sft.data.data_source import DataSource
 from hf_sft.errors import DataError, list_few
 from hf_sft.tasks.common.classification import Labelled
 from hf_sft.tasks.common.labels import MULTI, REGRESSION, SINGLE, Labels, ProblemType, as_list

@@ -8,7 +8,7 @@ import numpy as np
 import scipy
 from datasets import Dataset
 
-from hf_sft.data.sources import DataSource
+from hf_sft.data.data_source import DataSource
 from hf_sft.errors import DataError
 from hf_sft.tasks import Labels, Task
 

@@ -2,110 +2,31 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Features, LargeList, List, Value, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, LargeList, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from pydantic import Field
 
-from hf_sft.block import Block
 from hf_sft.data.conll_files import read_conll
 from hf_sft.data.csv_files import CsvFormat, find_delimiter, open_text, read_csv, read_header
-from hf_sft.data.data_files import exists, files_in, is_label, kind_of, label_folders, list_files, locate_files, suffix_of
+from hf_sft.data.data_files import files_in, kind_of, list_files, locate_files, suffix_of
+from hf_sft.data.data_source import FILES, FOLDERS, DataSource
+from hf_sft.data.folders import list_pictures, load_textfolder
+from hf_sft.data.replaced import count_replaced
 from hf_sft.data.squad_files import read_squad
-from hf_sft.errors import DataError, first_line, list_few
+from hf_sft.errors import DataError, first_line
 from hf_sft.storage.cache import require_writable
-from hf_sft.storage.package_paths import absolute, locate, path_of
+from hf_sft.storage.package_paths import locate, path_of
 from hf_sft.storage.revisions import find_commit
-
-FILES = ("csv", "json", "parquet", "arrow", "text", "conll")
-FOLDERS = ("textfolder", "imagefolder")
-REPLACED = 0.01
-"""The largest share of rows in which letters may be lost to a wrong encoding."""
 
 INTEGER, NUMBER = r"-?(0|[1-9]\d{0,17})", r"-?(0|[1-9]\d{0,14})(\.\d+)?([eE][-+]?\d+)?"
 """Cells that are numbers and nothing else: `01` is written otherwise than 1, and a number holds no more digits than these."""
-
-
-class DataSource(Block):
-    """Where the rows come from, and which of them are for training, for choosing, and for the score."""
-
-    dataset: str
-    """A Hub id; a file; csv, json, parquet, arrow, text or conll with `data_files`; textfolder or imagefolder with `data_dir`;
-    a folder of such files, of the Hub's, or of save_to_disk."""
-    config: str | None = None
-    """The configuration of a Hub data set, like mrpc of nyu-mll/glue."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub data set."""
-    data_files: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
-    """Files, or files by split; package:NAME/PATH finds them in an installed package."""
-    data_dir: str | None = None
-    """A folder; for textfolder and imagefolder one with a sub-folder per label; package:NAME/PATH too."""
-    encoding: str | None = None
-    """Of text files; utf-8 when not given. What can't be read is replaced by U+FFFD, counted, and refused above 1% of rows."""
-    sample_by: Literal["line", "paragraph", "document"] | None = None
-    """Of files of text: what a row is; a line when not given."""
-    delimiter: str | None = None
-    """Between the cells of a csv; when not given a comma, semicolon, tab or |: by which the header has the task's columns."""
-    quoting: bool | None = None
-    """Whether quotation marks enclose cells of a csv; when not given: yes, but for .tsv, and refused where both may be."""
-    label_delimiter: str | None = None
-    """Between the classes of a cell that holds several, like | in bug|login."""
-    splits: dict[Literal["train", "validation", "test"], str | float] = Field(default_factory=dict)
-    """By split: a name, a `datasets` slice like train[:80%], or a fraction of train (0.1 or 10%). Without an entry: the
-    split of that name, or 0.1 of train."""
-    group: str | None = None
-    """A column whose equal values never stand on two sides of a made split."""
-    stratify: str | None = None
-    """A column whose values made splits share evenly; the label, where a row has one class, when not given. A recipe without
-    labels makes the same splits by it as one that has them."""
-    keep: str | None = None
-    """A column of booleans, or of 0 and 1; rows where it is false are left out."""
-    drop_invalid: bool = False
-    """Leave out rows that can't be learned from, counted in the report, instead of refusing them."""
-    rows: int | None = Field(default=None, ge=1)
-    """Train on this many rows; a smaller number draws a subset of a larger one's rows."""
-    rows_per_label: int | None = Field(default=None, ge=1)
-    """Train on this many rows of each class; nested like `rows`."""
-    seed: int = Field(default=0, ge=0)
-    """Draws made splits and subsets; apart from the recipe's `seed`, so that runs by other seeds share their test rows."""
-
-    def seen_from(self, folder: Path) -> "DataSource":
-        """Paths that lead nowhere from where one stands, but somewhere from a recipe's folder, as seen from there."""
-
-        def seen(path: str) -> str:
-            if path.startswith("~") or exists(path) or not exists(str(folder / path)):
-                return path
-            return str(folder / path)
-
-        return self._with_paths(seen)
-
-    def absolute(self) -> "DataSource":
-        """The same with absolute paths: found from wherever one stands. What the Hub has keeps its name."""
-        if self.dataset not in (*FILES, *FOLDERS) and not path_of(self.dataset).exists():
-            return self
-        return self._with_paths(lambda path: absolute(path) if exists(path) else path)
-
-    def _with_paths(self, change: Callable[[str], str]) -> "DataSource":
-        """With every relative path changed, and none of a URL or a package."""
-
-        def changed(path: Any) -> Any:
-            if isinstance(path, dict):
-                return {name: changed(each) for name, each in path.items()}
-            if isinstance(path, tuple):
-                return tuple(changed(each) for each in path)
-            return path if not isinstance(path, str) or ":" in path or Path(path).is_absolute() else change(path)
-
-        where = {name: changed(getattr(self, name)) for name in ("data_files", "data_dir")}
-        if self.dataset not in FILES:
-            where["dataset"] = changed(self.dataset)
-        return self.model_copy(update=where)
 
 
 def load_source(
@@ -125,7 +46,7 @@ def load_source(
         raise DataError(f"`data.data_dir`: there is no folder `{source.data_dir}`.")
     try:
         if source.dataset == "textfolder":
-            return _load_textfolder(source, folder, notes), source
+            return load_textfolder(source, folder, notes), source
         if source.dataset not in FILES and (path := path_of(source.dataset)).is_dir():
             if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
                 saved = load_from_disk(str(path))
@@ -162,7 +83,7 @@ def load_source(
         raise DataError(_explain_unreadable(source, error)) from error
     for name, rows in brought.items():
         if source.dataset in ("csv", "json", "text", "conll"):
-            _count_replaced(rows, name, source, notes)
+            count_replaced(rows, name, source, notes)
     return brought, source
 
 
@@ -173,7 +94,7 @@ def _list_files(source: DataSource, folder: Path | None, notes: list[str]) -> An
     if folder is not None and source.dataset in FILES:
         return files_in(folder, source.dataset, notes)
     if folder is not None and source.dataset == "imagefolder":
-        return _list_pictures(folder, notes)
+        return list_pictures(folder, notes)
     return None
 
 
@@ -243,36 +164,6 @@ def _holds_dates(feature: Any) -> bool:
     if isinstance(feature, List | LargeList):
         return _holds_dates(feature.feature)
     return isinstance(feature, Value) and feature.dtype.startswith(("timestamp", "date", "time", "duration"))
-
-
-def _count_replaced(rows: Dataset, split: str, source: DataSource, notes: list[str]) -> None:
-    """Note, or refuse, rows with U+FFFD, the sign of a letter that could not be read."""
-    lost: set[int] = set()
-    for name, feature in rows.features.items():
-        if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-            compute: Any = pc  # its functions are made when it is imported
-            found = compute.match_substring(rows.data.table[name], "\ufffd")
-            lost |= set(compute.indices_nonzero(compute.fill_null(found, False)).to_pylist())
-        elif source.encoding and not isinstance(feature, Value | ClassLabel):
-            lost |= {
-                i for i, cell in enumerate(rows[name][:]) if "\ufffd" in json.dumps(cell, ensure_ascii=False, default=str)
-            }
-    if lost and source.encoding:
-        _refuse_replaced(f"rows of split `{split}`", sorted(lost), len(rows), source.encoding, notes)
-    elif lost:
-        notes.append(
-            f"{len(lost)} row(s) of split `{split}` hold U+FFFD, a letter that was lost before ({list_few(sorted(lost))})."
-        )
-
-
-def _refuse_replaced(what: str, lost: list[Any], count: int, encoding: str, notes: list[str]) -> None:
-    """Note rows or files that are not of an encoding. Raises `DataError` for more than a few."""
-    message = f"{len(lost)} of {count} {what} are not {encoding}: what can't be read is U+FFFD ({list_few(lost)})."
-    if len(lost) > REPLACED * count:
-        raise DataError(
-            f"{message}\n  Expected {REPLACED:.0%} at most.  Name the files' encoding (`data.encoding`): utf-8, cp1252 …"
-        )
-    notes.append(message)
 
 
 def _has_configs(folder: Path) -> bool:
@@ -368,52 +259,3 @@ def _explain_unreadable(source: DataSource, error: Exception) -> str:
             "  Expected one: write all of them as text, or all as numbers, or all as lists."
         )
     return f"{where} can't be read: {first_line(cause)}\n  Check the file's format and `data.encoding`."
-
-
-def _load_textfolder(source: DataSource, top: Path | None, notes: list[str]) -> dict[str, Dataset]:
-    """One file per row, in one folder per label; below folders named as splits, if they hold such."""
-    if top is None:
-        raise DataError("`data.dataset: textfolder` needs `data.data_dir`: a folder with one sub-folder per label.")
-    parts = _find_parts(top, notes)
-    names = sorted({folder.name for part in parts.values() for folder in part.iterdir() if is_label(folder)})
-    if not names:
-        raise DataError(f"`{source.data_dir}` has no sub-folders.  Expected one per label, with a text file per row in it.")
-    features = Features(text=Value("string"), label=ClassLabel(names=names), file=Value("string"))
-    splits, replaced, count = {}, [], 0
-    for split, part in parts.items():
-        files = sorted(path for name in names if (part / name).is_dir() for path in (part / name).iterdir() if path.is_file())
-        files = [path for path in files if not path.name.startswith((".", "__"))]
-        texts = [path.read_text(encoding=source.encoding or "utf-8", errors="replace") for path in files]
-        columns = {"text": texts, "label": [path.parent.name for path in files]}
-        columns["file"] = [path.relative_to(top).as_posix() for path in files]
-        replaced += [name for name, text in zip(columns["file"], texts, strict=True) if "\ufffd" in text]
-        count += len(files)
-        splits[split] = Dataset.from_dict(columns, features=features)
-    if replaced:
-        _refuse_replaced("files", replaced, count, source.encoding or "utf-8", notes)
-    return splits
-
-
-def _find_parts(top: Path, notes: list[str]) -> dict[str, Path]:
-    """The folders of classes by split; in `notes` what is left out."""
-    parts = label_folders(top)
-    if top not in parts.values():
-        out = [each.name for each in sorted(top.iterdir()) if is_label(each) and each not in parts.values()]
-        if out:
-            notes.append(f"`{top}` holds the splits {', '.join(parts)}; {len(out)} folder(s) left out: {list_few(out)}.")
-    return parts
-
-
-def _list_pictures(top: Path, notes: list[str]) -> dict[str, list[str]]:
-    """The files of an imagefolder by split: those in folders of classes, or all where there are none."""
-    by_split = {}
-    for split, part in _find_parts(top, notes).items():
-        files = list_files(part)
-        inside = [path for path in files if path.parent != part]
-        if inside and (
-            apart := [path.name for path in files if path.parent == part and not path.name.startswith("metadata.")]
-        ):
-            notes.append(f"`{part}` holds folders of classes; {len(apart)} file(s) beside them left out: {list_few(apart)}.")
-            files = [path for path in files if path.name not in apart or path.parent != part]
-        by_split[split] = [str(path) for path in files]
-    return by_split

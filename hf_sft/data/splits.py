@@ -1,27 +1,24 @@
 """Rows to splits: named, sliced or made; checked; and cut down to a subset."""
 
-import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from datasets import ClassLabel, Dataset, LargeList, List, ReadInstruction, Value, concatenate_datasets
 
 from hf_sft.data.data_files import ALIASES, SPLITS
+from hf_sft.data.data_source import DataSource
 from hf_sft.data.label_cells import UNLABELLED, read_labels
-from hf_sft.data.sampling import assign, strata_of, subsample, units_of
-from hf_sft.data.sources import DataSource, folder_of, load_source
+from hf_sft.data.made_splits import HELD_OUT, make_splits, share_of
+from hf_sft.data.row_hash import hash_rows
+from hf_sft.data.sampling import subsample
+from hf_sft.data.sources import folder_of, load_source
 from hf_sft.errors import DataError, list_few, nearest, suggest
 from hf_sft.storage.cache import digest
 from hf_sft.tasks import Labels, Task
 from hf_sft.tasks.common.classification import Labelled
-from hf_sft.tasks.common.images import hash_image
-
-HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -54,34 +51,6 @@ class Splits:
         }
 
 
-def hash_rows(rows: Dataset) -> str:
-    """Equal for equal columns with equal values, whatever file they came from and however it was cut."""
-    parts: list[str | bytes] = []
-    stored: Any = rows.data  # taken from directly: `datasets` would hand over each row as a chunk of its own
-    table = stored.table.select(sorted(rows.column_names))
-    # `_indices` says which rows of its table a data set has (datasets 5, arrow_dataset.py); nothing public does.
-    every = np.arange(len(rows)) if rows._indices is None else rows._indices.column(0).to_numpy()
-    for start in range(0, len(rows), 1000):
-        places = every[start : start + 1000]
-        first, last = int(places.min()), int(places.max())
-        # Taken row by row, so that equal values lie in equal buffers; where they are, so that it looks through no more.
-        taken = _hash_files(table.slice(first, last - first + 1).take(places - first).combine_chunks())
-        kinds = [(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in taken.schema]
-        parts += [str(kinds), *(batch.serialize().to_pybytes() for batch in taken.cast(pa.schema(kinds)).to_batches())]
-        parts = [digest(*parts)]
-    return digest(*parts)
-
-
-def _hash_files(table: Any) -> pa.Table:
-    """The table with hashes in place of files, which are read: the same path may hold something else today."""
-    for place, column in enumerate(table.schema):
-        if pa.types.is_struct(column.type) and {each.name for each in column.type} == {"bytes", "path"}:
-            table = table.set_column(
-                place, column.name, pa.array(map(hash_image, table[column.name].to_pylist()), pa.string())
-            )
-    return table
-
-
 def load_splits(source: DataSource, task: Task) -> Splits:
     """Load, check and split the rows; classes become their names. Raises `DataError`, every problem of a kind at once."""
     notes: list[str] = []
@@ -106,7 +75,7 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     notes += remarks
     rows = {name: _name_classes(rows, resolved, source.stratify) for name, rows in loaded.items()}
     rows = _without_invalid(rows, resolved, labels, source.drop_invalid, notes)
-    rows = _make_splits(rows, source, resolved, unlabelled is not None, notes)
+    rows = make_splits(rows, source, resolved, unlabelled is not None, notes)
     rows["train"] = subsample(rows["train"], source, resolved, labels, notes)
     found = {*loaded, *source.splits, *(("test",) if unlabelled is not None else ())}
     splits = {name: named[name] if name in found else HELD_OUT for name in SPLITS}
@@ -165,14 +134,6 @@ def _name_splits(
                 f"  It has: {', '.join(brought)}.{hint}"
             )
     return named, {**wanted, **source.splits}
-
-
-def share_of(share: Any) -> float | None:
-    """A fraction of train, written as 0.1 or as 10%; None for names and slices."""
-    if isinstance(share, str):
-        percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", share)
-        return float(percent[1]) / 100 if percent else None
-    return float(share)
 
 
 def _slice(brought: dict[str, Dataset], expression: str) -> Dataset:
@@ -308,60 +269,3 @@ def _without_invalid(
         shown[0] = shown[0][0].upper() + shown[0][1:]
         raise DataError("\n  ".join([*shown, "Mend the rows, or leave them out with `data.drop_invalid=true`."]))
     return kept
-
-
-def _make_splits(
-    rows: dict[str, Dataset], source: DataSource, task: Task, is_unlabelled: bool, notes: list[str]
-) -> dict[str, Dataset]:
-    """Hold out what no split of the data set brings, a test split too if the data's `is_unlabelled`. Equal texts, and rows of
-    one group, stay together."""
-    fractions: dict[str, float] = {}
-    strata = strata_of(rows["train"], source, task)
-    held_out = f"{'stratified, ' if any(strata) else ''}equal inputs on one side"
-    for name in SPLITS[1:]:
-        if name in rows:
-            continue
-        lacks = is_unlabelled and name == "test"
-        share = HELD_OUT if lacks else share_of(source.splits.get(name, HELD_OUT))
-        if share is None or not 0 < share < 1:
-            raise DataError(f"`data.splits.{name}` must be a split's name or a fraction between 0 and 1; got {share!r}.")
-        fractions[name] = share
-        absent = "since the data set's has no labels" if lacks else "since the data set has no such split"
-        how = "as the recipe says" if name in source.splits and not lacks else absent
-        notes.append(f"split `{name}` is {share:g} of train, {how}: {held_out}.")
-    kept = share_of(source.splits.get("train", "train"))
-    if kept is not None and not 0 < kept <= 1:
-        raise DataError(f"`data.splits.train` must be a split's name or a fraction between 0 and 1; got {kept!r}.")
-    held = sum(fractions.values())
-    if held + (kept or 0) > 1 + 1e-9 or held > 1 - 1e-9:
-        raise DataError(
-            f"the fractions of `data.splits` add up to {held + (kept or 0):g}; expected at most 1, with rows left to train on."
-        )
-    unused = 0.0 if kept is None else max(0.0, round(1 - kept - held, 9))
-    if unused:
-        fractions["unused"] = unused
-        notes.append(f"the fractions of `data.splits` add up to {1 - unused:g}: {unused:g} of train is not used.")
-    if not fractions:
-        return {name: rows[name] for name in SPLITS}
-    train = rows["train"]
-    units = units_of(train, source, task)
-    sides = assign(units, strata, fractions, source.seed)
-    if not source.stratify:  # the only row of a class is there to be learned from
-        alone = {each for each, count in Counter(strata).items() if count == 1}
-        if alone:
-            sides[np.isin(units, units[[each in alone for each in strata]])] = "train"
-    places = {name: np.flatnonzero(sides == name) for name in ("train", *fractions) if name != "unused"}
-    made = {name: train.select(places[name]) for name in places}
-    for name, split in made.items():
-        if not len(split):
-            parts = len(np.unique(units))
-            raise DataError(
-                f"split `{name}` has no rows left: train brings {len(train)} rows, in {parts} parts that must not be torn\n"
-                "  (equal inputs, one group), which are too few for the fractions of `data.splits`."
-            )
-        absent = sorted({*strata} - {*map(strata.__getitem__, places[name]), ""})
-        if absent:
-            shown = list_few([f"`{each}`" for each in absent])
-            what = f"values of column `{source.stratify}`" if source.stratify else "classes"
-            notes.append(f"{len(absent)} of {len(set(strata))} {what} have no row in split `{name}`: {shown}.")
-    return {**{name: rows[name] for name in SPLITS if name in rows}, **made}

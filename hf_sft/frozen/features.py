@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from hf_sft.config.machine import Machine
 from hf_sft.data.encoding import hash_code
 from hf_sft.data.examples import Examples, cut_step, to_device
-from hf_sft.data.splits import hash_rows
+from hf_sft.data.row_hash import hash_rows
 from hf_sft.losses import Items
 from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.storage.cache import cache_folder, is_whole, touch, written_aside

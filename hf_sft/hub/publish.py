@@ -12,7 +12,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from hf_sft.errors import HubError, RecipeError
+from hf_sft.errors import HubError, RecipeError, first_line
 from hf_sft.hub.retry import explained, patiently
 from hf_sft.models import reload_check as certificate
 from hf_sft.models.checkpoint import Checkpoint, hash_weights
@@ -177,7 +177,7 @@ def check_rights(repo_id: str, pull_request: bool = False) -> str:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise HubError(f"`{repo_id}` is no name of a repository: {str(error).splitlines()[0]}  Expected user/name.") from None
+        raise HubError(f"`{repo_id}` is no name of a repository: {first_line(error)}  Expected user/name.") from None
     if not get_token():
         raise HubError(f"there is no token to write to `{repo_id}` with.  Log in: hf auth login; or set HF_TOKEN.")
     api = HfApi()

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session
 
 from hf_sft.config.process import environment
-from hf_sft.errors import HubError
+from hf_sft.errors import HubError, first_line
 
 T = TypeVar("T")
 
@@ -89,11 +89,11 @@ def _explain(error: BaseException, repo_id: str) -> str:
         if isinstance(each, OfflineModeIsEnabled):
             return "the Hub is switched off (HF_HUB_OFFLINE).  Unset it to publish."
         if isinstance(each, HfHubHTTPError):
-            status, said = each.response.status_code, each.server_message or str(each).strip().splitlines()[-1]
+            status, said = each.response.status_code, each.server_message or (str(each).strip().splitlines() or [""])[-1]
             return f"{where} says {status} ({said}): {_advice(status, repo_id)}"
         if isinstance(each, httpx2.HTTPError | ConnectionError):
             return f"{where} can't be reached, or stopped answering ({type(each).__name__}: {each}).  Try again later."
-    return str(error).strip().splitlines()[0]
+    return first_line(error)
 
 
 def _advice(status: int, repo_id: str) -> str:

@@ -14,7 +14,7 @@ from importlib import import_module
 import numpy as np
 
 from hf_sft.answers.contract import Answers
-from hf_sft.errors import RecipeError, nearest, suggest
+from hf_sft.errors import RecipeError, first_line, nearest, suggest
 
 Stats = Callable[[Answers, np.ndarray, float], np.ndarray]
 """Answers, their references, and a number near the references, to what is added up over rows, shape (rows, k)."""
@@ -79,7 +79,7 @@ def load_module(name: str) -> Metric:
     try:
         module = evaluate.load(name, keep_in_memory=True)
     except (FileNotFoundError, ConnectionError, ImportError, OSError, ValueError) as error:
-        raise RecipeError(f"the metric `{FOREIGN}{name}` can't be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise RecipeError(f"the metric `{FOREIGN}{name}` can't be loaded: {first_line(error)}") from error
 
     def compute(answers: Answers, references: np.ndarray) -> float:
         predictions, true = answers.for_evaluate(references)

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from hf_sft.errors import nearest, suggest
+from hf_sft.errors import first_line, nearest, suggest
 from hf_sft.models.quiet import no_progress_bar
 from hf_sft.storage.cache import cache_folder, digest, made_once
 
@@ -55,7 +55,7 @@ def _write(file: Path, folder: Path) -> None:
             )
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (ValueError, KeyError, RuntimeError, NotImplementedError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise LookupError(
             f"`model.gguf_file`: `{file.name}` can't be dequantised: {reason}\n"
             "  transformers reads the language models that it lists under GGUF, with their tokenizers."

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from hf_sft.errors import CheckpointError, list_few
+from hf_sft.errors import CheckpointError, first_line, list_few
 from hf_sft.models.checkpoint import Checkpoint, explain, find_checkpoint, load_config, read_card, source_of
 from hf_sft.models.label_head import fit_head
 from hf_sft.models.loaded_model import LoadedModel, prefix_of
@@ -162,8 +162,7 @@ def _draw_model(checkpoint: Checkpoint, task: Task, config: PretrainedConfig, pr
         model = task.auto_model.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
-            f"`model.from_config: {checkpoint.from_config}` can't be built: {str(error).strip().splitlines()[0]}\n"
-            "  Check `model.config`."
+            f"`model.from_config: {checkpoint.from_config}` can't be built: {first_line(error)}\n  Check `model.config`."
         ) from error
     _require_room(checkpoint, model, processor)
     count = sum(parameter.numel() for parameter in model.parameters())

@@ -11,33 +11,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
-from pydantic.json_schema import models_json_schema
 from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 
 from hf_sft.aids import Aid
-from hf_sft.block import TRUSTED, Block, choose, list_kinds, load_kind
+from hf_sft.block import TRUSTED, Block, choose
 from hf_sft.config.training import OWNED, Training
-from hf_sft.data.sources import DataSource
+from hf_sft.data.data_source import DataSource
 from hf_sft.errors import RecipeError, nearest, suggest
-from hf_sft.evaluation.evaluate import EvaluationPlan
+from hf_sft.evaluation.plan import EvaluationPlan
 from hf_sft.methods import LENGTH, Method
 from hf_sft.metrics import FOREIGN, list_metrics
 from hf_sft.models.checkpoint import Checkpoint
-from hf_sft.recipe.problems import FOLDERS, explain, refuse_owned, show_place, show_value
-from hf_sft.recipe.yaml_reader import WORD, Document, NotYaml, Place, Problem, read_yaml
+from hf_sft.recipe.overrides import NOWHERE, OVERRIDE, override
+from hf_sft.recipe.problems import explain, refuse_owned, show_place
+from hf_sft.recipe.yaml_reader import Document, NotYaml, Place, Problem, read_yaml
 from hf_sft.storage.package_paths import path_of
 from hf_sft.tasks import Task
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-NOWHERE, OVERRIDE = 0, sys.maxsize
-"""Stand for a line: a dict has none, and what an override says comes after the whole file."""
-CLEARED: dict[Place, tuple[str, ...]] = {
-    ("data", "dataset"): ("config", "revision", "data_files", "data_dir", "sample_by", "delimiter", "splits"),
-    ("model", "checkpoint"): ("gguf_file", "revision", "from_config", "config", "tokenizer"),
-    ("model", "from_config"): ("checkpoint", "gguf_file", "revision", "config", "tokenizer"),
-}
-"""What a file says of one data set or checkpoint, and of no other: gone when an override names another."""
 
 
 class Output(Block):
@@ -104,7 +96,7 @@ def read_recipe(given: dict[str, Any], overrides: Sequence[str] = (), trust_remo
 
 
 def _build(draft: Document, name: str, overrides: Sequence[str], trusted: bool) -> Recipe:
-    _override(draft, overrides)
+    override(draft, overrides)
     if halves := _find_surrogates(draft.value):
         raise RecipeError(_list_problems(name, [Problem(_line(draft, place), place, halves[place]) for place in halves]))
     problems = _take_owned(draft.value) | _check_metrics(draft.value)
@@ -145,68 +137,6 @@ def _near_files(path: Path) -> str:
     files = {file.name: file for file in sorted(path.parent.iterdir()) if file.suffix in (".yaml", ".yml")}
     near = get_close_matches(path.name, files, n=3) or [name for name in files if name.startswith(path.stem)][:3]
     return f"  Did you mean {' or '.join(str(files[name]) for name in near)}?" if near else ""
-
-
-def _override(draft: Document, overrides: Sequence[str]) -> None:
-    values = [parsed for word in overrides if (parsed := _read_override(draft, word))]
-    for place, value in values:
-        _clear(draft, place, value)
-    for place, value in values:
-        _lay(draft, place, value)
-
-
-def _read_override(draft: Document, word: str) -> tuple[Place, Any] | None:
-    key, sign, text = word.partition("=")
-    place = tuple(key.split("."))
-    if not sign or not all(WORD.fullmatch(part) for part in place):
-        message = "is not an override; expected `key=value`, such as training.learning_rate=3e-5."
-        draft.refused.append(Problem(OVERRIDE, (word,), message))
-        return None
-    try:
-        read = read_yaml(text)
-    except NotYaml as error:
-        draft.refused.append(Problem(OVERRIDE, place, f"can't be read as YAML: {error}. Put it in quotes if it is text."))
-        return None
-    draft.refused += [Problem(OVERRIDE, (*place, *problem.place), problem.message) for problem in read.refused]
-    if isinstance(read.value, dict | list) and not text.lstrip().startswith(("{", "[")):
-        message = f"must be one value, [a list] or {{a: mapping}}; got {text!r}. Put it in quotes if it is text."
-        draft.refused.append(Problem(OVERRIDE, place, message))
-        return None
-    return place, read.value
-
-
-def _clear(draft: Document, place: Place, value: Any) -> None:
-    """Drop what the file says beside a field that an override changes, where it can't be meant any more."""
-    block = draft.value.get(place[0])
-    if not isinstance(block, dict):
-        return
-    stale = CLEARED.get(place, ())
-    if place in (("task", "type"), ("method", "type")) and block.get("type") != value:
-        stale = tuple(name for name in block if name != "type")
-    for name in stale:
-        block.pop(name, None)
-        _forget(draft, (place[0], name))
-
-
-def _lay(draft: Document, place: Place, value: Any) -> None:
-    block = draft.value
-    for depth, part in enumerate(place[:-1], start=1):
-        if block.get(part) is None:
-            block[part] = {}
-            draft.lines.setdefault(place[:depth], OVERRIDE)
-        block = block[part]
-        if not isinstance(block, dict):
-            message = f"can't be set: {show_place(place[:depth])} is not a block of fields, but {show_value(block)}."
-            draft.refused.append(Problem(OVERRIDE, place, message))
-            return
-    _forget(draft, place)
-    draft.lines[place] = OVERRIDE
-    block[place[-1]] = value
-
-
-def _forget(draft: Document, place: Place) -> None:
-    for inside in [other for other in draft.lines if other[: len(place)] == place]:
-        del draft.lines[inside]
 
 
 def _take_owned(given: dict[str, Any]) -> dict[Place, str]:
@@ -299,26 +229,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema of a recipe: with every task, method and aid that has a file, and dotted names beside them."""
-    named_kinds = ((contract, name) for contract, folder in FOLDERS.items() for name in list_kinds(folder))
-    kinds = [(contract, name, load_kind(FOLDERS[contract], name)) for contract, name in named_kinds]
-    models: Any = [(model, "validation") for model in (Recipe, *FOLDERS, *(kind for *_, kind in kinds))]
-    references, definitions = models_json_schema(models)
-    named = definitions["$defs"]
-
-    def key(model: Any) -> str:
-        return references[model, "validation"]["$ref"].removeprefix("#/$defs/")
-
-    for contract in FOLDERS:
-        dotted = {"type": "object", "properties": {"type": {"type": "string", "pattern": r"\."}}, "required": ["type"]}
-        description = named[key(contract)].get("description", "")
-        named[key(contract)] = {"description": description, "oneOf": [dotted]}
-    for contract, name, kind in kinds:
-        described = named[key(kind)]["properties"]["type"].get("description", "")
-        named[key(kind)]["properties"]["type"] = {"const": name, "description": described}
-        named[key(contract)]["oneOf"].insert(-1, {"$ref": f"#/$defs/{key(kind)}"})
-    top = named.pop(key(Recipe))
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **top, "$defs": named}

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2.utils import htmlsafe_json_dumps
 
-from hf_sft.data.sources import FILES
+from hf_sft.data.data_source import FILES
 
 CARD, PAGE = "README.md", "report.html"
 """In a run folder."""

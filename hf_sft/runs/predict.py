@@ -12,11 +12,12 @@ from datasets import Dataset
 
 from hf_sft.config.machine import Machine
 from hf_sft.data.data_files import KINDS, kind_of
+from hf_sft.data.data_source import DataSource
 from hf_sft.data.encoding import encode_blocks
 from hf_sft.data.label_cells import read_labels
-from hf_sft.data.sources import DataSource, load_source
+from hf_sft.data.sources import load_source
 from hf_sft.errors import DataError, RecipeError
-from hf_sft.evaluation.evaluate import answer_blocks, run_blocks
+from hf_sft.evaluation.inference import answer_blocks, run_blocks
 from hf_sft.recipe.recipe import load_recipe
 from hf_sft.runs.prepare import Run, load_run
 from hf_sft.storage.package_paths import path_of

@@ -17,7 +17,9 @@ from hf_sft.data.encoding import encode_splits, read_examples
 from hf_sft.data.examples import Examples
 from hf_sft.data.splits import Splits, load_splits
 from hf_sft.errors import CheckpointError, RecipeError
-from hf_sft.evaluation.evaluate import Kept, Write, measure_blocks, needs_texts, run_blocks, writer
+from hf_sft.evaluation.evaluate import measure_blocks
+from hf_sft.evaluation.inference import Kept, Write, run_blocks, writer
+from hf_sft.evaluation.plan import needs_texts
 from hf_sft.methods import Phase
 from hf_sft.metrics import FOREIGN
 from hf_sft.models.checkpoint import Checkpoint, hash_weights, pin
@@ -143,50 +145,79 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
     tell, given = tell or say, recipe
     require_known_trainer()
     _require_adapter_that_fits(recipe)
-    machine, recipe = resolve_machine(recipe.training), recipe.model_copy(update={"model": pin(recipe.model)})
-    splits = mark_known(load_splits(recipe.data, recipe.task), recipe.model)
-    recipe.evaluation.names(splits.task)  # refuses metrics that don't fit before the long part begins
-    asked, inferred = recipe.task.model_dump(), splits.task.model_dump()
-    read = [f"{name}: {value}, from the data" for name, value in inferred.items() if value != asked[name]]
-    for note in (*read, *splits.notes):
-        tell(note)
-    most = getattr(splits.task, "max_length", None)
-    trained, train = None, splits.rows["train"]
-    if isinstance(recipe.model.tokenizer, NewTokenizer):
-        trained = trained_tokenizer(recipe.model.tokenizer, lambda: splits.task.texts(train), splits.fingerprints["train"])
-    processor = load_processor(recipe.model, most, splits.task.auto_processor, trained)
-    if most and (positions := processor.model_max_length) < most:
-        if "max_length" in recipe.task.model_fields_set:
-            taken = f"`{recipe.model.name}` takes {positions} tokens"
-            raise RecipeError(f"`task.max_length` is {most}, but {taken}.  Lower it, or leave it out: then it is that many.")
-        splits = replace(splits, task=splits.task.model_copy(update={"max_length": positions}))
-    set_seed(recipe.seed)
-    loaded = load_model(recipe.model, splits.task, splits.labels, processor)
-    able, said = splits.task.probe(loaded.model, processor)
-    splits, loaded = replace(splits, task=able), replace(loaded, notes=(*loaded.notes, *said))
-    examples = encode_splits(splits, processor, rows)
-    unused, told = find_unused(loaded, examples["train"], able.items)
-    untrained = find_untrained_tokens(loaded, able.control_tokens(processor))
-    untrained = tuple(sorted({*loaded.untrained_tokens, *untrained}))
-    loaded = replace(loaded, unused=unused, untrained_tokens=untrained, notes=(*loaded.notes, *told))
-    loaded = recipe.method.reshape(loaded, recipe.model, examples["train"], able.items)
+    machine = resolve_machine(recipe.training)
+    recipe, splits = _resolve(recipe, tell)
+    processor, splits, loaded = _load(recipe, splits)
+    examples, loaded = _encode(recipe, splits, processor, loaded, rows)
     for note in loaded.notes:
         tell(note)
     if loaded.new:
         tell(f"new, since the checkpoint does not bring it: {', '.join(loaded.new)}")
-    phases = recipe.method.phases(splits.task, recipe.training, len(train))
-    shares, wanted = {phase.name: phase.training.max_steps for phase in phases}, recipe.training.max_steps
-    if len(shares) > 1 and wanted == sum(shares.values()):
-        listed = ", ".join(f"{steps:,} for phase {name}" for name, steps in shares.items())
-        note = f"`training.max_steps: {wanted}` is shared between the phases: {listed}."
-        loaded = replace(loaded, notes=(*loaded.notes, note))
+    recipe, phases, shared = _plan(recipe, splits)
+    for note in shared:
         tell(note)
+    loaded = replace(loaded, notes=(*loaded.notes, *shared))
+    return Prepared(given, recipe, splits, processor, examples, loaded, machine, phases)
+
+
+def _resolve(recipe: Recipe, tell: Callable[[str], None]) -> tuple[Recipe, Splits]:
+    """The recipe with its checkpoint's commit, and the rows of its data with what they tell the task."""
+    recipe = recipe.model_copy(update={"model": pin(recipe.model)})
+    splits = mark_known(load_splits(recipe.data, recipe.task), recipe.model)
+    recipe.evaluation.names(splits.task)  # refuses metrics that don't fit before the long part begins
+    given, resolved = recipe.task.model_dump(), splits.task.model_dump()
+    read = [f"{name}: {value}, from the data" for name, value in resolved.items() if value != given[name]]
+    for note in (*read, *splits.notes):
+        tell(note)
+    return recipe, splits
+
+
+def _load(recipe: Recipe, splits: Splits) -> tuple[Any, Splits, LoadedModel]:
+    """The processor, the task as processor and model can do it, and the model."""
+    longest, train, trained = getattr(splits.task, "max_length", None), splits.rows["train"], None
+    if isinstance(recipe.model.tokenizer, NewTokenizer):
+        trained = trained_tokenizer(recipe.model.tokenizer, lambda: splits.task.texts(train), splits.fingerprints["train"])
+    processor = load_processor(recipe.model, longest, splits.task.auto_processor, trained)
+    task = splits.task
+    if longest and (positions := processor.model_max_length) < longest:
+        if "max_length" in recipe.task.model_fields_set:
+            taken = f"`{recipe.model.name}` takes {positions} tokens"
+            raise RecipeError(
+                f"`task.max_length` is {longest}, but {taken}.  Lower it, or leave it out: then it is that many."
+            )
+        task = task.model_copy(update={"max_length": positions})
+    set_seed(recipe.seed)
+    loaded = load_model(recipe.model, task, splits.labels, processor)
+    task, notes = task.probe(loaded.model, processor)
+    return processor, replace(splits, task=task), replace(loaded, notes=(*loaded.notes, *notes))
+
+
+def _encode(
+    recipe: Recipe, splits: Splits, processor: Any, loaded: LoadedModel, rows: int | None
+) -> tuple[dict[str, Examples], LoadedModel]:
+    """Examples of all rows, or of the first `rows` of each split; and the model without what none of them reaches."""
+    task, examples = splits.task, encode_splits(splits, processor, rows)
+    unused, notes = find_unused(loaded, examples["train"], task.items)
+    untrained = {*loaded.untrained_tokens, *find_untrained_tokens(loaded, task.control_tokens(processor))}
+    loaded = replace(loaded, unused=unused, untrained_tokens=tuple(sorted(untrained)), notes=(*loaded.notes, *notes))
+    return examples, recipe.method.reshape(loaded, recipe.model, examples["train"], task.items)
+
+
+def _plan(recipe: Recipe, splits: Splits) -> tuple[Recipe, tuple[Phase, ...], list[str]]:
+    """The recipe with all that was resolved, its phases, and notes."""
+    train, steps = splits.rows["train"], recipe.training.max_steps
+    phases, notes = recipe.method.phases(splits.task, recipe.training, len(train)), []
+    shares = {phase.name: phase.training.max_steps for phase in phases}
+    if len(shares) > 1 and steps == sum(shares.values()):
+        listed = ", ".join(f"{share:,} for phase {name}" for name, share in shares.items())
+        notes = [f"`training.max_steps: {steps}` is shared between the phases: {listed}."]
     for aid in recipe.aids:
-        phases = tuple(aid.apply(phase, splits.task, splits.rows["train"]) for phase in phases)
-    resolved = {"data": splits.source, "task": splits.task, "training": phases[-1].training}
-    if wanted > 0:  # shared out again when the recipe is run again
-        resolved["training"] = phases[-1].training.model_copy(update={"max_steps": wanted})
-    return Prepared(given, recipe.model_copy(update=resolved), splits, processor, examples, loaded, machine, phases)
+        phases = tuple(aid.apply(phase, splits.task, train) for phase in phases)
+    training = phases[-1].training
+    if steps > 0:  # shared out again when the recipe is run again
+        training = training.model_copy(update={"max_steps": steps})
+    resolved = {"data": splits.source, "task": splits.task, "training": training}
+    return recipe.model_copy(update=resolved), phases, notes
 
 
 def _require_adapter_that_fits(recipe: Recipe) -> None:

@@ -1,7 +1,7 @@
 """The story of a run, top to bottom."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,25 +11,23 @@ from accelerate import PartialState
 from torch import nn
 from transformers import Trainer
 
+from hf_sft.answers.contract import Answers
 from hf_sft.config.process import same_threads
-from hf_sft.data.data_files import SPLITS
-from hf_sft.data.encoding import encode_blocks
-from hf_sft.data.sources import DataSource
-from hf_sft.data.splits import hash_rows, load_rows, load_splits
-from hf_sft.errors import RecipeError, SaveError
-from hf_sft.evaluation.evaluate import Evaluation, answer_blocks, evaluate_blocks, run_blocks, writer
+from hf_sft.errors import SaveError
+from hf_sft.evaluation.evaluate import Evaluation, EvaluationAccumulator, evaluate_blocks
+from hf_sft.evaluation.inference import answer_blocks
 from hf_sft.hub import publish as hub
 from hf_sft.hub.upload_checkpoints import sent_meanwhile
 from hf_sft.models import reload_check as certificate
-from hf_sft.models.checkpoint import hash_weights
 from hf_sft.models.loading import save_model
 from hf_sft.models.unused import freeze_unused
 from hf_sft.recipe.recipe import Output, dump_recipe, load_recipe
-from hf_sft.redaction import HIDDEN, for_terminal, hide_secrets, in_all
+from hf_sft.redaction import for_terminal, hide_secrets
 from hf_sft.reports.html import say_certificate
-from hf_sft.reports.report import Report, gather_facts, read_report, write_report
+from hf_sft.reports.report import Report, read_report, write_report
+from hf_sft.runs.facts import collect_facts
 from hf_sft.runs.predict import answer_rows
-from hf_sft.runs.prepare import Prepared, RecipeLike, as_recipe, load_run, prepare, say
+from hf_sft.runs.prepare import Prepared, RecipeLike, as_recipe, prepare, say
 from hf_sft.runs.resume import begin, require_same, with_date_of
 from hf_sft.runs.seen_inputs import write_known
 from hf_sft.storage.atomic_folder import UNWRITABLE, disk_errors
@@ -60,8 +58,6 @@ TOKENS = 40
 """That a model writes to a prompt of a report, at most."""
 SAMPLES = 4
 """Prompts that a report shows the answers to, before and after training."""
-ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "stratify", "seed")
-"""Fields of the data block that other data is not given."""
 
 
 def train(
@@ -185,14 +181,14 @@ def build_trainer(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remot
         return StepTrainer(state, config)
 
 
-def answer_untrained(prepared: Prepared) -> dict[str, Fit]:
+def answer_untrained(prepared: Prepared) -> dict[str, Answers]:
     """What a language model's checkpoint answers on test as it is, as a baseline."""
     task, model = prepared.splits.task, prepared.loaded.model
     if not task.writes or prepared.loaded.new or prepared.recipe.model.from_config:
         return {}
     nn.Module.to(model, prepared.machine.device)
-    by_block = [answers for _, _, answers in answer_blocks(prepared.run(model, "test"), task, prepared.splits.labels)]
-    return {"checkpoint": lambda: partial(lambda left, rows: next(left), iter(by_block))}
+    blocks = [answers for _, _, answers in answer_blocks(prepared.run(model, "test"), task, prepared.splits.labels)]
+    return {"checkpoint": task.answer_kind().join(blocks)} if blocks else {}
 
 
 def simple_baselines(prepared: Prepared) -> dict[str, Fit]:
@@ -202,13 +198,14 @@ def simple_baselines(prepared: Prepared) -> dict[str, Fit]:
     return prepared.splits.task.baselines(prepared.splits.rows["train"], prepared.splits.labels, prepared.processor)
 
 
-def evaluate_split(prepared: Prepared, model: Any, split: str, files: RunFiles, baselines: dict[str, Fit]) -> Evaluation:
+def evaluate_split(
+    prepared: Prepared, model: Any, split: str, files: RunFiles, baselines: Mapping[str, Fit | Answers]
+) -> Evaluation:
     """Score one split, beside its baselines; its predictions are written to the run folder."""
-    task, labels, plan = prepared.splits.task, prepared.splits.labels, prepared.recipe.evaluation
+    splits, plan = prepared.splits, prepared.recipe.evaluation
+    accumulator = EvaluationAccumulator(splits.task, splits.labels, plan, baselines, splits.seen[split])
     with written_lines(files, f"predictions/{split}.jsonl") as write:
-        return evaluate_blocks(
-            split, prepared.run(model, split), task, labels, plan, baselines, prepared.splits.seen[split], write
-        )
+        return evaluate_blocks(split, prepared.run(model, split), accumulator, write)
 
 
 def predict_unlabelled(prepared: Prepared, model: Any, files: RunFiles) -> None:
@@ -263,42 +260,6 @@ def written_lines(files: RunFiles, name: str) -> Iterator[Callable[[dict[str, An
         yield write
 
 
-def collect_facts(
-    prepared: Prepared, curves: list[TrainingCurve], evaluations: list[Evaluation], certified: dict[str, Any]
-) -> dict[str, Any]:
-    """The content of report.json."""
-    recipe, examples, machine = prepared.recipe, prepared.examples, prepared.machine
-    facts = gather_facts(
-        recipe.absolute().model_dump(mode="json"),
-        prepared.loaded,
-        prepared.splits,
-        examples,
-        curves,
-        evaluations,
-        machine,
-        certified,
-    )
-    facts["given"] = prepared.given.absolute().model_dump(mode="json")
-    facts["names"] = _names(facts["recipe"], recipe.model_dump(mode="json"))
-    facts["checkpoint"]["name"] = recipe.model.name
-    if not getattr(recipe.method, "merge", True):  # an adapter, which goes with these weights alone
-        facts["checkpoint"]["weights"] = hash_weights(recipe.model)
-    facts["training"]["changes"] = list(prepared.changes)
-    for part in ("given", "names", "recipe", "checkpoint"):
-        facts[part] = in_all(facts[part], hide_secrets)
-    facts["data"]["warnings"] = in_all(facts["data"]["warnings"], hide_secrets)
-    return facts
-
-
-def _names(absolute: Any, named: Any) -> dict[str, str]:
-    """By each absolute path of a resolved recipe what the recipe itself calls it."""
-    if isinstance(named, dict):
-        return {path: name for key in named for path, name in _names(absolute[key], named[key]).items()}
-    if isinstance(named, list):
-        return {path: name for pair in zip(absolute, named, strict=True) for path, name in _names(*pair).items()}
-    return {absolute: named} if absolute != named else {}
-
-
 def publish_or_say_how(folder: Path, output: Output, trusted: bool) -> str | None:
     """The run is whole on disk: whatever the Hub says, it is not lost. Gives what went wrong, and how to publish it later."""
     assert output.hub is not None
@@ -310,52 +271,3 @@ def publish_or_say_how(folder: Path, output: Output, trusted: bool) -> str | Non
         later = hub.say_how(folder, output.hub, None, **switches)
         return f"NOT published: {reason}\nThe run is whole in {folder}/.  To publish it later:  {later}"
     return None
-
-
-def evaluate(
-    run: str | Path, split: str | None = None, data: Sequence[str] = (), trust_remote_code: bool = False
-) -> Evaluation:
-    """Score a finished run on one of its own splits (test when not given), or on other data.
-
-    Other data is given as `key=value` words over the run's data block; of several splits `split` names one. Raises
-    `RecipeError` and `DataError`.
-    """
-    notes: list[str] = []
-    finished = load_run(run, trust_remote_code)
-    task, labels, plan = finished.task, finished.labels, finished.recipe.evaluation
-    if data:
-        name, rows = load_rows(_read_other_data(finished.folder, data, notes), task, labels, split, notes)
-    else:
-        if HIDDEN in (where := str(finished.recipe.data.data_files)):
-            raise RecipeError(
-                f"the address of this run's data held a secret, which run folders don't keep: {where}\n"
-                "  Give it again: --data data_files=ADDRESS"
-            )
-        name = split or "test"
-        if name not in SPLITS:
-            raise RecipeError(f"split `{name}` is none of train, validation, test.")
-        splits = load_splits(finished.recipe.data, task)
-        rows, before = splits.rows[name], finished.facts["data"].get("fingerprints", {}).get(name)
-        if before is not None and before != hash_rows(rows):
-            notes.append(f"the rows of split `{name}` are not those that the run was made with: the data has changed since.")
-    blocks = encode_blocks(rows, task, labels, finished.processor)
-    write = writer(task, finished.processor, finished.machine)
-    ran = run_blocks(finished.model, blocks, task.keep, finished.machine, write)
-    evaluation = evaluate_blocks("data" if data else name, ran, task, labels, plan)
-    return replace(evaluation, notes=(f"split `{name}`, {len(rows):,} rows.", *notes, *evaluation.notes))
-
-
-def _read_other_data(run: Path, words: Sequence[str], notes: list[str]) -> DataSource:
-    """The run's data block with some fields changed; what only training asks for is refused."""
-    for word in words:
-        if (field := word.partition("=")[0].partition(".")[0]) in ONLY_FOR_TRAINING:
-            raise RecipeError(
-                f"`--data {word}`: `{field}` has no meaning for rows that are only scored.\n"
-                "  Name the split to score with --split, and the rows with `keep` or a file of their own."
-            )
-    source = load_recipe(run / RECIPE, [f"data.{word}" for word in words]).data
-    named = {word.partition("=")[0] for word in words}
-    if source.keep and "keep" not in named:
-        notes.append(f"`data.keep: {source.keep}` of the recipe is for its own rows; for these say `--data keep=COLUMN`.")
-        source = source.model_copy(update={"keep": None})
-    return source

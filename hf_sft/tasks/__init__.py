@@ -22,28 +22,13 @@ from hf_sft.tasks.common.generation import Writing
 from hf_sft.tasks.common.labels import Labels
 
 
-class Task(Block, ABC):
-    """The contract. A concrete task is a frozen pydantic model whose fields are its block of the recipe."""
+class TaskData(Block, ABC):
+    """What a task reads of rows: its columns, what they tell it, the true answers."""
 
     type: str
     """The task: a file in hf_sft/tasks, or a dotted module name."""
-
-    auto_model: ClassVar[Any]
-    """The `AutoModelFor…` that brings the head."""
-    auto_processor: ClassVar[Any] = AutoTokenizer
-    """What makes the model's inputs of a row."""
     reads_files: ClassVar[bool] = False
     """What is asked of the model are files, and not the words themselves."""
-    pipeline_tag: ClassVar[str]
-    """The pipeline that answers with the finished model."""
-    peft_type: ClassVar[str | None]
-    """PEFT's word for the task, so that its own loader finds the right class for an adapter; None where it has none."""
-    nothing: ClassVar[str | None] = None
-    """What to say of rows of which no item carries loss; None where that is no harm."""
-    silent_share: ClassVar[float] = 0.0
-    """With `nothing`: the share of a split's rows that may be such, since they are cut before what carries loss."""
-    writes: ClassVar[dict[str, None]] = {}
-    """What `complete` answers a row without text by; tasks whose answers are no texts have none."""
     other_names: ClassVar[dict[str, str]] = {}
     """What others call the task, and how to say that here."""
 
@@ -95,13 +80,61 @@ class Task(Block, ABC):
         Raises `DataError`.
         """
 
-    @abstractmethod
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         """Rows that can't be learned from, by what is wrong with them; `{}` when all is well."""
+        return {}
 
     @abstractmethod
+    def targets(self, rows: dict[str, list], labels: Labels | None) -> list[Any]:
+        """The true answer of each row, as the loss and the metrics take it."""
+
+    @abstractmethod
+    def references(self, rows: Dataset) -> list[Any]:
+        """The true answers, in the words of the data."""
+
+    def texts(self, rows: Dataset) -> list[str]:
+        """What a person would read of each row."""
+        return [" | ".join(map(str, row.values())) for row in rows.select_columns([*self.input_columns()]).to_list()]
+
+    def identities(self, rows: Dataset) -> list[str]:
+        """What makes a row the same as another; equal ones never stand on two sides of a made split."""
+        return self.texts(rows)
+
+    def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
+        """Simple methods that answer the same question: each is fitted on `train` when called, and then answers rows.
+
+        `processor` is for those that read the model's own tokens.
+        """
+        return {}
+
+    @classmethod
+    def sample(cls) -> tuple[Self, Dataset]:
+        """The smallest task and data set that show what it is; the contract tests run on them.
+
+        A task in hf_sft/tasks must have them; one of your own need not.
+        """
+        raise NotImplementedError
+
+
+class TaskModel(Block, ABC):
+    """What a task does with a model: rows to examples, examples to a batch, a forward pass to loss and answers."""
+
+    auto_model: ClassVar[Any]
+    """The `AutoModelFor…` that brings the head."""
+    auto_processor: ClassVar[Any] = AutoTokenizer
+    """What makes the model's inputs of a row."""
+    pipeline_tag: ClassVar[str]
+    """The pipeline that answers with the finished model."""
+    peft_type: ClassVar[str | None]
+    """PEFT's word for the task, so that its own loader finds the right class for an adapter; None where it has none."""
+    nothing: ClassVar[str | None] = None
+    """What to say of rows of which no item carries loss; None where that is no harm."""
+    silent_share: ClassVar[float] = 0.0
+    """With `nothing`: the share of a split's rows that may be such, since they are cut before what carries loss."""
+
     def config_fields(self, labels: Labels | None) -> dict[str, Any]:
         """What the model's config must say about the head (`id2label`, `problem_type`)."""
+        return {} if labels is None else {"id2label": dict(enumerate(labels.names)), "label2id": labels.ids}
 
     def probe(self, model: nn.Module, processor: Any) -> tuple[Self, list[str]]:
         """This task as a loaded model can do it, found by trying, and what is to be said of that.
@@ -116,8 +149,9 @@ class Task(Block, ABC):
 
         An example may say its `row` (its place in `rows`, never falling; one example for each row otherwise), its `cost`
         (what it takes of a micro-batch; its tokens otherwise), its `items` (how many of them carry loss; one otherwise),
-        whether its row's answer is `lost` (none of the row's examples has it) or `shortened` (not learned to its end), or it
-        is `silent` (cut before what carries loss), and by which `flaw` its row can't be encoded ("" where it can).
+        whether it is `truncated` (not otherwise), whether its row's answer is `lost` (none of the row's examples has it) or
+        `shortened` (not learned to its end), or it is `silent` (cut before what carries loss), and by which `flaw` its row
+        can't be encoded ("" where it can).
         """
 
     def joins(self) -> bool:
@@ -128,13 +162,17 @@ class Task(Block, ABC):
         """Training examples of several rows, from those of single ones; `row` is then the number of the example."""
         raise NotImplementedError
 
-    @abstractmethod
-    def targets(self, rows: dict[str, list], labels: Labels | None) -> list[Any]:
-        """The true answer of each row, as the loss and the metrics take it."""
-
-    @abstractmethod
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
-        """Examples to one batch, padded to its longest. No global randomness."""
+        """Examples to one batch, padded to its longest: the processor's inputs, and `labels` where there are some. No global
+        randomness."""
+
+        def collate(examples: list[dict[str, Any]]) -> Batch:
+            names = {*processor.model_input_names, "labels"}
+            return dict(
+                processor.pad([{k: v for k, v in each.items() if k in names} for each in examples], return_tensors="pt")
+            )
+
+        return collate
 
     def model_inputs(self, batch: Batch, processor: Any) -> Batch:
         """Of a batch of one example what its model takes, whoever calls it."""
@@ -163,16 +201,12 @@ class Task(Block, ABC):
         """
         return self, []
 
-    @abstractmethod
-    def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
-        """Simple methods that answer the same question: each is fitted on `train` when called, and then answers rows.
 
-        `processor` is for those that read the model's own tokens.
-        """
+class Generates(Block, ABC):
+    """For tasks whose models generate text. The others inherit this as it is."""
 
-    @abstractmethod
-    def references(self, rows: Dataset) -> list[Any]:
-        """The true answers, in the words of the data."""
+    writes: ClassVar[dict[str, None]] = {}
+    """What `complete` answers a row without text by; tasks whose answers are no texts have none."""
 
     def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
         """What the model writes for each row, on every process, where `writes` says something.
@@ -193,21 +227,18 @@ class Task(Block, ABC):
         """What a report asks the model to write about, made from some rows, where `writes` says something."""
         raise NotImplementedError
 
-    @abstractmethod
-    def texts(self, rows: Dataset) -> list[str]:
-        """What a person would read of each row."""
 
-    def identities(self, rows: Dataset) -> list[str]:
-        """What makes a row the same as another; equal ones never stand on two sides of a made split."""
-        return self.texts(rows)
+class Presentation(TaskData):
+    """How a task shows rows and answers to a person."""
 
     def pictures(self, rows: Dataset) -> list[str | None]:
         """What a person would look at of each row, small, as `data:` addresses."""
         return [None] * len(rows)
 
-    @abstractmethod
     def example_call(self) -> str:
         """The Python that asks for an answer: a pipeline, called `answer`, or hf_sft where transformers has no pipeline."""
+        row = dict.fromkeys(self.input_columns(), "…")
+        return f"hf_sft.predict(run, [{row!r}])"
 
     def show(self, example: dict[str, Any], processor: Any, labels: Labels | None) -> str:
         """An example as the model gets it, cut to a few lines; a token's own label stands behind it."""
@@ -218,7 +249,6 @@ class Task(Block, ABC):
         shown = " ".join(tokens[:60]) + (" …" if len(tokens) > 60 else "")
         return f"{shown}  [{len(tokens)} tokens, labels {targets}]"
 
-    @classmethod
-    @abstractmethod
-    def sample(cls) -> tuple[Self, Dataset]:
-        """The smallest task and data set that show what it is; the contract tests run on them."""
+
+class Task(TaskModel, Generates, Presentation):
+    """The contract. A concrete task is a frozen pydantic model whose fields are its block of the recipe."""

@@ -9,13 +9,12 @@ does. Control tokens that the data spells stay text.
 
 import datetime
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from datasets import Dataset
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 from torch import nn
 
 from hf_sft.answers.contract import AnswerKind, Answers
@@ -24,37 +23,25 @@ from hf_sft.errors import CheckpointError, DataError
 from hf_sft.tasks import Labels, Task
 from hf_sft.tasks.common.baselines import Fit
 from hf_sft.tasks.common.causal import Carried, NextToken, flat, gram_baselines, join_pieces
-from hf_sft.tasks.common.chat_templates import (
-    ASSISTANT,
-    NAMED,
-    SILENT,
-    ChatTemplate,
-    Tools,
-    Turn,
-    Written,
-    find_template,
-    stop_clock,
-    uses_clock,
-)
+from hf_sft.tasks.common.chat_templates import ASSISTANT, SILENT, ChatTemplate, Tools, Turn, Written
 from hf_sft.tasks.common.control_tokens import encode_written, holds_control
+from hf_sft.tasks.common.conversation_rows import ConversationRows
 from hf_sft.tasks.common.conversations import (
     SWITCHES,
     flaw_of_talk,
     flaw_of_tools,
-    read_tools,
-    read_turns,
     say_turn,
-    together,
     up_to_last_answer,
 )
 from hf_sft.tasks.common.generation import Writing
+from hf_sft.tasks.common.named_templates import NAMED, find_template, stop_clock, uses_clock
 from hf_sft.tasks.common.windows import count_most
 
 TOKENS = 256
 """Of an answer, at most, when nobody says how many."""
 
 
-class Chat(NextToken, Task):
+class Chat(ConversationRows, NextToken, Task):
     """Answer as the assistant of a conversation, or complete a prompt."""
 
     nothing: ClassVar[str | None] = (
@@ -63,93 +50,18 @@ class Chat(NextToken, Task):
     silent_share: ClassVar[float] = 0.05
     other_names: ClassVar[dict[str, str]] = dict.fromkeys(("sft", "conversation", "conversational", "instruction"), "chat")
 
-    messages: str | None = None
-    """The column of the conversations, lists of turns with `role` and `content`; `messages` when there is no `prompt`."""
-    prompt: str | list[str] | None = None
-    """Instead of `messages`: the column of what is asked, or several, which are put together with an empty line between."""
-    completion: str | None = None
-    """With `prompt`: the column of what is to be answered; `completion` when not given."""
     chat_template: str | None = None
     """`chatml`, `plain` (the prompt, a line break, the answer), or a file, where the checkpoint's own is not what you want."""
     max_length: int | None = Field(default=None, ge=8)
     """Tokens kept of a conversation, from its beginning; as many as the checkpoint allows when not given."""
     date: str | None = Field(default=None, pattern=r"\d{4}-\d\d-\d\d")
     """The date that a template with a clock writes, like 2026-11-29; the day on which training begins when not given."""
-    system: str | None = "system"
-    """A column of system turns, read where a row has it and its conversation has none."""
-    tools: str | None = "tools"
-    """A column of tools (lists of JSON schemas, or those as text), read where a row has it."""
     packing: bool = False
     """Train on blocks of several conversations; `training.batch_size` counts blocks then. Otherwise a row is one."""
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        if self.prompt is not None and self.messages is not None:
-            raise PydanticCustomError("prompt", "stands in place of `messages`: leave one of them out")
-        if self.prompt is None and self.completion is not None:
-            raise PydanticCustomError("completion", "goes with `prompt`, which is missing")
-        if self._said in self._prompts:
-            raise PydanticCustomError("completion", "must be another column than that of the prompt")
-        if self.prompt == []:
-            raise PydanticCustomError("prompt", "must name a column")
-        return self
-
-    @property
-    def _prompts(self) -> tuple[str, ...]:
-        return (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt or ())
-
-    @property
-    def _said(self) -> str:
-        return self.completion or "completion"
-
-    @property
-    def _talk(self) -> str:
-        return self.messages or "messages"
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
         return ("loss", "perplexity")
-
-    def columns(self) -> dict[str, tuple[str, ...]]:
-        return {"prompt": self._prompts, "completion": (self._said,)} if self._prompts else {"messages": (self._talk,)}
-
-    def input_columns(self) -> tuple[str, ...]:
-        return self._prompts or (self._talk,)
-
-    def optional_columns(self) -> tuple[str, ...]:
-        return tuple(column for column in (self.system, self.tools) if column is not None)
-
-    def from_words(self, words: Sequence[str | None]) -> Dataset:
-        """What the user says first."""
-        if self._prompts:
-            return super().from_words(words)
-        return Dataset.from_dict({self._talk: [word and [Turn(role="user", content=word)] for word in words]})
-
-    def conversations(self, rows: dict[str, list]) -> list[list[Turn]]:
-        """Of each row its turns, with what its completion says if it has one."""
-        if not self._prompts:
-            return self._with_system([read_turns(cell) for cell in rows[self._talk]], rows)
-        asked = zip(*(rows[column] for column in self._prompts), strict=True)
-        talks = [read_turns(cells[0]) or [Turn(role="user", content=together(cells))] for cells in asked]
-        if self._said not in rows:
-            return self._with_system(talks, rows)
-        said = [read_turns(cell) or [Turn(role=ASSISTANT, content=cell)] for cell in rows[self._said]]
-        return self._with_system([[*talk, *answer] for talk, answer in zip(talks, said, strict=True)], rows)
-
-    def _with_system(self, talks: list[list[Turn]], rows: dict[str, list]) -> list[list[Turn]]:
-        if self.system is None or self.system not in rows:
-            return talks
-        return [
-            [Turn(role="system", content=system), *talk]
-            if talk and isinstance(system, str) and system.strip() and talk[0]["role"] != "system"
-            else talk
-            for talk, system in zip(talks, rows[self.system], strict=True)
-        ]
-
-    def _tools_of(self, rows: dict[str, list], count: int) -> list[Tools]:
-        if self.tools is None or self.tools not in rows:
-            return [None] * count
-        return [read_tools(cell) for cell in rows[self.tools]]
 
     def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
         notes = []

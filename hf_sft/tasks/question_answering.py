@@ -29,6 +29,7 @@ from hf_sft.losses import FAR, Items
 from hf_sft.tasks import Batch, Labels, Task
 from hf_sft.tasks.common.baselines import Answerer, Fit
 from hf_sft.tasks.common.windows import count_most, shorten
+from hf_sft.tasks.common.windows_of_contexts import find_tokens, join_windows
 
 SOME = 200
 """Contexts that tell how a language is written."""
@@ -161,7 +162,7 @@ class QuestionAnswering(Task):
                 place_answer(context, *known[0]) if (known := read_answers(cell)) else None
                 for context, cell in zip(rows[self.context], rows[self.answers], strict=True)
             ]
-            examples["labels"] = [_find_tokens(tokens, spans[i]) for tokens, i in zip(places, of_row, strict=True)]
+            examples["labels"] = [find_tokens(tokens, spans[i]) for tokens, i in zip(places, of_row, strict=True)]
             examples["items"] = [2] * len(of_row)
             held = {i for i, (_, last) in zip(of_row, examples["labels"], strict=True) if last}
             examples["lost"] = [spans[i] is not None and i not in held for i in of_row]
@@ -222,7 +223,7 @@ class QuestionAnswering(Task):
     def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> SpanAnswers:
         spans, scores = [], []
         for windows, context in zip(kept, rows[self.context], strict=True):
-            none, found = _join_windows(windows)
+            none, found = join_windows(windows)
             places = [None, *(trim(context, int(start), int(end)) for start, end, _ in found)]
             logits = np.array([none - (self.null_threshold or 0), *found[:, 2]], dtype=np.float64)
             if self.no_answer is False and len(found):
@@ -243,7 +244,7 @@ class QuestionAnswering(Task):
             references = SpanAnswers.read_references(self.references(rows))
             answers = spoken.answer(kept, rows, labels)
             silent = SpanAnswers([None] * len(rows), answers.scores, answers.contexts)
-            joined = [_join_windows(windows) for windows in kept]
+            joined = [join_windows(windows) for windows in kept]
             above = [none - (found[0, 2] if len(found) else FAR) for none, found in joined]
             parts.append(np.column_stack([above, answers.compare(references)[:, 1], silent.compare(references)[:, 1]]))
         above, said, silent = np.concatenate(parts).T.astype(np.float64)
@@ -291,22 +292,6 @@ class QuestionAnswering(Task):
         ]
         rows = {"question": ["was good", "bank cut", "a film"] * 4, "context": contexts, "answers": answers * 4}
         return cls(type="question_answering"), Dataset.from_dict(rows)
-
-
-def _find_tokens(places: list[tuple[int, int]], span: tuple[int, int] | None) -> list[int]:
-    """The first and the last token of a span of characters; 0 and 0 where the window does not hold it whole."""
-    inside = [i for i, (start, end) in enumerate(places) if span and start >= 0 and start < span[1] and end > span[0]]
-    whole = bool(inside) and span is not None and places[inside[0]][0] <= span[0] and places[inside[-1]][1] >= span[1]
-    return [inside[0], inside[-1]] if whole else [0, 0]
-
-
-def _join_windows(windows: list[np.ndarray]) -> tuple[float, np.ndarray]:
-    """How much a row says that it has no answer, and its spans, best first.
-
-    It has none when all its windows say so: the one that says it least decides.
-    """
-    found = np.concatenate([window[1:] for window in windows])
-    return min(float(window[0, 2]) for window in windows), found[np.argsort(-found[:, 2], kind="stable")]
 
 
 def _few(said: list[str]) -> str:

@@ -15,14 +15,14 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from hf_sft.config.machine import Machine
-from hf_sft.errors import Diverged, SaveError
+from hf_sft.errors import Diverged, SaveError, first_line
 from hf_sft.methods import Phase
 from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.models.unused import freeze_unused
 from hf_sft.storage import checkpoint_files as checkpoints
 from hf_sft.trainer.fit_config import FitConfig, FitState, Speedup
 from hf_sft.trainer.history import TrainingCurve
-from hf_sft.trainer.resumable_trainer import fitting, load_weights, restore_curve
+from hf_sft.trainer.restore import fitting, load_weights, restore_curve
 from hf_sft.trainer.signals import Interrupted
 from hf_sft.trainer.speedups.cpu_attention import cpu_attention
 from hf_sft.trainer.speedups.cpu_dropout import cpu_dropout
@@ -115,7 +115,7 @@ def others_alive() -> Iterator[None]:
             raise
         said = (
             f"another process of this run has ended, and process {PartialState().process_index} can't go on alone "
-            f"({str(error).strip().splitlines()[0][:120]}).\n"
+            f"({first_line(error)[:120]}).\n"
             "  Look at what that one said.  The same command with --resume goes on from the last checkpoint."
         )
         if not PartialState().is_main_process:  # which may be the one that has ended

@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_sft.config.machine import Machine
 from hf_sft.data.examples import Examples
-from hf_sft.evaluation.evaluate import Kept, Write
+from hf_sft.evaluation.inference import Kept, Write
 from hf_sft.losses import Batch, Items
 from hf_sft.methods import Phase
 from hf_sft.models.loaded_model import LoadedModel

@@ -5,16 +5,14 @@ process, the callbacks' memory, the curve so far. The place inside an epoch is t
 the seed and the epoch alone.
 """
 
-import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -22,13 +20,11 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from hf_sft.config.machine import Machine
-from hf_sft.errors import RecipeError, first_line
+from hf_sft.errors import RecipeError
 from hf_sft.storage import checkpoint_files as checkpoints
 from hf_sft.trainer.history import TrainingCurve
+from hf_sft.trainer.restore import COUNTED, fitting, load_weights, restore_curve
 from hf_sft.trainer.signals import Interrupted, Listening
-
-COUNTED = ("examples", "tokens", "padded_tokens")
-"""What each process counts for itself, in a curve."""
 
 
 class ResumableTrainer(Trainer):
@@ -290,34 +286,3 @@ class _AfterStep(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer._after_step(control)
-
-
-@contextlib.contextmanager
-def fitting(path: Path) -> Iterator[None]:
-    """A checkpoint that does not fit what the recipe says now is the recipe's mistake."""
-    try:
-        yield
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise RecipeError(
-            f"`{path}` does not fit the model, the method and the data that the recipe names now: {first_line(error)}\n"
-            "  Put them back, or begin anew in another folder (output.folder=…)."
-        ) from error
-
-
-def load_weights(model: Any, weights: dict[str, Tensor]) -> None:
-    """Into a model that has them all, and trains no others. Raises `RuntimeError`."""
-    unknown = model.load_state_dict(weights, strict=False).unexpected_keys
-    lacking = [name for name, p in model.named_parameters() if p.requires_grad and name not in weights]
-    if unknown or lacking:
-        raise RuntimeError(f"it holds parameters of another model, or method: {(unknown or lacking)[:3]}")
-
-
-def restore_curve(curve: TrainingCurve, state: dict[str, Any]) -> None:
-    """The curve as it was; of what each process counts for itself, its own, or all on the first where they were others."""
-    for field in fields(curve):
-        setattr(curve, field.name, state["curve"][field.name])
-    now = PartialState()
-    for name in COUNTED:
-        theirs = [counts[name] for counts in state["counts"]]
-        own = theirs[now.process_index] if len(theirs) == now.num_processes else sum(theirs) if now.is_main_process else 0
-        setattr(curve, name, own)

@@ -87,14 +87,16 @@ def evaluate(given: Any, folder: str) -> dict[str, float]:
     from datasets import concatenate_datasets
 
     from hf_sft.data.encoding import encode_blocks
-    from hf_sft.evaluation.evaluate import EvaluationPlan, evaluate_blocks, run_blocks
+    from hf_sft.evaluation.evaluate import EvaluationAccumulator, evaluate_blocks
+    from hf_sft.evaluation.inference import run_blocks
+    from hf_sft.evaluation.plan import EvaluationPlan
 
     prepared = get_ready(argparse.Namespace(**{**vars(given), "size": "minilm"}), folder, "full")
     rows, task, labels = prepared.splits.rows["train"].select(range(8_000)), prepared.splits.task, prepared.splits.labels
     many = concatenate_datasets([rows] * (EVALUATIONS[given.side] // len(rows)))
     blocks = encode_blocks(many, task, labels, prepared.processor)
     ran = run_blocks(prepared.loaded.model, blocks, task.keep, prepared.machine)
-    evaluate_blocks("test", ran, task, labels, EvaluationPlan(), write=lambda row: None)
+    evaluate_blocks("test", ran, EvaluationAccumulator(task, labels, EvaluationPlan()), lambda row: None)
     return {"peak": resident()}
 
 
