@@ -151,7 +151,7 @@ def predict(
     """
     from hf_sft.errors import RecipeError
     from hf_sft.recipe.recipe import load_recipe
-    from hf_sft.runs.predict import answer
+    from hf_sft.runs.predict import answer, write_lines
     from hf_sft.storage.run_folder import is_finished
     from hf_sft.storage.strict_json import dump_json
     from hf_sft.tasks import Writing
@@ -173,27 +173,7 @@ def predict(
     lines = (
         dump_json(each) + "\n" for each in answer(run, texts or input or "-", strict, trust_remote_code, writing, data or ())
     )
-    if output is None or not _is_main_process():
-        try:
-            for line in lines:
-                print(line, end="")
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        except BrokenPipeError:  # who reads has read enough, like `head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return
-    if output.exists() and not (output.resolve().is_file() and output.is_file()):  # a pipe or a device
-        with output.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-        return
-    target = output.resolve()
-    part = target.with_name(f"{target.name}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    write_lines(lines, output if _is_main_process() else None)
 
 
 @app.command()

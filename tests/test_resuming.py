@@ -274,23 +274,6 @@ def test_other_processes_or_another_device_are_told_and_equal_ones_are_not(recip
     assert stopping.fingerprint(tmp_path / "run")[0] == stopping.fingerprint(tmp_path / "moved")[0]
 
 
-@pytest.mark.parametrize("step", [1, 11])
-def test_embeddings_that_no_row_has_decay_to_the_same_bits(step, checkpoints, tmp_path, stop_in_step):
-    files = tiny.write_rows(tmp_path / "data", tiny.PROBLEMS[0], train=40)
-    tiny.say_little(files)
-    training = {"optim": "adamw_torch_fused", "weight_decay": 0.5, "learning_rate": 1e-2, "batch_size": 8, "max_steps": 12}
-    training |= {"eval_strategy": "steps", "eval_steps": 2, "lr_scheduler_type": "constant"}
-    recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", training=training)
-    stopping.train(recipe, tmp_path / "whole")
-    stop_in_step(step)
-    with pytest.raises(Interrupted):
-        stopping.train(recipe, tmp_path / "run")
-    stopping.train(recipe, tmp_path / "run", resume=True)
-    assert stopping.fingerprint(tmp_path / "run") == stopping.fingerprint(tmp_path / "whole")
-    (curve,) = json.loads((tmp_path / "run" / "report.json").read_text())["training"]["curves"]
-    assert 1 < curve["best_step"] < 11, "stopped before its best checkpoint, and after it"
-
-
 @pytest.mark.parametrize("decided", ["precision", "threads", "micro_batch_tokens"])
 def test_what_the_machine_decided_in_the_beginning_stays_where_it_is_gone_on_with(
     decided, recipes, tmp_path, stop_in_step, monkeypatch, capsys

@@ -13,10 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_sft
 from hf_sft.runs.prepare import as_recipe, prepare
-from hf_sft.storage.checkpoint_files import read_weights
-from hf_sft.trainer.fit import SPEEDUPS, fit, fit_phases
+from hf_sft.trainer.fit import fit
 from hf_sft.trainer.speedups.lora_linear import as_one_operation
-from hf_sft.trainer.speedups.used_embeddings import find_table, tokens_in_use, used_embeddings
 from tests import tiny
 
 SINGLE = tiny.PROBLEMS[0]
@@ -81,41 +79,6 @@ def test_layers_that_do_more_stay_pefts_own(method, checkpoints, tmp_path):
     trainer = hf_sft.build_trainer({**recipe, "method": {**recipe["method"], **method}})
     with as_one_operation(trainer.model, trainer.machine):
         assert not any("forward" in vars(module) for module in trainer.model.modules())
-
-
-@pytest.mark.parametrize("method", ["full", "lp_ft"])
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_embeddings_that_no_row_needs_end_as_if_they_had_been_there(family, method, checkpoints, tmp_path):
-    """Every weight, those of tokens that no row has too: they decay, at the rates of the steps up to the best one."""
-    files = tiny.write_rows(tmp_path / "data", SINGLE, train=17)
-    tiny.say_little(files)
-    decay = {"optim": "adamw_torch", "weight_decay": 0.5, "learning_rate": 1e-2, "batch_size": 4, "max_steps": 12}
-    decay |= {"eval_strategy": "steps", "eval_steps": 4}
-    ended, seen, saved = {}, {}, {}
-    for narrow in (True, False):
-        folder = tmp_path / f"narrow_{narrow}"
-        prepared = prepare(as_recipe(tiny.recipe(checkpoints[family], files, folder, method, training=decay)))
-        chosen = SPEEDUPS if narrow else [each for each in SPEEDUPS if each is not used_embeddings]
-        configs = [prepared.fit_config(folder, place, speedups=chosen) for place in range(len(prepared.phases))]
-        model, curves = fit_phases(prepared.phases, prepared.loaded, configs)
-        ended[narrow], seen[narrow] = model.state_dict(), [curve.losses for curve in curves]
-        saved[narrow] = [read_weights(path) for path in sorted((folder / str(len(curves) - 1)).glob("checkpoint-*"))]
-    name = find_table(prepared.loaded, prepared.phases[-1].training)
-    unused = np.setdiff1d(np.arange(len(prepared.processor)), tokens_in_use(prepared.examples.values(), prepared.processor))
-    before = tiny_weights(checkpoints[family], name)
-    assert len(unused) > 5 and not torch.allclose(ended[True][f"{name}.weight"][unused], before[unused], rtol=1e-2)
-    assert len(saved[True]) == len(saved[False]) > 1
-    for found, wanted in ((ended[True], ended[False]), *zip(saved[True], saved[False], strict=True)):
-        assert found.keys() == wanted.keys()
-        for key in wanted:
-            torch.testing.assert_close(found[key], wanted[key], rtol=1e-5, atol=1e-6)
-    assert all(np.allclose(a, b, rtol=1e-5) for a, b in zip(seen[True], seen[False], strict=True))
-
-
-def tiny_weights(checkpoint, name):
-    from safetensors.torch import load_file
-
-    return next(v for k, v in load_file(checkpoint / "model.safetensors").items() if f"{name}.weight".endswith(k))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -328,15 +328,6 @@ def write_rows(folder: Path, problem_type: str, train: int = 17) -> dict[str, st
     return files
 
 
-def say_little(files: dict[str, str]) -> None:
-    """Texts of few words, fewer in train than elsewhere, so that some tokens of the vocabulary are in no row."""
-    for split, words in (("train", 5), ("validation", 8), ("test", 9)):
-        made = [json.loads(line) for line in Path(files[split]).read_text().splitlines()]
-        for i, row in enumerate(made):
-            row["text"] = " ".join(WORDS[(i + j) % words] for j in range(i % 4 + 1))
-        Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in made))
-
-
 def recipe(checkpoint: Path, files: dict[str, str], output: Path, method: str = "full", **changes: Any) -> dict[str, Any]:
     """A recipe as YAML would have it: SGD without clipping in float32, so that equal gradients give equal weights."""
     training = {"batch_size": 8, "max_steps": 5, "learning_rate": 0.1, "optim": "sgd", "bf16": False, "warmup_steps": 0}

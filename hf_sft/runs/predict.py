@@ -1,8 +1,9 @@
 """Answers of a finished run, one per input row, in order."""
 
 import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,28 @@ def _read_text(content: bytes, where: str, task: Task, source: DataSource) -> Da
             raise DataError(f"{where}, line {number}: expected a JSON object, as on the lines before.")
         rows.append(row)
     return Dataset.from_list(rows)
+
+
+def write_lines(lines: Iterable[str], output: Path | None) -> None:
+    """To a file, which is there whole or not at all; to a pipe or a device; or to standard output if there is no `output`."""
+    if output is None:
+        try:
+            for line in lines:
+                print(line, end="")
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:  # who reads has read enough, like `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return
+    if output.exists() and not (output.resolve().is_file() and output.is_file()):  # a pipe or a device
+        with output.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+        return
+    target = output.resolve()
+    part = target.with_name(f"{target.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -28,12 +28,11 @@ from hf_sft.trainer.speedups.cpu_attention import cpu_attention
 from hf_sft.trainer.speedups.cpu_dropout import cpu_dropout
 from hf_sft.trainer.speedups.lora_linear import lora_linear
 from hf_sft.trainer.speedups.stored import stored_features, stored_states
-from hf_sft.trainer.speedups.used_embeddings import used_embeddings
 from hf_sft.trainer.step_trainer import StepTrainer, explain_divergence
 
 STORING: tuple[Speedup, ...] = (stored_features, stored_states)
 """They run what is frozen over all rows, before the first step."""
-IN_STEPS: tuple[Speedup, ...] = (used_embeddings, lora_linear, cpu_dropout, cpu_attention)
+IN_STEPS: tuple[Speedup, ...] = (lora_linear, cpu_dropout, cpu_attention)
 SPEEDUPS = (*STORING, *IN_STEPS)
 """In the order in which they are entered."""
 GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Read error")

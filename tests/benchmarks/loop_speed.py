@@ -36,8 +36,7 @@ def run_ours(given: Any, folder: str) -> dict[str, float]:
     from transformers import TrainerCallback
 
     from hf_sft.runs.prepare import as_recipe, prepare
-    from hf_sft.trainer.fit import SPEEDUPS, fit
-    from hf_sft.trainer.speedups.used_embeddings import used_embeddings
+    from hf_sft.trainer.fit import fit
 
     inside: list[float] = []
 
@@ -51,8 +50,7 @@ def run_ours(given: Any, folder: str) -> dict[str, float]:
     prepared, watch = prepare(as_recipe(recipe_of(given, folder))), Watch(given.batch_size)
     (phase,) = prepared.phases
     watched = replace(phase, callbacks=(*phase.callbacks, lambda: watch, Inside))
-    chosen = [each for each in SPEEDUPS if each is not used_embeddings]  # the bare loop has all embeddings too
-    _, curve = fit(watched, prepared.loaded, prepared.fit_config(Path(folder, "run"), speedups=chosen))
+    _, curve = fit(watched, prepared.loaded, prepared.fit_config(Path(folder, "run")))
     return {"milliseconds": 1000 * given.batch_size / watch.rate(), "outside": 1 - sum(inside) / curve.seconds}
 
 

@@ -21,7 +21,6 @@ from tests.benchmarks.turns import Watch, take_turns
 METHODS = {
     "stored_features": {"type": "head_only"},
     "stored_states": {"type": "last_layers", "layers": 1},
-    "used_embeddings": {"type": "full"},
     "lora_linear": {"type": "lora"},
     "cpu_dropout": {"type": "full"},
     "cpu_attention": {"type": "full"},

@@ -1,6 +1,5 @@
 """Spans of answers in the windows of a context."""
 
-
 import numpy as np
 
 
