@@ -59,7 +59,7 @@ def check(
 
     from hf_sft.runs.check import check as check_recipe
 
-    process.use_memory_well()
+    process.ready()
     found = check_recipe(recipe, overrides or (), trust_remote_code)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, fact in found.facts.items():
@@ -89,7 +89,7 @@ def train(
     from hf_sft.runs.train import train as train_recipe
     from hf_sft.trainer.signals import Interrupted
 
-    process.use_memory_well()
+    process.ready()
     try:
         report = train_recipe(recipe, overrides or (), trust_remote_code, resume, resume_anyway)
     except Interrupted as interrupted:
@@ -115,7 +115,7 @@ def evaluate(
     from hf_sft.runs.evaluate import evaluate as evaluate_run
     from hf_sft.storage.strict_json import dump_json, finite
 
-    process.use_memory_well()
+    process.ready()
     evaluation = evaluate_run(run, split, data or (), trust_remote_code)
     scores = finite({evaluation.split: {name: score.as_json() for name, score in evaluation.scores.items()}})
     _console().print(score_table(scores, {}, {}))
@@ -156,7 +156,7 @@ def predict(
     from hf_sft.storage.strict_json import dump_json
     from hf_sft.tasks import Writing
 
-    process.use_memory_well()
+    process.ready()
     if bool(texts) == bool(input):
         raise RecipeError("give texts to answer, or --input with a file (or -), and not both.")
     asked: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
@@ -185,6 +185,7 @@ def certify(run: RunFolder, trust_remote_code: TrustRemoteCode = False, plugins:
     from hf_sft.reports.html import say_certificate
     from hf_sft.runs.certify import certify as certify_run
 
+    process.ready()
     print(say_certificate(certify_run(run, trust_remote_code).facts["certificate"]))
 
 
@@ -211,6 +212,7 @@ def publish(
     from hf_sft.hub.publish import list_files, list_left_out, say_how
     from hf_sft.hub.publish import publish as publish_run
 
+    process.ready()
     if revision and pull_request:
         raise RecipeError("a pull request goes to main.  Give --revision or --pull-request.")
     if dry_run:

@@ -58,6 +58,7 @@ try:
     main()
 except SystemExit as left:
     assert not left.code
+assert gc.isenabled() and gc.get_freeze_count() > 100_000, "what was imported is out of its sight"
 print(json.dumps([maps_large_blocks(), os.environ["LRU_CACHE_CAPACITY"], os.environ["DATASETS_VERBOSITY"]]))
 """
 glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library does not say what is in use")

@@ -44,9 +44,12 @@ WRITTEN = 16
 BOUND = 1e-4
 """The largest difference that still is rounding, as a share of the largest logit."""
 FRESH = """
-import json, sys
+import gc, json, sys
+gc.disable()  # as long as it imports
 sys.path += [path for path in json.loads(sys.argv.pop()) if path not in sys.path]
 from hf_sft.models.reload_check import compare_when_asked
+gc.freeze()
+gc.enable()
 compare_when_asked()
 """
 """Run with -P, so that nothing is imported from the current folder; what else its parent could import comes last."""

@@ -21,6 +21,7 @@ from tests.benchmarks.full_speed import CHECKPOINT, MAX_LENGTH
 UNTIL_THE_FIRST_STEP = """
 import sys, time
 from hf_sft import cli
+cli.process.set_up()
 from hf_sft.runs import prepare
 from hf_sft.trainer.step_trainer import StepTrainer
 encode = prepare.encode_splits
@@ -39,7 +40,10 @@ cli.main()
 """
 ONLY_IMPORTS = """
 import time
+from hf_sft.config import process
+process.set_up()
 import hf_sft.runs.train
+process.ready()
 print('first step', time.time())
 """
 
