@@ -82,9 +82,7 @@ class EvaluationAccumulator:
         fits = {name: each for name, each in baselines.items() if not isinstance(each, Answers)}
         self._fitted, self._failed = fit_all(fits)
         self._tally, self._unseen = Tally(self.names, self.kind), Tally(self.names, self.kind)
-        self._theirs = {
-            name: Tally(self.names, self.kind) for name in baselines if name in self._given or name in self._fitted
-        }
+        self._theirs = {name: Tally(self.names, self.kind) for name in (*self._fitted, *self._given)}
         self._confusions: Counter[tuple[str | None, str | None]] = Counter()
         self._mistakes: list[Mistake] = []
         self._classes: Sequence[str] = ()
@@ -96,8 +94,9 @@ class EvaluationAccumulator:
         references = self.kind.read_references(self.task.targets(rows[:], self.labels))
         weights = draw_weights(start, self._rows)
         self._tally.add(answers, references, weights)
-        given = {name: each.take(slice(start, self._rows)) for name, each in self._given.items()}
-        for name, guesses in {**given, **ask_all(self._fitted, rows, self._failed)}.items():
+        guessed = ask_all(self._fitted, rows, self._failed)
+        guessed |= {name: each.take(slice(start, self._rows)) for name, each in self._given.items()}
+        for name, guesses in guessed.items():
             self._theirs[name].add(guesses, references, weights)
         fresh = np.setdiff1d(np.arange(start, self._rows), self.seen) - start
         self._unseen.add(answers.take(fresh), references[fresh], weights[fresh])
@@ -108,7 +107,8 @@ class EvaluationAccumulator:
 
     def result(self, split: str) -> Evaluation:
         """What the rows that were added say of the split."""
-        answering = [name for name in self._theirs if name in self._given or name in self._fitted]
+        # Baselines that failed on some rows are no longer among the fitted ones.
+        answering = (*self._fitted, *self._given)
         scores, simple = self._tally.scores(), {name: self._theirs[name].scores() for name in answering}
         table, confusions = _by_class(self._classes, self._confusions, self.kind.counted)
         return Evaluation(

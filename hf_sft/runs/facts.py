@@ -14,15 +14,15 @@ def collect_facts(
     prepared: Prepared, curves: list[TrainingCurve], evaluations: list[Evaluation], certified: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of report.json."""
-    recipe, examples, machine = prepared.recipe, prepared.examples, prepared.machine
+    recipe = prepared.recipe
     facts = gather_facts(
         recipe.absolute().model_dump(mode="json"),
         prepared.loaded,
         prepared.splits,
-        examples,
+        prepared.examples,
         curves,
         evaluations,
-        machine,
+        prepared.machine,
         certified,
     )
     facts["given"] = prepared.given.absolute().model_dump(mode="json")

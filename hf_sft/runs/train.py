@@ -177,6 +177,7 @@ def build_trainer(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remot
     model, config = phase.prepare(prepared.loaded), prepared.fit_config(folder)
     freeze_unused(model, prepared.loaded.unused)
     state = FitState(phase, prepared.loaded, model, prepared.examples, TrainingCurve(phase.name))
+    # These two only name contexts that each step enters: nothing of them ends here.
     with cpu_dropout(state, config) as state, cpu_attention(state, config) as state:
         return StepTrainer(state, config)
 

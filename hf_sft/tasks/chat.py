@@ -26,13 +26,7 @@ from hf_sft.tasks.common.causal import Carried, NextToken, flat, gram_baselines,
 from hf_sft.tasks.common.chat_templates import ASSISTANT, SILENT, ChatTemplate, Tools, Turn, Written
 from hf_sft.tasks.common.control_tokens import encode_written, holds_control
 from hf_sft.tasks.common.conversation_rows import ConversationRows
-from hf_sft.tasks.common.conversations import (
-    SWITCHES,
-    flaw_of_talk,
-    flaw_of_tools,
-    say_turn,
-    up_to_last_answer,
-)
+from hf_sft.tasks.common.conversations import SWITCHES, flaw_of_talk, flaw_of_tools, say_turn, up_to_last_answer
 from hf_sft.tasks.common.generation import Writing
 from hf_sft.tasks.common.named_templates import NAMED, find_template, stop_clock, uses_clock
 from hf_sft.tasks.common.windows import count_most

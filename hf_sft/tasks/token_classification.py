@@ -25,15 +25,8 @@ from transformers import AutoModelForTokenClassification
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from hf_sft.answers.contract import AnswerKind, Answers
-from hf_sft.answers.marked_spans import (
-    TextEntityAnswers,
-    Unit,
-    cuts_a_unit,
-)
-from hf_sft.answers.tags import (
-    EntityAnswers,
-    TagAnswers,
-)
+from hf_sft.answers.marked_spans import TextEntityAnswers, Unit, cuts_a_unit
+from hf_sft.answers.tags import EntityAnswers, TagAnswers
 from hf_sft.losses import Items
 from hf_sft.tasks import Batch, Labels, Task
 from hf_sft.tasks.common.baselines import Answerer, Fit

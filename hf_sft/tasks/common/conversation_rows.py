@@ -9,11 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from hf_sft.tasks import TaskData
 from hf_sft.tasks.common.chat_templates import ASSISTANT, Tools, Turn
-from hf_sft.tasks.common.conversations import (
-    read_tools,
-    read_turns,
-    together,
-)
+from hf_sft.tasks.common.conversations import read_tools, read_turns, together
 
 
 class ConversationRows(TaskData):

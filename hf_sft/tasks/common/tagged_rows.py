@@ -9,15 +9,7 @@ from datasets import ClassLabel, Dataset, LargeList, List, Value
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from hf_sft.answers.marked_spans import (
-    NAMES,
-    as_tuples,
-    cuts_a_unit,
-    flaw_of_spans,
-    is_whole,
-    read_spans,
-    tag_units,
-)
+from hf_sft.answers.marked_spans import NAMES, as_tuples, cuts_a_unit, flaw_of_spans, is_whole, read_spans, tag_units
 from hf_sft.answers.tags import (
     OUTSIDE,
     UNTYPED,
