@@ -12,10 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from tests import tiny
+from tests import ROOT, tiny
 from tests.processes import LONG, SERVER
-
-ROOT = Path(__file__).parent.parent
 
 
 def dropping(checkpoint: Path, folder: Path, share: float = 0.1) -> Path:

@@ -1,7 +1,7 @@
 """A task knows what the model is asked to do: which columns, what an example looks like, what an item of the loss is.
 
 A new task is a new file here: `type: span_ranking` means `hf_sft/tasks/span_ranking.py`, with one class in it. A task of your
-own may lie in any module: `type: my_lab.desk`. tests/test_own_task.py has one of forty lines.
+own may lie in any module: `type: my_lab.desk`. tests/contract/test_own_task.py has one of forty lines.
 """
 
 from abc import ABC, abstractmethod

@@ -2,7 +2,7 @@
 
 Resuming to the bit and steps of whole batches have no public seam: the loop of `Trainer` calls these methods. Another version
 may call them otherwise, or not at all, and a run would be wrong without a word; so a run compares them first. The lines of the
-loop that call them are checked by tests/test_house.py, with each version that pyproject.toml allows.
+loop that call them are checked by tests/contract/test_package.py, with each version that pyproject.toml allows.
 """
 
 import inspect

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.grids import WHOLE
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "tests.grids" in path.read_text(encoding="utf-8")]
+FILES = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "tests.grids" in path.read_text(encoding="utf-8")]
 
 if __name__ == "__main__":
     command = [sys.executable, "-m", "pytest", "-n", "2", *map(str, FILES), *sys.argv[1:]]

@@ -276,7 +276,8 @@ def _imported(source: str) -> list[str]:
 def preload() -> None:
     """Import all that the package and its tests import, but neither of them."""
     listing = "import sys, importlib, pathlib\n"
-    listing += "for p in sorted(pathlib.Path('tests').glob('test_*.py')): importlib.import_module(f'tests.{p.stem}')\n"
+    listing += "for p in sorted(pathlib.Path('tests').rglob('test_*.py')):\n"
+    listing += "    importlib.import_module('.'.join(p.with_suffix('').parts))\n"
     listing += "import hf_sft.cli, hf_sft.runs.train, hf_sft.reports.plots\nprint('\\n'.join(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -343,7 +344,7 @@ def lane(
     with tempfile.TemporaryDirectory() as folder, results.open("a") as file:
         copy = Path(folder) / "tree"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".*_cache"))
-        if run_tests(copy, Path(folder) / "clean", [each for each in known["seconds"] if "test_splitting.py" in each]):
+        if run_tests(copy, Path(folder) / "clean", [each for each in known["seconds"] if "test_splits.py" in each]):
             sys.exit("tests fail without any mutant: look at them first")
         for place, mutant in mutants.items():
             if time.monotonic() > until:
