@@ -39,8 +39,10 @@ class CsvFormat:
 
 @dataclass
 class _Lines:
-    """What is odd in the lines of a file."""
+    """What is odd in the lines of a file, how many cells its header has, and how many rows were read."""
 
+    width: int = 0
+    rows: int = 0
     long: list[tuple[int, int]] = field(default_factory=list)
     """Lines with more cells than the header: the line's number, from 1, and its cells."""
     short: list[tuple[int, int]] = field(default_factory=list)
@@ -71,13 +73,13 @@ def read_header(path: str, written: CsvFormat) -> list[str]:
         return _name_columns(next(_reader(path, written, lines), []))
 
 
-def read_csv(paths: Sequence[str], written: CsvFormat, drop_invalid: bool, notes: list[str]) -> Dataset:
-    """The rows of files with the same columns, all text; an empty cell is None.
+def read_csv(paths: Sequence[str], written: CsvFormat, drop_invalid: bool) -> tuple[Dataset, list[str]]:
+    """The rows of files with the same columns, all text; an empty cell is None. And notes on lines that are odd.
 
     A line with more cells than the header is left out if `drop_invalid`, and refused otherwise; one with fewer is filled with
-    None and counted in `notes`. Raises `DataError`.
+    None and counted. Raises `DataError`.
     """
-    columns, batches = read_header(paths[0], written), []
+    columns, batches, notes = read_header(paths[0], written), [], []
     for path in paths:
         if {*(found := read_header(path, written))} != {*columns}:
             raise DataError(
@@ -86,15 +88,17 @@ def read_csv(paths: Sequence[str], written: CsvFormat, drop_invalid: bool, notes
             )
         made = _read_plain_rows(path, written, len(found))
         if made is None:
-            chunks = _chunks(_read_rows(path, written, drop_invalid, notes))
+            odd = _Lines()
+            chunks = _chunks(_read_rows(path, written, odd))
             made = [[pa.array(cells, pa.string()) for cells in zip(*chunk, strict=True)] for chunk in chunks]
+            notes += _explain_lines(path, written, odd, drop_invalid)
         for arrays in made:
             cells = dict(zip(found, arrays, strict=True))
             batches.append(pa.record_batch([cells[name] for name in columns], names=columns))
     table = pa.Table.from_batches(batches, pa.schema([(name, pa.string()) for name in columns]))
     if not len(table):
         raise DataError(f"`{paths[0]}` holds no rows.")
-    return Dataset(table, fingerprint=generate_random_fingerprint())
+    return Dataset(table, fingerprint=generate_random_fingerprint()), notes
 
 
 def open_text(path: str, encoding: str | None) -> Any:
@@ -174,41 +178,41 @@ def _read_plain_rows(path: str, written: CsvFormat, width: int) -> list[list[Any
     return chunks
 
 
-def _read_rows(path: str, written: CsvFormat, drop_invalid: bool, notes: list[str]) -> Iterator[list[str | None]]:
-    odd, quoted, count, last, width = _Lines(), _is_quoted(path, written), 0, 0, 0
+def _read_rows(path: str, written: CsvFormat, odd: _Lines) -> Iterator[list[str | None]]:
+    """The rows of a file; `odd` has what was found when all are read. Raises `DataError`."""
+    quoted, last = _is_quoted(path, written), 0
     with open_text(path, written.encoding) as lines:
         reader = _reader(path, written, lines, strict=True)
         try:
             for row in reader:
                 first, last = last + 1, reader.line_num
-                if not width:  # the header
-                    width = len(row)
+                if not odd.width:  # the header
+                    odd.width = len(row)
                     continue
                 if not row:
                     continue
-                if len(row) == width + 1 and not row[-1]:  # a delimiter behind the last cell
+                if len(row) == odd.width + 1 and not row[-1]:  # a delimiter behind the last cell
                     row.pop()
                 if last > first and any(written.delimiter in cell and ("\n" in cell or "\r" in cell) for cell in row):
                     odd.joined.append((first, last))
                 if not quoted and any(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in row):
                     odd.enclosed.append(first)
-                if len(row) > width:
+                if len(row) > odd.width:
                     odd.long.append((first, len(row)))
                     continue
-                if len(row) < width:
+                if len(row) < odd.width:
                     odd.short.append((first, len(row)))
-                    row += [""] * (width - len(row))
-                count += 1
+                    row += [""] * (odd.width - len(row))
+                odd.rows += 1
                 yield [cell or None for cell in row]
         except csv.Error as error:
-            raise DataError(_explain_quoting(path, written, width, last + 1, error)) from None
-    _refuse_or_note(path, written, odd, width, count, drop_invalid, notes)
+            raise DataError(_explain_quoting(path, written, odd.width, last + 1, error)) from None
 
 
-def _refuse_or_note(
-    path: str, written: CsvFormat, odd: _Lines, width: int, count: int, drop_invalid: bool, notes: list[str]
-) -> None:
-    header = f"the header, which has {width} ({', '.join(read_header(path, written))})"
+def _explain_lines(path: str, written: CsvFormat, odd: _Lines, drop_invalid: bool) -> list[str]:
+    """A note for each kind of odd line. Raises `DataError` for those that could be read in two ways."""
+    notes = []
+    header = f"the header, which has {odd.width} ({', '.join(read_header(path, written))})"
     if odd.long:
         few = list_few([f"line {line} has {cells} cells" for line, cells in odd.long])
         what = f"`{path}`: {len(odd.long)} line(s) have more cells than {header}: {few}."
@@ -224,12 +228,12 @@ def _refuse_or_note(
     if odd.joined:
         few = list_few([f"lines {first} to {last}" for first, last in odd.joined])
         what = f"`{path}`: {len(odd.joined)} cell(s) in quotation marks hold line breaks and delimiters ({few})"
-        plain = _count_plain_rows(path, written, width)
+        plain = _count_plain_rows(path, written, odd.width)
         if plain and _is_enclosed(path, written) is None:
             raise DataError(
-                f"{what},\n  but each line has {width} cells if quotation marks are plain characters.\n"
+                f"{what},\n  but each line has {odd.width} cells if quotation marks are plain characters.\n"
                 f"  If they are ({plain} rows): `data.quoting=false`.\n"
-                f"  If they enclose cells ({count} rows): `data.quoting=true`."
+                f"  If they enclose cells ({odd.rows} rows): `data.quoting=true`."
             )
         notes.append(f"{what}.  If quotation marks are plain characters: `data.quoting=false`.")
     if odd.enclosed and written.quoting is None:
@@ -237,6 +241,7 @@ def _refuse_or_note(
             f"`{path}`: {len(odd.enclosed)} line(s) have cells in quotation marks, which are read as part of the cell "
             f"(line {list_few(odd.enclosed)}).  If they enclose cells: `data.quoting=true`."
         )
+    return notes
 
 
 def _count_plain_rows(path: str, written: CsvFormat, width: int) -> int:

@@ -88,8 +88,8 @@ def list_files(folder: Path) -> list[Path]:
     )
 
 
-def files_in(folder: Path, kind: str, notes: list[str]) -> dict[str, list[str]]:
-    """The files of a kind below a folder by split, and in `notes` what they are and which are left out. Raises `DataError`."""
+def files_in(folder: Path, kind: str) -> tuple[dict[str, list[str]], str]:
+    """The files of a kind below a folder by split, and a note on what they are and which are left out. Raises `DataError`."""
     files = [path for path in list_files(folder) if kind_of(path) == kind]
     if not files:
         raise DataError(f"`data.data_dir`: there is no {kind} file below `{folder}`.  It holds: {_list_folder(folder)}.")
@@ -107,8 +107,7 @@ def files_in(folder: Path, kind: str, notes: list[str]) -> dict[str, list[str]]:
     if left_out:
         names = [str(Path(path).relative_to(folder)) for path in left_out]
         note += f"  {len(names)} left out, whose names are no split's: {list_few(names)}."
-    notes.append(f"{note}  Other files, or other splits: `data.data_files`.")
-    return by_split
+    return by_split, f"{note}  Other files, or other splits: `data.data_files`."
 
 
 def _split_of(path: Path) -> str | None:

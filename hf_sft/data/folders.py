@@ -6,15 +6,18 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_sft.data.data_files import is_label, label_folders, list_files
 from hf_sft.data.data_source import DataSource
-from hf_sft.data.replaced import refuse_replaced
+from hf_sft.data.replaced import explain_replaced
 from hf_sft.errors import DataError, list_few
 
 
-def load_textfolder(source: DataSource, top: Path | None, notes: list[str]) -> dict[str, Dataset]:
-    """One file per row, in one folder per label; below folders named as splits, if they hold such."""
+def load_textfolder(source: DataSource, top: Path | None) -> tuple[dict[str, Dataset], list[str]]:
+    """One file per row, in one folder per label; below folders named as splits, if they hold such.
+
+    And notes. Raises `DataError`.
+    """
     if top is None:
         raise DataError("`data.dataset: textfolder` needs `data.data_dir`: a folder with one sub-folder per label.")
-    parts = _find_parts(top, notes)
+    parts, notes = _find_parts(top)
     names = sorted({folder.name for part in parts.values() for folder in part.iterdir() if is_label(folder)})
     if not names:
         raise DataError(f"`{source.data_dir}` has no sub-folders.  Expected one per label, with a text file per row in it.")
@@ -30,24 +33,25 @@ def load_textfolder(source: DataSource, top: Path | None, notes: list[str]) -> d
         count += len(files)
         splits[split] = Dataset.from_dict(columns, features=features)
     if replaced:
-        refuse_replaced("files", replaced, count, source.encoding or "utf-8", notes)
-    return splits
+        notes.append(explain_replaced("files", replaced, count, source.encoding or "utf-8"))
+    return splits, notes
 
 
-def _find_parts(top: Path, notes: list[str]) -> dict[str, Path]:
-    """The folders of classes by split; in `notes` what is left out."""
-    parts = label_folders(top)
+def _find_parts(top: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folders of classes by split, and a note on those that are left out."""
+    parts, notes = label_folders(top), []
     if top not in parts.values():
         out = [each.name for each in sorted(top.iterdir()) if is_label(each) and each not in parts.values()]
         if out:
             notes.append(f"`{top}` holds the splits {', '.join(parts)}; {len(out)} folder(s) left out: {list_few(out)}.")
-    return parts
+    return parts, notes
 
 
-def list_pictures(top: Path, notes: list[str]) -> dict[str, list[str]]:
-    """The files of an imagefolder by split: those in folders of classes, or all where there are none."""
+def list_pictures(top: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """The files of an imagefolder by split: those in folders of classes, or all where there are none. And notes."""
+    parts, notes = _find_parts(top)
     by_split = {}
-    for split, part in _find_parts(top, notes).items():
+    for split, part in parts.items():
         files = list_files(part)
         inside = [path for path in files if path.parent != part]
         if inside and (
@@ -56,4 +60,4 @@ def list_pictures(top: Path, notes: list[str]) -> dict[str, list[str]]:
             notes.append(f"`{part}` holds folders of classes; {len(apart)} file(s) beside them left out: {list_few(apart)}.")
             files = [path for path in files if path.name not in apart or path.parent != part]
         by_split[split] = [str(path) for path in files]
-    return by_split
+    return by_split, notes

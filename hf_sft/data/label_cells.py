@@ -22,25 +22,28 @@ UNLABELLED = -1
 
 
 def read_labels(
-    splits: dict[str, Dataset], task: Labelled, source: DataSource, known: Labels | None, notes: list[str], drop: bool = True
-) -> dict[str, Dataset]:
+    splits: dict[str, Dataset], task: Labelled, source: DataSource, known: Labels | None, drop: bool = True
+) -> tuple[dict[str, Dataset], list[str]]:
     """The splits with labels as the task reads them: lists for several classes, names without outer spaces, whole numbers for
-    classes, None for no label.
+    classes, None for no label. And notes on what was changed.
 
     `known` are the classes of a finished run. `drop` leaves out rows whose label is -1, which is none; in a split that has no
     other label they stay. Raises `DataError` where one class and several are both possible.
     """
-    kind = task.problem_type
+    kind, notes = task.problem_type, []
     for column in task.label_columns:
         having = {name: rows for name, rows in splits.items() if column in rows.column_names}
         if len(task.label_columns) == 1:
-            having = _split_cells(having, column, kind, source.label_delimiter, notes)
-        having = _strip(having, column, notes)
+            having, split = _split_cells(having, column, kind, source.label_delimiter)
+            notes += split
+        having, stripped = _strip(having, column)
+        notes += stripped
         having = _read_numbers(having, column, kind)
         if kind != REGRESSION and not task.minus_one_is_class:
-            having = _find_unlabelled(having, column, known, drop, notes)
+            having, unlabelled = _find_unlabelled(having, column, known, drop)
+            notes += unlabelled
         splits = {**splits, **having}
-    return splits
+    return splits, notes
 
 
 def change_column(rows: Dataset, column: str, change: Callable[[Any], Any], feature: Any) -> Dataset:
@@ -58,25 +61,22 @@ def _cells(splits: dict[str, Dataset], column: str) -> Counter[Any]:
 
 
 def _split_cells(
-    splits: dict[str, Dataset], column: str, kind: ProblemType | None, delimiter: str | None, notes: list[str]
-) -> dict[str, Dataset]:
+    splits: dict[str, Dataset], column: str, kind: ProblemType | None, delimiter: str | None
+) -> tuple[dict[str, Dataset], list[str]]:
     texts = {name: rows for name, rows in splits.items() if _is_text(rows.features[column])}
     cells = _cells(texts, column)
     if delimiter is not None:
-        notes.append(f"column `{column}` holds the classes of a row, between {delimiter!r}.")
-        return {
-            **splits,
-            **_to_lists(texts, column, lambda cell: [part for part in map(str.strip, cell.split(delimiter)) if part]),
-        }
+        lists = _to_lists(texts, column, lambda cell: [part for part in map(str.strip, cell.split(delimiter)) if part])
+        return {**splits, **lists}, [f"column `{column}` holds the classes of a row, between {delimiter!r}."]
     if kind in (SINGLE, REGRESSION) or not cells:
-        return splits
+        return splits, []
     lists = {cell: found for cell in cells if (found := read_list(cell)) is not None}
     if len(lists) == len(cells):
-        notes.append(
+        note = (
             f"column `{column}` holds lists written as text, such as {next(iter(lists))}: the classes of a row.  "
             f"If each text is a class: `task.problem_type={SINGLE}`."
         )
-        return {**splits, **_to_lists(texts, column, lists.__getitem__)}
+        return {**splits, **_to_lists(texts, column, lists.__getitem__)}, [note]
     if lists:
         odd = next(cell for cell in cells if cell not in lists)
         raise DataError(
@@ -95,7 +95,7 @@ def _split_cells(
                 f" `data.label_delimiter='{json.dumps(mark)}'`.\n"
                 f"  As one of {len(cells)} classes: `task.problem_type={SINGLE}`."
             )
-    return splits
+    return splits, []
 
 
 def _to_lists(splits: dict[str, Dataset], column: str, read: Callable[[str], list]) -> dict[str, Dataset]:
@@ -123,7 +123,7 @@ def read_list(cell: str) -> list | None:
     return None
 
 
-def _strip(splits: dict[str, Dataset], column: str, notes: list[str]) -> dict[str, Dataset]:
+def _strip(splits: dict[str, Dataset], column: str) -> tuple[dict[str, Dataset], list[str]]:
     """Spaces around a class's name are not part of it."""
     stripped = 0
     for name, rows in splits.items():
@@ -141,11 +141,8 @@ def _strip(splits: dict[str, Dataset], column: str, notes: list[str]) -> dict[st
             stripped += padded
             change = _strip_each if inner is not feature else _strip_one
             splits = {**splits, name: change_column(rows, column, change, feature)}
-    if stripped:
-        notes.append(
-            f"{stripped} label(s) of column `{column}` have spaces around them, which are not part of the class's name."
-        )
-    return splits
+    note = f"{stripped} label(s) of column `{column}` have spaces around them, which are not part of the class's name."
+    return splits, [note] if stripped else []
 
 
 def _strip_one(cell: str | None) -> str | None:
@@ -184,8 +181,8 @@ def _to_int(cell: float | None) -> int | None:
 
 
 def _find_unlabelled(
-    splits: dict[str, Dataset], column: str, known: Labels | None, drop: bool, notes: list[str]
-) -> dict[str, Dataset]:
+    splits: dict[str, Dataset], column: str, known: Labels | None, drop: bool
+) -> tuple[dict[str, Dataset], list[str]]:
     """-1 beside 0, 1, … and no other negative number is no label."""
     whole = {
         name: rows
@@ -195,7 +192,8 @@ def _find_unlabelled(
     values = {cell for rows in whole.values() for cell in {*rows[column][:]} if cell is not None}
     is_mark = str(UNLABELLED) not in known.ids if known else 0 in values and min(values) == UNLABELLED
     if UNLABELLED not in values or not is_mark:
-        return splits
+        return splits, []
+    notes = []
     for name, rows in whole.items():
         marked = np.array([cell == UNLABELLED for cell in rows[column][:]])
         if drop and not marked.all():
@@ -207,7 +205,7 @@ def _find_unlabelled(
                 )
         else:
             splits = {**splits, name: change_column(rows, column, _without_mark, rows.features[column])}
-    return splits
+    return splits, notes
 
 
 def _without_mark(cell: int | None) -> int | None:

@@ -25,11 +25,12 @@ def share_of(share: Any) -> float | None:
 
 
 def make_splits(
-    rows: dict[str, Dataset], source: DataSource, task: Task, is_unlabelled: bool, notes: list[str]
-) -> dict[str, Dataset]:
+    rows: dict[str, Dataset], source: DataSource, task: Task, is_unlabelled: bool
+) -> tuple[dict[str, Dataset], list[str]]:
     """Hold out what no split of the data set brings, a test split too if the data's `is_unlabelled`. Equal texts, and rows of
-    one group, stay together."""
+    one group, stay together. And notes on how the splits were made. Raises `DataError`."""
     fractions: dict[str, float] = {}
+    notes = []
     strata = strata_of(rows["train"], source, task)
     held_out = f"{'stratified, ' if any(strata) else ''}equal inputs on one side"
     for name in SPLITS[1:]:
@@ -56,7 +57,7 @@ def make_splits(
         fractions["unused"] = unused
         notes.append(f"the fractions of `data.splits` add up to {1 - unused:g}: {unused:g} of train is not used.")
     if not fractions:
-        return {name: rows[name] for name in SPLITS}
+        return {name: rows[name] for name in SPLITS}, notes
     train = rows["train"]
     units = units_of(train, source, task)
     sides = assign(units, strata, fractions, source.seed)
@@ -78,4 +79,4 @@ def make_splits(
             shown = list_few([f"`{each}`" for each in absent])
             what = f"values of column `{source.stratify}`" if source.stratify else "classes"
             notes.append(f"{len(absent)} of {len(set(strata))} {what} have no row in split `{name}`: {shown}.")
-    return {**{name: rows[name] for name in SPLITS if name in rows}, **made}
+    return {**{name: rows[name] for name in SPLITS if name in rows}, **made}, notes

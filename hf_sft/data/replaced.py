@@ -13,8 +13,8 @@ REPLACED = 0.01
 """The largest share of rows in which letters may be lost to a wrong encoding."""
 
 
-def count_replaced(rows: Dataset, split: str, source: DataSource, notes: list[str]) -> None:
-    """Note, or refuse, rows with U+FFFD, the sign of a letter that could not be read."""
+def count_replaced(rows: Dataset, split: str, source: DataSource) -> list[str]:
+    """A note on rows with U+FFFD, which stands for a letter that could not be read. Raises `DataError`."""
     lost: set[int] = set()
     for name, feature in rows.features.items():
         if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
@@ -26,18 +26,16 @@ def count_replaced(rows: Dataset, split: str, source: DataSource, notes: list[st
                 i for i, cell in enumerate(rows[name][:]) if "\ufffd" in json.dumps(cell, ensure_ascii=False, default=str)
             }
     if lost and source.encoding:
-        refuse_replaced(f"rows of split `{split}`", sorted(lost), len(rows), source.encoding, notes)
-    elif lost:
-        notes.append(
-            f"{len(lost)} row(s) of split `{split}` hold U+FFFD, a letter that was lost before ({list_few(sorted(lost))})."
-        )
+        return [explain_replaced(f"rows of split `{split}`", sorted(lost), len(rows), source.encoding)]
+    few = list_few(sorted(lost))
+    return [f"{len(lost)} row(s) of split `{split}` hold U+FFFD, a letter that was lost before ({few})."] if lost else []
 
 
-def refuse_replaced(what: str, lost: list[Any], count: int, encoding: str, notes: list[str]) -> None:
-    """Note rows or files that are not of an encoding. Raises `DataError` for more than a few."""
+def explain_replaced(what: str, lost: list[Any], count: int, encoding: str) -> str:
+    """A note on rows or files that are not of an encoding. Raises `DataError` for more than a few."""
     message = f"{len(lost)} of {count} {what} are not {encoding}: what can't be read is U+FFFD ({list_few(lost)})."
     if len(lost) > REPLACED * count:
         raise DataError(
             f"{message}\n  Expected {REPLACED:.0%} at most.  Name the files' encoding (`data.encoding`): utf-8, cp1252 …"
         )
-    notes.append(message)
+    return message

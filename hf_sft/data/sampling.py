@@ -98,9 +98,11 @@ def _settle(
         surplus[taker][stratum_of[unit]] += sizes[unit]
 
 
-def subsample(train: Dataset, source: DataSource, task: Task, labels: Labels | None, notes: list[str]) -> Dataset:
+def subsample(train: Dataset, source: DataSource, task: Task, labels: Labels | None) -> tuple[Dataset, list[str]]:
+    """The rows of train that `rows` and `rows_per_label` leave, and a note on classes that have fewer. Raises `DataError`."""
     if source.rows is None and source.rows_per_label is None:
-        return train
+        return train, []
+    notes = []
     order = np.random.default_rng(source.seed).permutation(len(train))
     if source.rows_per_label is not None:
         strata = labels_of(train, task)
@@ -118,4 +120,4 @@ def subsample(train: Dataset, source: DataSource, task: Task, labels: Labels | N
         order = np.array(chosen)
     if source.rows is not None and source.rows > len(order):
         raise DataError(f"`data.rows` is {source.rows}, but train has {len(order)} rows.")
-    return train.select(order[: source.rows])
+    return train.select(order[: source.rows]), notes

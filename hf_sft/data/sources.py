@@ -30,9 +30,9 @@ INTEGER, NUMBER = r"-?(0|[1-9]\d{0,17})", r"-?(0|[1-9]\d{0,14})(\.\d+)?([eE][-+]
 
 
 def load_source(
-    source: DataSource, texts: Iterable[str], notes: list[str], read: Iterable[str] | None = None
-) -> tuple[dict[str, Dataset], DataSource]:
-    """All splits that a source brings, by name; and the source with what was found out about it.
+    source: DataSource, texts: Iterable[str], read: Iterable[str] | None = None
+) -> tuple[dict[str, Dataset], DataSource, list[str]]:
+    """All splits that a source brings, by name; the source with what was found out about it; and notes.
 
     The columns `texts` of a csv stay text whatever they hold; of the others those that are `read` (all by default) become
     numbers where they hold such. Raises `DataError`.
@@ -46,12 +46,13 @@ def load_source(
         raise DataError(f"`data.data_dir`: there is no folder `{source.data_dir}`.")
     try:
         if source.dataset == "textfolder":
-            return load_textfolder(source, folder, notes), source
+            brought, notes = load_textfolder(source, folder)
+            return brought, source, notes
         if source.dataset not in FILES and (path := path_of(source.dataset)).is_dir():
             if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
                 saved = load_from_disk(str(path))
                 saved = saved if isinstance(saved, DatasetDict) else {"train": saved}
-                return {str(name): _without_views(rows) for name, rows in saved.items()}, source
+                return {str(name): _without_views(rows) for name, rows in saved.items()}, source, []
             if not _has_configs(path):
                 kind = suffix_of(list_files(path))
                 if kind is None:
@@ -64,16 +65,19 @@ def load_source(
             raise DataError(f"`data.dataset: {source.dataset}` needs `data.data_files`: a file, or files by split.")
         if source.sample_by is not None and source.dataset != "text":
             raise DataError(f"`data.sample_by` goes with files of text; `{source.dataset}` has rows of its own.")
-        files = _list_files(source, folder, notes)
+        files, notes = _list_files(source, folder)
         if source.dataset == "csv":
-            source = _find_delimiter(source, files, [*texts], notes)
+            source, found = _find_delimiter(source, files, [*texts])
+            notes += found
             written = CsvFormat(source.delimiter or ",", source.quoting, source.encoding)
-            brought = {name: read_csv(paths, written, source.drop_invalid, notes) for name, paths in files.items()}
+            read_files = {name: read_csv(paths, written, source.drop_invalid) for name, paths in files.items()}
+            notes += [note for _, odd in read_files.values() for note in odd]
+            brought = {name: rows for name, (rows, _) in read_files.items()}
             brought = _find_numbers(brought, set(texts), None if read is None else set(read))
         elif source.dataset == "conll":
             brought = {name: read_conll(paths, source.encoding) for name, paths in files.items()}
-        elif source.dataset == "json" and (found := _read_squad(source, files)):
-            brought = found
+        elif source.dataset == "json" and (squad := _read_squad(source, files)):
+            brought = squad
         else:
             source, brought = _load(source, files, folder)
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, OfflineModeIsEnabled, HfHubHTTPError) as error:
@@ -83,19 +87,20 @@ def load_source(
         raise DataError(_explain_unreadable(source, error)) from error
     for name, rows in brought.items():
         if source.dataset in ("csv", "json", "text", "conll"):
-            count_replaced(rows, name, source, notes)
-    return brought, source
+            notes += count_replaced(rows, name, source)
+    return brought, source, notes
 
 
-def _list_files(source: DataSource, folder: Path | None, notes: list[str]) -> Any:
-    """The files by split of a source that is made of files; None for others."""
+def _list_files(source: DataSource, folder: Path | None) -> tuple[Any, list[str]]:
+    """The files by split of a source that is made of files, None for others; and notes."""
     if source.data_files is not None:
-        return locate_files(source.data_files)
+        return locate_files(source.data_files), []
     if folder is not None and source.dataset in FILES:
-        return files_in(folder, source.dataset, notes)
+        files, note = files_in(folder, source.dataset)
+        return files, [note]
     if folder is not None and source.dataset == "imagefolder":
-        return list_pictures(folder, notes)
-    return None
+        return list_pictures(folder)
+    return None, []
 
 
 def _read_squad(source: DataSource, files: dict[str, list[str]]) -> dict[str, Dataset] | None:
@@ -197,15 +202,15 @@ def _pin(source: DataSource) -> DataSource:
     return source.model_copy(update={"revision": find_commit(source.dataset, source.revision, "dataset")})
 
 
-def _find_delimiter(source: DataSource, files: dict[str, list[str]], wanted: list[str], notes: list[str]) -> DataSource:
-    first = next(iter(files.values()))[0]
+def _find_delimiter(source: DataSource, files: dict[str, list[str]], wanted: list[str]) -> tuple[DataSource, list[str]]:
+    first, notes = next(iter(files.values()))[0], []
     usual = source.delimiter or ("\t" if ".tsv" in Path(first).name.lower() else None)
     written = CsvFormat(source.delimiter or ",", source.quoting, source.encoding)
     delimiter = find_delimiter(first, written, wanted, usual)
     if delimiter != (usual or ","):
         header = read_header(first, replace(written, delimiter=delimiter))
         notes.append(f"the csv's cells stand between {delimiter!r}: its columns are {', '.join(header)}.")
-    return source.model_copy(update={"delimiter": None if delimiter == "," else delimiter})
+    return source.model_copy(update={"delimiter": None if delimiter == "," else delimiter}), notes
 
 
 def _find_numbers(brought: dict[str, Dataset], texts: set[str], read: set[str] | None) -> dict[str, Dataset]:

@@ -53,15 +53,17 @@ class Splits:
 
 def load_splits(source: DataSource, task: Task) -> Splits:
     """Load, check and split the rows; classes become their names. Raises `DataError`, every problem of a kind at once."""
-    notes: list[str] = []
-    brought, source_as_read = load_source(source, task.input_columns(), notes, _columns_read(source, task))
-    loaded, named = _name_splits(source, brought, notes)
+    brought, source_as_read, notes = load_source(source, task.input_columns(), _columns_read(source, task))
+    loaded, named, aliased = _name_splits(source, brought)
+    notes += aliased
     lacking = _lacks_labels(loaded.get("test"), task)
     for name, rows in loaded.items():
         extra = ("keep", "group", "stratify") if name == "train" else ("keep",)
         _require_columns(rows, name, task, source, extra, unlabelled=lacking and name == "test")
-    kept = {name: _keep(rows, source, name, notes) for name, rows in loaded.items()}
-    kept = _read_labels(kept, task, None, source, notes)
+    kept = {name: _keep(rows, source, name) for name, rows in loaded.items()}
+    notes += [_count_kept(rows, loaded[name], name) for name, rows in kept.items() if source.keep is not None]
+    kept, changed = _read_labels(kept, task, None, source)
+    notes += changed
     loaded = {name: task.divide(task.read(rows, folder_of(source))) for name, rows in kept.items()}
     unlabelled = loaded.pop("test") if _lacks_labels(loaded.get("test"), task) else None
     if unlabelled is not None:
@@ -74,13 +76,14 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     resolved, labels, remarks = task.resolve(loaded)
     notes += remarks
     rows = {name: _name_classes(rows, resolved, source.stratify) for name, rows in loaded.items()}
-    rows = _without_invalid(rows, resolved, labels, source.drop_invalid, notes)
-    rows = make_splits(rows, source, resolved, unlabelled is not None, notes)
-    rows["train"] = subsample(rows["train"], source, resolved, labels, notes)
+    rows, dropped = _without_invalid(rows, resolved, labels, source.drop_invalid)
+    rows, made = make_splits(rows, source, resolved, unlabelled is not None)
+    rows["train"], few = subsample(rows["train"], source, resolved, labels)
     found = {*loaded, *source.splits, *(("test",) if unlabelled is not None else ())}
     splits = {name: named[name] if name in found else HELD_OUT for name in SPLITS}
     source_as_read = source_as_read.model_copy(update={"splits": splits})
-    seen = _find_seen(rows, [*loaded], resolved, notes)
+    seen, counted = _find_seen(rows, [*loaded], resolved)
+    notes += [*dropped, *made, *few, *counted]
     return Splits(rows, source_as_read, resolved, labels, tuple(notes), unlabelled, seen)
 
 
@@ -90,29 +93,29 @@ def _columns_read(source: DataSource, task: Task) -> set[str]:
     return {*named, *task.optional_columns(), *filter(None, (source.keep, source.group, source.stratify))}
 
 
-def load_rows(
-    source: DataSource, task: Task, labels: Labels | None, split: str | None, notes: list[str]
-) -> tuple[str, Dataset]:
+def load_rows(source: DataSource, task: Task, labels: Labels | None, split: str | None) -> tuple[str, Dataset, list[str]]:
     """One split of other data, for a task whose classes are known: the one that is named, `test`, or the only one.
 
-    Gives its name too. Raises `DataError`.
+    The split's name, its rows, and notes. Raises `DataError`.
     """
-    brought, _ = load_source(source, task.input_columns(), notes, _columns_read(source, task))
+    brought, _, notes = load_source(source, task.input_columns(), _columns_read(source, task))
     name = split or ("test" if "test" in brought else next(iter(brought)))
     if name not in brought or (split is None and name != "test" and len(brought) > 1):
         asked = f"has no split `{split}`" if split else "has several splits, none of them called `test`"
         raise DataError(f"data set `{source.dataset}` {asked}.\n  It has: {', '.join(brought)}.  Say which: --split NAME.")
     _require_columns(brought[name], name, task, source, ("keep",))
-    rows = _keep(brought[name], source, name, notes)
-    rows = _read_labels({name: rows}, task, labels, source, notes)[name]
-    rows = _name_classes(task.divide(task.read(rows, folder_of(source))), task)
-    return name, _without_invalid({name: rows}, task, labels, source.drop_invalid, notes)[name]
+    kept = _keep(brought[name], source, name)
+    if source.keep is not None:
+        notes.append(_count_kept(kept, brought[name], name))
+    read, changed = _read_labels({name: kept}, task, labels, source)
+    rows = _name_classes(task.divide(task.read(read[name], folder_of(source))), task)
+    valid, dropped = _without_invalid({name: rows}, task, labels, source.drop_invalid)
+    return name, valid[name], [*notes, *changed, *dropped]
 
 
-def _name_splits(
-    source: DataSource, brought: dict[str, Dataset], notes: list[str]
-) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """The splits that the recipe names, and those that go by their own names, with the names; fractions come later."""
+def _name_splits(source: DataSource, brought: dict[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Any], list[str]]:
+    """The splits that the recipe names, and those that go by their own names; their names, and notes. Fractions come later."""
+    notes = []
     wanted: dict[str, Any] = {name: source.splits.get(name, name) for name in SPLITS}
     alias = next((name for name in ALIASES if name in brought), None)
     if alias and "validation" not in brought and "validation" not in source.splits:
@@ -133,7 +136,7 @@ def _name_splits(
                 f"`data.splits.{name}`: data set `{source.dataset}` has no split `{missing[0]}`.\n"
                 f"  It has: {', '.join(brought)}.{hint}"
             )
-    return named, {**wanted, **source.splits}
+    return named, {**wanted, **source.splits}, notes
 
 
 def _slice(brought: dict[str, Dataset], expression: str) -> Dataset:
@@ -152,13 +155,13 @@ def _slice(brought: dict[str, Dataset], expression: str) -> Dataset:
 
 
 def _read_labels(
-    splits: dict[str, Dataset], task: Task, labels: Labels | None, source: DataSource, notes: list[str]
-) -> dict[str, Dataset]:
+    splits: dict[str, Dataset], task: Task, labels: Labels | None, source: DataSource
+) -> tuple[dict[str, Dataset], list[str]]:
     if isinstance(task, Labelled):
-        return read_labels(splits, task, source, labels, notes)
+        return read_labels(splits, task, source, labels)
     if source.label_delimiter is not None:
         raise DataError(f"`data.label_delimiter` goes with a label for each row, which `{task.type}` does not have.")
-    return splits
+    return splits, []
 
 
 def _lacks_labels(rows: Dataset | None, task: Task) -> bool:
@@ -189,7 +192,7 @@ def _require_columns(
         raise DataError("\n".join([*problems, f"  It has: {', '.join(rows.column_names)}.{hint}"]))
 
 
-def _keep(rows: Dataset, source: DataSource, split: str, notes: list[str]) -> Dataset:
+def _keep(rows: Dataset, source: DataSource, split: str) -> Dataset:
     if source.keep is None:
         return rows
     values = rows[source.keep][:]
@@ -202,8 +205,11 @@ def _keep(rows: Dataset, source: DataSource, split: str, notes: list[str]) -> Da
     kept = rows.select(np.flatnonzero(np.array(values, dtype=bool)))
     if not len(kept):
         raise DataError(f"split `{split}` has no rows left: `data.keep` (column `{source.keep}`) is false in all {len(rows)}.")
-    notes.append(f"`data.keep` left {len(kept)} of {len(rows)} rows of split `{split}`.")
     return kept
+
+
+def _count_kept(kept: Dataset, rows: Dataset, split: str) -> str:
+    return f"`data.keep` left {len(kept)} of {len(rows)} rows of split `{split}`."
 
 
 def _name_classes(rows: Dataset, task: Task, stratify: str | None = None) -> Dataset:
@@ -225,14 +231,15 @@ def _namer(feature: ClassLabel) -> Callable[[int | None], str | None]:
     return lambda value: None if value is None or value < 0 else str(feature.int2str(value))
 
 
-def _find_seen(rows: dict[str, Dataset], brought: list[str], task: Task, notes: list[str]) -> dict[str, np.ndarray]:
+def _find_seen(rows: dict[str, Dataset], brought: list[str], task: Task) -> tuple[dict[str, np.ndarray], list[str]]:
     """The rows of validation and test whose inputs train has too: a right answer there may be remembered, not learned.
 
-    In splits that were made there are none: equal inputs stand on one side.
+    In splits that were made there are none: equal inputs stand on one side. With notes.
     """
     seen = {name: np.array([], dtype=np.int64) for name in SPLITS[1:]}
     if not (asked := [name for name in seen if name in brought]):
-        return seen
+        return seen, []
+    notes = []
     labels_of: dict[str, set] = {}
     for each, reference in zip(task.identities(rows["train"]), task.references(rows["train"]), strict=True):
         labels_of.setdefault(each, set()).add(str(reference))
@@ -247,13 +254,13 @@ def _find_seen(rows: dict[str, Dataset], brought: list[str], task: Task, notes: 
                 f"{len(places)} of {len(inputs)} rows of split `{name}` have an input that train has too{same}: "
                 "the score on the other rows is given beside."
             )
-    return seen
+    return seen, notes
 
 
 def _without_invalid(
-    rows: dict[str, Dataset], task: Task, labels: Labels | None, drop: bool, notes: list[str]
-) -> dict[str, Dataset]:
-    problems, kept = [], {}
+    rows: dict[str, Dataset], task: Task, labels: Labels | None, drop: bool
+) -> tuple[dict[str, Dataset], list[str]]:
+    problems, kept, notes = [], {}, []
     for name, split in rows.items():
         invalid = task.invalid_rows(split, labels)
         listed = [f"{what} in {len(places)} row(s) of split `{name}`: {list_few(places)}" for what, places in invalid.items()]
@@ -268,4 +275,4 @@ def _without_invalid(
         shown = [*problems[:20], *([f"… and {len(problems) - 20} more"] if len(problems) > 20 else [])]
         shown[0] = shown[0][0].upper() + shown[0][1:]
         raise DataError("\n  ".join([*shown, "Mend the rows, or leave them out with `data.drop_invalid=true`."]))
-    return kept
+    return kept, notes

@@ -19,36 +19,34 @@ def fit_head(
     new: set[str],
     missing: set[str],
     load_theirs: Callable[[], PreTrainedModel],
-    notes: list[str],
-) -> set[str]:
+) -> tuple[set[str], list[str]]:
     """Give each class the row that the checkpoint's head has for the class of that name; new ones for the others.
 
     `theirs` is the checkpoint's config, `new` the parameters that were drawn, `missing` those that the checkpoint holds in no
-    shape; `load_theirs` gives the model with its own classes. Changes `model` in place, says aloud what was done, and
-    gives the parameters that are new in the end.
+    shape; `load_theirs` gives the model with its own classes. Changes `model` in place; gives the
+    parameters that are new in the end, and a note on what was done.
     """
     names, prefix = class_names(theirs), f"{model.base_model_prefix}."
     outside = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
     if names == list(labels.names) or outside <= missing:
-        return new
+        return new, []
     rows = follow_labels(model)
     if rows <= missing:
-        return new
+        return new, []
     matched = match_rows(names, labels)
     known = sum(row is not None for row in matched)
     if not known:
         few = list_few([f"`{name}`" for name in names])
-        notes.append(f"the checkpoint's head is for other classes ({few}): it is drawn anew.")
         draw_again(model, outside)
-        return new | outside
+        return new | outside, [f"the checkpoint's head is for other classes ({few}): it is drawn anew."]
     source = model if len(names) == len(labels) else load_theirs()
     brought = {name: p.detach().clone() for name, p in source.named_parameters() if name in rows}
     draw_again(model, rows)
     copy_rows(model, brought, matched)
     unknown = [f"`{name}`" for name, row in zip(labels.names, matched, strict=True) if row is None]
     rest = f"; new for {list_few(unknown)}" if unknown else ""
-    notes.append(f"of the checkpoint's head the rows of {known} class(es) are taken, by name{rest}.")
-    return new | rows if unknown else new - rows
+    note = f"of the checkpoint's head the rows of {known} class(es) are taken, by name{rest}."
+    return new | rows if unknown else new - rows, [note]
 
 
 def follow_labels(model: PreTrainedModel) -> set[str]:

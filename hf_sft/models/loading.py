@@ -116,7 +116,7 @@ def load_model(checkpoint: Checkpoint, task: Task, labels: Labels | None, proces
     notes: list[str] = []
     if labels is not None:
         missing = {*report["missing_keys"]}
-        new = fit_head(model, theirs, labels, new, missing, lambda: _load_weights(checkpoint, task, theirs)[0], notes)
+        new, notes = fit_head(model, theirs, labels, new, missing, lambda: _load_weights(checkpoint, task, theirs)[0])
     added = _embed(checkpoint.add_tokens, model, processor)
     if added:
         told = "begin at the mean of the others, and are trained where the method trains embeddings, and under LoRA"

@@ -29,11 +29,13 @@ def evaluate(
     Other data is given as `key=value` words over the run's data block; of several splits `split` names one. Raises
     `RecipeError` and `DataError`.
     """
-    notes: list[str] = []
+    notes = []
     finished = load_run(run, trust_remote_code)
     task, labels, plan = finished.task, finished.labels, finished.recipe.evaluation
     if data:
-        name, rows = load_rows(_read_other_data(finished.folder, data, notes), task, labels, split, notes)
+        source, notes = _read_other_data(finished.folder, data)
+        name, rows, read = load_rows(source, task, labels, split)
+        notes += read
     else:
         if HIDDEN in (where := str(finished.recipe.data.data_files)):
             raise RecipeError(
@@ -54,8 +56,8 @@ def evaluate(
     return replace(evaluation, notes=(f"split `{name}`, {len(rows):,} rows.", *notes, *evaluation.notes))
 
 
-def _read_other_data(run: Path, words: Sequence[str], notes: list[str]) -> DataSource:
-    """The run's data block with some fields changed; what only training asks for is refused."""
+def _read_other_data(run: Path, words: Sequence[str]) -> tuple[DataSource, list[str]]:
+    """The run's data block with some fields changed, and notes. Raises `RecipeError` for fields that only training reads."""
     for word in words:
         if (field := word.partition("=")[0].partition(".")[0]) in ONLY_FOR_TRAINING:
             raise RecipeError(
@@ -64,7 +66,7 @@ def _read_other_data(run: Path, words: Sequence[str], notes: list[str]) -> DataS
             )
     source = load_recipe(run / RECIPE, [f"data.{word}" for word in words]).data
     named = {word.partition("=")[0] for word in words}
-    if source.keep and "keep" not in named:
-        notes.append(f"`data.keep: {source.keep}` of the recipe is for its own rows; for these say `--data keep=COLUMN`.")
-        source = source.model_copy(update={"keep": None})
-    return source
+    if not source.keep or "keep" in named:
+        return source, []
+    note = f"`data.keep: {source.keep}` of the recipe is for its own rows; for these say `--data keep=COLUMN`."
+    return source.model_copy(update={"keep": None}), [note]

@@ -135,7 +135,7 @@ def _is_blank(cell: Any) -> bool:
 def _references(task: Task, rows: Dataset, run: Run, folder: Path) -> list[Any]:
     """The true answers, None where a row has none; an empty list when the input brings no such column."""
     if isinstance(task, Labelled):
-        rows = read_labels({"input": rows}, task, run.recipe.data, run.labels, [], drop=False)["input"]
+        rows = read_labels({"input": rows}, task, run.recipe.data, run.labels, drop=False)[0]["input"]
     named = (column for names in task.columns().values() for column in names)
     columns = [column for column in named if column not in task.input_columns()]
     if not columns:  # what is asked may hold an answer too: a conversation's last turn
@@ -184,7 +184,7 @@ def _read_file(path: str | Path, task: Task, source: DataSource) -> Dataset:
     if path.suffix.lower() == ".txt":
         return _read_text(path.read_bytes(), f"`{path}`", task, source)
     file = DataSource(dataset=str(path), **{name: getattr(source, name) for name in FORMAT})
-    brought, _ = load_source(file, task.input_columns(), [])
+    brought, *_ = load_source(file, task.input_columns())
     return next(iter(brought.values()))
 
 

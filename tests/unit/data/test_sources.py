@@ -20,8 +20,7 @@ TASK = SequenceClassification(type="sequence_classification")
 
 def read(path, content, **fields):
     path.write_text(content)
-    notes: list[str] = []
-    brought, source = load_source(DataSource(dataset=str(path), **fields), ("text",), notes)
+    brought, source, notes = load_source(DataSource(dataset=str(path), **fields), ("text",))
     return brought["train"], source, notes
 
 
@@ -71,8 +70,8 @@ def test_splits_that_disagree_are_read_as_the_one_table_they_are(pair, turned, t
     for name, cells in (("train", pair[0]), ("test", pair[1]), ("both", [*pair[0], *pair[1]])):
         (tmp_path / f"{name}.csv").write_text(csv(cells))
     files = {name: str(tmp_path / f"{name}.csv") for name in ("train", "test")}
-    apart, _ = load_source(DataSource(dataset="csv", data_files=files), ["text"], [])
-    together, _ = load_source(DataSource(dataset=str(tmp_path / "both.csv")), ["text"], [])
+    apart, *_ = load_source(DataSource(dataset="csv", data_files=files), ["text"])
+    together, *_ = load_source(DataSource(dataset=str(tmp_path / "both.csv")), ["text"])
     assert [(type(v), v) for split in ("train", "test") for v in apart[split]["label"]] == [
         (type(v), v) for v in together["train"]["label"]
     ]
@@ -185,8 +184,8 @@ def test_a_tsv_whose_header_stands_in_quotation_marks_has_them_around_its_cells(
 def test_a_csv_in_which_quotation_marks_are_not_closed_is_refused(odd, tmp_path):
     path = write_table(tmp_path / "a.csv", lines(odd=odd), ",")
     with pytest.raises(DataError, match=r"quotation mark[\s\S]*`data.quoting=false`"):
-        load_source(DataSource(dataset=str(path)), ("text",), [])
-    rows = load_source(DataSource(dataset=str(path), quoting=False), ("text",), [])[0]["train"]
+        load_source(DataSource(dataset=str(path)), ("text",))
+    rows = load_source(DataSource(dataset=str(path), quoting=False), ("text",))[0]["train"]
     assert rows["text"][:] == [text for text, _ in lines(odd=odd)]
 
 
@@ -194,7 +193,7 @@ def test_where_both_readings_of_quotation_marks_give_a_table_both_are_named(tmp_
     content = 'text,label\n"one,a\ntwo",b\nthree,a\n'
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(DataError, match=r"\(3 rows\): `data.quoting=false`[\s\S]*\(2 rows\): `data.quoting=true`"):
-        load_source(DataSource(dataset=str(tmp_path / "a.csv")), ("text",), [])
+        load_source(DataSource(dataset=str(tmp_path / "a.csv")), ("text",))
     rows, _, notes = read(tmp_path / "a.csv", content, quoting=True)
     assert rows["text"][:] == ["one,a\ntwo", "three"] and "lines 2 to 3" in notes[0]
 
@@ -217,7 +216,7 @@ def test_a_line_with_too_many_cells_is_named(place, surplus, tmp_path):
     content = "label,text\n" + "".join(f"{'ab'[i % 2]},text {i}{surplus if i == place else ''}\n" for i in range(80))
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(DataError, match=rf"line {place + 2} has {2 + surplus.count(',')} cells"):
-        load_source(DataSource(dataset=str(tmp_path / "a.csv")), ("text",), [])
+        load_source(DataSource(dataset=str(tmp_path / "a.csv")), ("text",))
     rows, _, notes = read(tmp_path / "a.csv", content, drop_invalid=True)
     assert len(rows) == 79 and "1 line(s) have more cells" in notes[0]
     assert rows["text"][:] == [f"text {i}" for i in range(80) if i != place]
@@ -237,8 +236,8 @@ def test_a_delimiter_is_found_by_the_columns_that_the_task_reads(tmp_path):
 def test_compressed_tables_are_read(tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(csv(["a", "b"]).encode()))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x", "label": "a"}\n'))
-    assert load_source(DataSource(dataset=str(tmp_path / "a.csv.gz")), ("text",), [])[0]["train"]["label"][:] == ["a", "b"]
-    assert load_source(DataSource(dataset=str(tmp_path / "a.jsonl.gz")), ("text",), [])[0]["train"]["text"][:] == ["x"]
+    assert load_source(DataSource(dataset=str(tmp_path / "a.csv.gz")), ("text",))[0]["train"]["label"][:] == ["a", "b"]
+    assert load_source(DataSource(dataset=str(tmp_path / "a.jsonl.gz")), ("text",))[0]["train"]["text"][:] == ["x"]
 
 
 @pytest.mark.parametrize("value", ["2021-01-01", "2021-01-01T10:00:00Z", "2021-01-01 10:00:00", "12:30:00"])
@@ -264,15 +263,15 @@ def test_letters_that_an_encoding_does_not_have_are_counted_and_refused(kind, tm
 
     path, _ = write(80)
     with pytest.raises(DataError, match="80 of 200 rows of split `train` are not utf-8"):
-        load_source(DataSource(dataset=path, encoding="utf-8"), ("text",), [])
+        load_source(DataSource(dataset=path, encoding="utf-8"), ("text",))
     with pytest.raises(DataError, match=r"`data\.encoding`"):
-        load_source(DataSource(dataset=path), ("text",), [])
+        load_source(DataSource(dataset=path), ("text",))
     path, _ = write(2)
-    load_source(DataSource(dataset=path, encoding="utf-8"), ("text",), notes := [])
+    *_, notes = load_source(DataSource(dataset=path, encoding="utf-8"), ("text",))
     assert any("2 of 200 rows of split `train` are not utf-8" in note for note in notes)
     path, texts = write(80)
-    rows = load_source(DataSource(dataset=path, encoding="latin-1"), ("text",), notes := [])[0]["train"]
-    assert rows["text"][:] == texts and notes == []
+    brought, _, notes = load_source(DataSource(dataset=path, encoding="latin-1"), ("text",))
+    assert brought["train"]["text"][:] == texts and notes == []
 
 
 def make_folder(folder, names, content=None):
@@ -287,7 +286,7 @@ def make_folder(folder, names, content=None):
 def test_a_picture_whose_name_holds_a_split_s_name_drops_no_other(odd, tmp_path):
     names = [f"{label}/{i}.png" for label in ("cat", "dog") for i in range(10)]
     folder = make_folder(tmp_path / "p", [*names, f"cat/{odd}"])
-    brought, _ = load_source(DataSource(dataset="imagefolder", data_dir=folder), ("image",), [])
+    brought, *_ = load_source(DataSource(dataset="imagefolder", data_dir=folder), ("image",))
     assert {name: len(rows) for name, rows in brought.items()} == {"train": 21}
     assert brought["train"].features["label"].names == ["cat", "dog"]
 
@@ -296,7 +295,7 @@ def test_a_picture_whose_name_holds_a_split_s_name_drops_no_other(odd, tmp_path)
 def test_folders_that_are_classes_are_classes_whatever_they_are_called(kind, end, tmp_path):
     names = [f"{label}/{i}.{end}" for label in ("test", "train", "test_tube") for i in range(3)]
     folder = make_folder(tmp_path / "p", names, None if end == "png" else "a text")
-    brought, _ = load_source(DataSource(dataset=kind, data_dir=folder), (), [])
+    brought, *_ = load_source(DataSource(dataset=kind, data_dir=folder), ())
     assert {name: len(rows) for name, rows in brought.items()} == {"train": 9}
     assert brought["train"].features["label"].names == ["test", "test_tube", "train"]
 
@@ -305,7 +304,7 @@ def test_folders_that_are_classes_are_classes_whatever_they_are_called(kind, end
 def test_folders_of_classes_below_folders_of_splits(kind, end, tmp_path):
     names = [f"{split}/{label}/{i}.{end}" for split in ("train", "test", "spare") for label in "ab" for i in range(3)]
     folder = make_folder(tmp_path / "p", names, None if end == "png" else "a text")
-    brought, _ = load_source(DataSource(dataset=kind, data_dir=folder), (), notes := [])
+    brought, _, notes = load_source(DataSource(dataset=kind, data_dir=folder), ())
     assert {name: len(rows) for name, rows in brought.items()} == {"train": 6, "test": 6}
     assert any("1 folder(s) left out: spare" in note for note in notes)
 
@@ -325,7 +324,7 @@ def test_what_a_folder_of_tables_holds_and_what_is_left_out_is_counted(names, fo
     folder = make_folder(tmp_path / "d", [f"{name}.csv" for name in names], csv(["a", "b"] * 3))
     (tmp_path / "d" / "README.md").write_text("# Strikes")
     source = DataSource(dataset="csv", data_dir=folder) if named == "csv" else DataSource(dataset=folder)
-    brought, _ = load_source(source, ("text",), notes := [])
+    brought, _, notes = load_source(source, ("text",))
     assert {name: len(rows) for name, rows in brought.items()} == {name: 6 * count for name, count in found.items()}
     assert any(note in each for each in notes)
 
@@ -334,7 +333,7 @@ def test_a_folder_of_the_hub_with_a_card_that_names_its_files(tmp_path):
     folder = make_folder(tmp_path / "d", ["data/one.csv", "data/two.csv"], csv(["a", "b"] * 3))
     card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: data/one.csv}\n---\n# Card\n"
     (tmp_path / "d" / "README.md").write_text(card)
-    brought, _ = load_source(DataSource(dataset=folder), ("text",), [])
+    brought, *_ = load_source(DataSource(dataset=folder), ("text",))
     assert {name: len(rows) for name, rows in brought.items()} == {"train": 6}
 
 

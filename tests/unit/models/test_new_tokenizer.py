@@ -166,10 +166,10 @@ def test_files_of_text_are_read_by_paragraph_or_whole(tmp_path):
     found = {}
     for by in (None, "paragraph", "document"):
         source = DataSource(dataset=str(tmp_path / "plays.txt"), sample_by=by)
-        found[by] = load_source(source, (), [])[0]["train"]["text"][:]
+        found[by] = load_source(source, ())[0]["train"]["text"][:]
     assert found[None] == ["one", "two", "", "three"]
     assert [text.strip() for text in found["paragraph"]] == ["one\ntwo", "three"]
     assert found["document"] == ["one\ntwo\n\nthree\n"]
     (tmp_path / "rows.csv").write_text("text\none\n")
     with pytest.raises(hf_sft.DataError, match=r"`data.sample_by` goes with files of text"):
-        load_source(DataSource(dataset=str(tmp_path / "rows.csv"), sample_by="line"), (), [])
+        load_source(DataSource(dataset=str(tmp_path / "rows.csv"), sample_by="line"), ())

@@ -353,7 +353,7 @@ def test_squad_s_nested_file_is_read_as_it_is(version, tmp_path):
         asked.append({"id": "b", "question": "Who?", "answers": [], "is_impossible": True, **plausible})
     article = {"title": "T", "paragraphs": [{"context": CONTEXT, "qas": asked}, {"context": CONTEXT, "qas": asked[:1]}]}
     (tmp_path / "train.json").write_text(json.dumps({"version": version, "data": [article, article]}, indent=1))
-    rows = load_source(DataSource(dataset=str(tmp_path / "train.json")), (), [])[0]["train"]
+    rows = load_source(DataSource(dataset=str(tmp_path / "train.json")), ())[0]["train"]
     assert len(rows) == 2 * (len(asked) + 1) and rows[0]["context"] == CONTEXT
     resolved, _, _ = task().resolve({"train": rows})
     assert resolved.no_answer is (version == "2.0") and resolved.references(rows)[0] == ["Paris"]
