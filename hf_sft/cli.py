@@ -154,14 +154,14 @@ def predict(
     from hf_sft.runs.predict import answer, write_lines
     from hf_sft.storage.run_folder import is_finished
     from hf_sft.storage.strict_json import dump_json
-    from hf_sft.tasks import Writing
+    from hf_sft.tasks import GenerationOptions
 
     process.ready()
     if bool(texts) == bool(input):
         raise RecipeError("give texts to answer, or --input with a file (or -), and not both.")
     asked: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     asked = {name: value for name, value in asked.items() if value is not None}
-    writing = Writing(**asked) if asked else None
+    writing = GenerationOptions(**asked) if asked else None
     files = [text for text in texts or () if path_of(text).is_file() and path_of(text).suffix]
     if files and not (is_finished(run) and load_recipe(run / "recipe.yaml", (), trust_remote_code).task.reads_files):
         raise RecipeError(f"`{files[0]}` is a file here, not a text to answer.  For its rows: --input {files[0]}")

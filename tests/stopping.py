@@ -105,7 +105,7 @@ def _end_at(output: Path, point: str, number: int, what: str) -> None:
                 os.truncate(args[1], Path(args[1]).stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
         while len(calls) == number and what == "stay":
-            Path(f"{output}.heard" if args[0].listening.heard else f"{output}.there").touch()
+            Path(f"{output}.heard" if args[0].signal_handler.signal_number else f"{output}.there").touch()
             time.sleep(0.02)
         return function(*args, **kwargs)
 

@@ -7,7 +7,7 @@ from datasets import Dataset
 from pydantic import Field
 
 from hf_sft.aids import Aid
-from hf_sft.methods import Phase, Rate
+from hf_sft.methods import LrMultiplier, Phase
 from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.tasks import Task
 
@@ -22,6 +22,6 @@ class LayerwiseLr(Aid):
         return replace(phase, rate=partial(fall, phase.rate, self.decay))
 
 
-def fall(above: Rate, decay: float, loaded: LoadedModel, parameter: str) -> float:
+def fall(above: LrMultiplier, decay: float, loaded: LoadedModel, parameter: str) -> float:
     """What the learning rate of a parameter is multiplied by."""
     return above(loaded, parameter) * decay ** loaded.depth(parameter)

@@ -76,7 +76,7 @@ class ChoiceAnswers(Judged):
     """One of a row's endings. References are places, shape (rows,)."""
 
     called: ClassVar[str] = "one of a row's endings"
-    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("choice", "scores"))
+    null_answer: ClassVar[dict[str, None]] = dict.fromkeys(("choice", "scores"))
 
     scores: list[np.ndarray]
     """Of each row the probabilities of its endings, shape (endings,)."""

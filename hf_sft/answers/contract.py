@@ -35,9 +35,9 @@ class Answers(ABC):
 
     called: ClassVar[str]
     """The kind in a sentence: "answers of one class"."""
-    nothing: ClassVar[dict[str, None]]
+    null_answer: ClassVar[dict[str, None]]
     """The prediction for a row that can't be answered."""
-    counted: ClassVar[str] = "rows"
+    count_unit: ClassVar[str] = "rows"
     """What is counted by class."""
     stratified: ClassVar[bool] = False
     """Whether a reference is the name of one class, which made splits share evenly."""
@@ -175,7 +175,7 @@ class ClassAnswers(Scored):
 
     called: ClassVar[str] = "one class"
     stratified: ClassVar[bool] = True
-    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("label", "score", "scores"))
+    null_answer: ClassVar[dict[str, None]] = dict.fromkeys(("label", "score", "scores"))
 
     @cached_property
     def choices(self) -> np.ndarray:
@@ -203,7 +203,7 @@ class SetAnswers(Scored):
     """Any number of classes per row, each with a probability of its own. References are 0 and 1, shape (rows, classes)."""
 
     called: ClassVar[str] = "any number of classes"
-    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("labels", "scores"))
+    null_answer: ClassVar[dict[str, None]] = dict.fromkeys(("labels", "scores"))
 
     @cached_property
     def choices(self) -> np.ndarray:
@@ -229,7 +229,7 @@ class NumberAnswers(Answers):
     """A number per row. References are numbers, shape (rows,)."""
 
     called: ClassVar[str] = "numbers"
-    nothing: ClassVar[dict[str, None]] = {"value": None}
+    null_answer: ClassVar[dict[str, None]] = {"value": None}
 
     values: np.ndarray
     """Shape (rows,)."""

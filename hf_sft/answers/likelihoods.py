@@ -49,7 +49,7 @@ class TextAnswers(Likelihoods):
     """Of each row how likely its text is."""
 
     called: ClassVar[str] = "how likely a text is"
-    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("loss", "tokens", "bits_per_byte"))
+    null_answer: ClassVar[dict[str, None]] = dict.fromkeys(("loss", "tokens", "bits_per_byte"))
 
     bytes: np.ndarray
     """Of the text in UTF-8, shape (rows,)."""
@@ -66,7 +66,7 @@ class TurnAnswers(Likelihoods):
     """Of each row how likely what its assistant says is, as far as the model is shown it."""
 
     called: ClassVar[str] = "how likely an assistant's words are"
-    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("loss", "tokens"))
+    null_answer: ClassVar[dict[str, None]] = dict.fromkeys(("loss", "tokens"))
 
     def as_json(self) -> list[dict[str, Any]]:
         return [{"loss": nats / max(1, count), "tokens": int(count)} for nats, count in self.sums.tolist()]
@@ -77,7 +77,7 @@ class MaskedAnswers(Likelihoods):
     """Of each row how likely its masked tokens are."""
 
     called: ClassVar[str] = "which tokens are masked"
-    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("loss", "tokens", "accuracy"))
+    null_answer: ClassVar[dict[str, None]] = dict.fromkeys(("loss", "tokens", "accuracy"))
 
     first: np.ndarray
     """How many tokens the model names first, shape (rows,)."""

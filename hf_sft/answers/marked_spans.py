@@ -67,7 +67,7 @@ def flaw_of_spans(text: str, spans: list[dict[str, Any]], known: Container[str] 
     return None
 
 
-def is_whole(span: dict[str, Any]) -> bool:
+def is_complete(span: dict[str, Any]) -> bool:
     """Whether a span has a beginning and an end."""
     return isinstance(span.get("start"), int) and isinstance(span.get("end"), int)
 

@@ -127,7 +127,7 @@ class SpanAnswers(Answers):
     where there is no answer."""
 
     called: ClassVar[str] = "a span of the context"
-    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("answer", "start", "end", "score"))
+    null_answer: ClassVar[dict[str, None]] = dict.fromkeys(("answer", "start", "end", "score"))
 
     spans: list[Span | None]
     scores: np.ndarray

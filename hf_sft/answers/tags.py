@@ -99,8 +99,8 @@ class TagAnswers(Chosen):
     """One tag for each word. References are arrays of the tags' ids, -1 for words without one; an array of objects."""
 
     called: ClassVar[str] = "one tag for each word"
-    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("words", "tags", "scores"))
-    counted: ClassVar[str] = "words"
+    null_answer: ClassVar[dict[str, None]] = dict.fromkeys(("words", "tags", "scores"))
+    count_unit: ClassVar[str] = "words"
 
     scores: list[np.ndarray]
     """Of each row the probabilities, shape (words, tags)."""
@@ -196,8 +196,8 @@ class EntityAnswers(TagAnswers):
     """One tag for each word, by which entities are marked."""
 
     called: ClassVar[str] = "one tag for each word, which mark entities"
-    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("words", "tags", "scores", "entities"))
-    counted: ClassVar[str] = "entities"
+    null_answer: ClassVar[dict[str, None]] = dict.fromkeys(("words", "tags", "scores", "entities"))
+    count_unit: ClassVar[str] = "entities"
 
     @cached_property
     def entities(self) -> list[list[Span]]:

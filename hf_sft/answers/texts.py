@@ -21,7 +21,7 @@ class WrittenAnswers(Likelihoods):
     """Of each row how likely its target is, and what is written of its source. References are the targets, shape (rows,)."""
 
     called: ClassVar[str] = "texts"
-    nothing: ClassVar[dict[str, None]] = dict.fromkeys(("text", "loss", "tokens"))
+    null_answer: ClassVar[dict[str, None]] = dict.fromkeys(("text", "loss", "tokens"))
     written: ClassVar[bool] = True
 
     texts: np.ndarray

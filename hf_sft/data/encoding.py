@@ -162,7 +162,7 @@ def _require_items(encoded: Dataset, count: int, split: str, task: Task) -> None
     """Refuse rows that show the model nothing, or of which nothing is asked where the task needs that. Raises `DataError`."""
     said = np.bincount(encoded["row"][:], weights=encoded["items"][:], minlength=count)
     empty = np.flatnonzero(np.bincount(encoded["row"][:], weights=encoded["cost"][:], minlength=count) == 0).tolist()
-    silent = np.flatnonzero(said <= 0).tolist() if task.nothing is not None else []
+    silent = np.flatnonzero(said <= 0).tolist() if task.no_loss_message is not None else []
     if "silent" in encoded.column_names:
         cut = [row for row, is_so in zip(encoded["row"][:], encoded["silent"][:], strict=True) if is_so]
         if len(cut) > task.silent_share * count:
@@ -174,7 +174,7 @@ def _require_items(encoded: Dataset, count: int, split: str, task: Task) -> None
         silent = sorted({*silent} - {*cut})
     if silent := silent or empty:
         raise DataError(
-            f"{len(silent)} row(s) of split `{split}` {task.nothing or 'give no token'}: {list_few(silent)}\n"
+            f"{len(silent)} row(s) of split `{split}` {task.no_loss_message or 'give no token'}: {list_few(silent)}\n"
             "  Mend them, or leave them out: `data.keep` names a column that is false there."
         )
 

@@ -55,7 +55,7 @@ def draw_weights(start: int, stop: int, seed: int = 0) -> np.ndarray:
     return counts
 
 
-class Tally:
+class MetricAccumulator:
     """Metrics of rows that come a block at a time: what is kept are sums, and all answers only for metrics of ranks.
 
     Values are nan where a metric is undefined, on no rows, or when an answer is not finite. A metric's value does not depend
@@ -78,14 +78,14 @@ class Tally:
         if self._origin is None:
             self._origin = float(references[0]) if references.dtype.kind == "f" and references.ndim == 1 else 0.0
         self._rows += len(answers)
-        for stats in {metric.stats for metric in self.metrics.values() if metric.stats is not None}:
+        for stats in {metric.row_statistics for metric in self.metrics.values() if metric.row_statistics is not None}:
             by_row = stats(answers, references, self._origin)
             self._plain[stats] = self._plain.get(stats, 0) + by_row.sum(0, keepdims=True, dtype=np.float64)
             if weights is not None:
                 # Counts are exact in float32, within a block.
                 drawn = (weights.T.astype(by_row.dtype) @ by_row).astype(np.float64)
                 self._resampled[stats] = self._resampled.get(stats, 0) + drawn
-        if any(metric.stats is None for metric in self.metrics.values()):
+        if any(metric.row_statistics is None for metric in self.metrics.values()):
             self._blocks.append((answers, references, weights))
 
     @property
@@ -105,18 +105,18 @@ class Tally:
         return {name: _score(self._value(metric), self._draw(metric), level) for name, metric in self.metrics.items()}
 
     def _value(self, metric: Metric) -> float:
-        if metric.stats is not None and metric.value is not None:
-            return float(metric.value(self._plain[metric.stats])[0])
+        if metric.row_statistics is not None and metric.finalize is not None:
+            return float(metric.finalize(self._plain[metric.row_statistics])[0])
         answers, references, _ = self._all
-        if metric.whole is not None:
-            return metric.whole(answers, references)
+        if metric.corpus_value is not None:
+            return metric.corpus_value(answers, references)
         assert metric.weighted is not None
         return float(metric.weighted(answers, references, np.ones((len(answers), 1)))[0])
 
     def _draw(self, metric: Metric) -> np.ndarray:
         """The values of resamples; of a metric that needs all rows at once, some resamples at a time."""
-        if metric.stats is not None and metric.value is not None:
-            return metric.value(self._resampled[metric.stats])
+        if metric.row_statistics is not None and metric.finalize is not None:
+            return metric.finalize(self._resampled[metric.row_statistics])
         if metric.weighted is None:
             return np.empty(0)
         answers, references, weights = self._all
@@ -138,7 +138,7 @@ def score_rows(
     names: Iterable[str], answers: Answers, references: Any, level: float = LEVEL, seed: int = 0
 ) -> dict[str, Score]:
     """Each metric's value and interval, of rows that are all there."""
-    tally, references = Tally(names, type(answers)), np.asarray(references)
+    tally, references = MetricAccumulator(names, type(answers)), np.asarray(references)
     for start in range(0, len(answers), BLOCK):
         rows = slice(start, min(start + BLOCK, len(answers)))
         tally.add(answers.take(rows), references[rows], draw_weights(rows.start, rows.stop, seed))
@@ -147,7 +147,7 @@ def score_rows(
 
 def measure(names: Iterable[str], answers: Answers, references: Any) -> dict[str, float]:
     """Each metric's value alone, of rows that are all there."""
-    tally = Tally(names, type(answers))
+    tally = MetricAccumulator(names, type(answers))
     tally.add(answers, np.asarray(references))
     return tally.values()
 

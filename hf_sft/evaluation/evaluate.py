@@ -12,8 +12,8 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
 from hf_sft.answers.contract import Answers, Mistake
-from hf_sft.evaluation.bootstrap import Score, Tally, draw_weights, paired
-from hf_sft.evaluation.inference import Kept, answer_blocks
+from hf_sft.evaluation.bootstrap import MetricAccumulator, Score, draw_weights, paired
+from hf_sft.evaluation.inference import RowOutputs, answer_blocks
 from hf_sft.evaluation.plan import EvaluationPlan
 from hf_sft.tasks import Labels, Task
 from hf_sft.tasks.common.baselines import Fit, ask_all, fit_all
@@ -81,8 +81,8 @@ class EvaluationAccumulator:
         self._given = {name: each for name, each in baselines.items() if isinstance(each, Answers)}
         fits = {name: each for name, each in baselines.items() if not isinstance(each, Answers)}
         self._fitted, self._failed = fit_all(fits)
-        self._tally, self._unseen = Tally(self.names, self.kind), Tally(self.names, self.kind)
-        self._theirs = {name: Tally(self.names, self.kind) for name in (*self._fitted, *self._given)}
+        self._tally, self._unseen = MetricAccumulator(self.names, self.kind), MetricAccumulator(self.names, self.kind)
+        self._theirs = {name: MetricAccumulator(self.names, self.kind) for name in (*self._fitted, *self._given)}
         self._confusions: Counter[tuple[str | None, str | None]] = Counter()
         self._mistakes: list[Mistake] = []
         self._classes: Sequence[str] = ()
@@ -110,7 +110,7 @@ class EvaluationAccumulator:
         # Baselines that failed on some rows are no longer among the fitted ones.
         answering = (*self._fitted, *self._given)
         scores, simple = self._tally.scores(), {name: self._theirs[name].scores() for name in answering}
-        table, confusions = _by_class(self._classes, self._confusions, self.kind.counted)
+        table, confusions = _by_class(self._classes, self._confusions, self.kind.count_unit)
         return Evaluation(
             split,
             rows=self._rows,
@@ -126,10 +126,10 @@ class EvaluationAccumulator:
 
 
 def measure_blocks(
-    ran: Iterable[tuple[Dataset, Kept]], task: Task, labels: Labels | None, names: Sequence[str]
+    ran: Iterable[tuple[Dataset, RowOutputs]], task: Task, labels: Labels | None, names: Sequence[str]
 ) -> dict[str, float]:
     """The metrics' values, on every process the same."""
-    tally = Tally(names, task.answer_kind())
+    tally = MetricAccumulator(names, task.answer_kind())
     for _, rows, answers in answer_blocks(ran, task, labels):
         tally.add(answers, task.answer_kind().read_references(task.targets(rows[:], labels)))
     return _from_main(tally.values())
@@ -137,7 +137,7 @@ def measure_blocks(
 
 def evaluate_blocks(
     split: str,
-    ran: Iterable[tuple[Dataset, Kept]],
+    ran: Iterable[tuple[Dataset, RowOutputs]],
     accumulator: EvaluationAccumulator,
     write: Callable[[dict[str, Any]], None] | None = None,
 ) -> Evaluation:

@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 from hf_sft.answers.contract import Answers
 from hf_sft.config.machine import Machine
 from hf_sft.data.examples import Block, cut_step, to_device
-from hf_sft.tasks import Batch, Labels, Task, Writing
+from hf_sft.tasks import Batch, GenerationOptions, Labels, Task
 
-Kept: TypeAlias = list[list[np.ndarray]]
+RowOutputs: TypeAlias = list[list[np.ndarray]]
 """Of each row, what the task keeps of each of its examples; and then its text, where one is written."""
 Write: TypeAlias = Callable[[Any, Dataset], Iterable[str]]
 """What a model writes for rows, on every process."""
@@ -30,7 +30,9 @@ def writer(task: Task, processor: Any, machine: Machine) -> Write | None:
         return None
 
     def write(model: Any, rows: Dataset) -> Iterator[str]:
-        return (said["text"] for said in task.complete(model, rows, processor, Writing(), machine.micro_batch_tokens))
+        return (
+            said["text"] for said in task.complete(model, rows, processor, GenerationOptions(), machine.micro_batch_tokens)
+        )
 
     return write
 
@@ -41,7 +43,7 @@ def run_blocks(
     keep: Callable[[nn.Module, Batch], list[np.ndarray]],
     machine: Machine,
     write: Write | None = None,
-) -> Iterator[tuple[Dataset, Kept]]:
+) -> Iterator[tuple[Dataset, RowOutputs]]:
     """Run the model over blocks of rows; gives of each block its rows, and what the task keeps of them, on every process.
 
     Inside a block examples are sorted by cost and shared out between the processes; each is run once. Where the model shall
@@ -82,7 +84,7 @@ def evaluating(model: nn.Module, machine: Machine):
 
 
 def answer_blocks(
-    ran: Iterable[tuple[Dataset, Kept]], task: Task, labels: Labels | None
+    ran: Iterable[tuple[Dataset, RowOutputs]], task: Task, labels: Labels | None
 ) -> Iterator[tuple[int, Dataset, Answers]]:
     """Of each block the number of its first row, its rows, and their answers; on the main process alone."""
     start = 0

@@ -23,7 +23,7 @@ from hf_sft.data.examples import Examples, cut_step, to_device
 from hf_sft.data.row_hash import hash_rows
 from hf_sft.losses import Items
 from hf_sft.models.loaded_model import LoadedModel
-from hf_sft.storage.cache import cache_folder, is_whole, touch, written_aside
+from hf_sft.storage.cache import atomic_folder, cache_folder, is_intact, touch
 from hf_sft.tasks import Batch
 
 ItemsOf = Callable[[nn.Module, Batch], Items]
@@ -84,7 +84,7 @@ def _with_one_token(row: dict[str, Any], inputs: set[str]) -> dict[str, Any]:
     return {name: value[-1:] if name in inputs else value for name, value in row.items()}
 
 
-def body_rests(loaded: LoadedModel) -> bool:
+def body_is_frozen(loaded: LoadedModel) -> bool:
     """True when only parameters of the head move."""
     return all(name in loaded.head for name, p in loaded.model.named_parameters() if p.requires_grad)
 
@@ -113,10 +113,10 @@ def store_features(loaded: LoadedModel, examples: Examples, items: ItemsOf, mach
     folder = cache_folder("features") / _key(loaded, examples, machine)
     state = PartialState()
     # Asked of all, so that every process takes the same branch: what follows needs them all.
-    if not all(gather_object([is_whole(folder)])):
+    if not all(gather_object([is_intact(folder)])):
         stored = _run_body(loaded, examples, items, machine)
         if state.is_local_main_process:
-            with written_aside(folder) as aside:
+            with atomic_folder(folder) as aside:
                 np.save(aside / "rows.npy", stored)
         state.wait_for_everyone()
     return FeatureExamples(examples, np.load(touch(folder) / "rows.npy", mmap_mode="r", allow_pickle=False))
@@ -141,7 +141,7 @@ def _stub_is_exact(loaded: LoadedModel, examples: Examples, items: ItemsOf) -> b
                 found = items(loaded.model, to_device(stored, PartialState().device)).logits
     except ON_A_STUB:  # a head that asks its body for more than a last hidden state: no features then
         return False
-    return alike(wanted, found)
+    return logits_close(wanted, found)
 
 
 def three_lengths(examples: Examples) -> tuple[int, ...]:
@@ -150,7 +150,7 @@ def three_lengths(examples: Examples) -> tuple[int, ...]:
     return tuple(sorted({int(by_length[0]), int(by_length[len(by_length) // 2]), int(by_length[-1])}))
 
 
-def alike(wanted: Tensor, found: Tensor) -> bool:
+def logits_close(wanted: Tensor, found: Tensor) -> bool:
     """Whether what sets logits apart is rounding."""
     return bool(torch.allclose(wanted, found, atol=TOLERANCE, rtol=TOLERANCE))
 
@@ -168,11 +168,11 @@ def _read_vectors(loaded: LoadedModel, batch: Batch, items: ItemsOf, machine: Ma
     hidden = states[0].float()
     if hidden.ndim == 4:
         return hidden.mean((2, 3), keepdim=True)
-    read = ask_head(loaded, batch, items, hidden)
+    read = pooling_weights(loaded, batch, items, hidden)
     return None if read is None else (hidden * read.unsqueeze(-1)).sum(1, keepdim=True)
 
 
-def ask_head(loaded: LoadedModel, batch: Batch, items: ItemsOf, hidden: Tensor) -> Tensor | None:
+def pooling_weights(loaded: LoadedModel, batch: Batch, items: ItemsOf, hidden: Tensor) -> Tensor | None:
     """What the head reads of the body's last hidden state: the weight of each position in a mean, shape (examples, positions).
 
     None when it reads something else.
@@ -216,10 +216,10 @@ def _run_body(loaded: LoadedModel, examples: Examples, items: ItemsOf, machine: 
 
 
 def _key(loaded: LoadedModel, examples: Examples, machine: Machine) -> str:
-    return hash_resting(loaded, examples, machine, [n for n, _ in loaded.model.named_parameters() if n not in loaded.head])
+    return hash_frozen(loaded, examples, machine, [n for n, _ in loaded.model.named_parameters() if n not in loaded.head])
 
 
-def hash_resting(loaded: LoadedModel, examples: Examples, machine: Machine, names: Iterable[str]) -> str:
+def hash_frozen(loaded: LoadedModel, examples: Examples, machine: Machine, names: Iterable[str]) -> str:
     """Equal for equal examples and equal parameters of these names, in a body of equal code and in one precision."""
     shown = hash_rows(examples.encoded), examples.raw and hash_rows(examples.raw)
     digest = hashlib.sha256(f"{shown} {machine.precision} {hash_code(type(loaded.body))}".encode())

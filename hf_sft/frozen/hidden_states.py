@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from hf_sft.config.machine import Machine
 from hf_sft.data.examples import Examples, cut_step, to_device
-from hf_sft.frozen.features import ON_A_STUB, ItemsOf, alike, hash_resting, three_lengths
+from hf_sft.frozen.features import ON_A_STUB, ItemsOf, hash_frozen, logits_close, three_lengths
 from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.storage.cache import cache_folder, digest, made_once
 from hf_sft.tasks import Batch
@@ -28,7 +28,7 @@ KEY = "stored_states"
 """Under which name a batch holds them; the model is told apart, and never sees it."""
 
 
-class Passed(nn.Module):
+class LayerStub(nn.Module):
     """Stands in for a resting layer: gives the states of the batch where it `gives`; else what it gets, or something `odd`."""
 
     def __init__(self, layer: nn.Module, tail: tuple[None, ...] | None, gives: bool, odd: bool):
@@ -65,7 +65,7 @@ class StatesExamples(Examples):
         return {**super().collate(places, draw), KEY: nn.utils.rnn.pad_sequence(pieces, batch_first=True)}
 
 
-def count_resting(loaded: LoadedModel) -> int:
+def count_frozen_layers(loaded: LoadedModel) -> int:
     """How many of the body's layers, from the lowest, rest with all that is below them."""
     moving = [name for name, p in loaded.model.named_parameters() if p.requires_grad]
     if any(loaded.depth(name) > len(loaded.layers) for name in moving):
@@ -75,11 +75,11 @@ def count_resting(loaded: LoadedModel) -> int:
 
 
 @contextlib.contextmanager
-def passed_layers(loaded: LoadedModel, count: int, tail: tuple[None, ...] | None, odd: bool = False) -> Iterator[None]:
+def stub_layers(loaded: LoadedModel, count: int, tail: tuple[None, ...] | None, odd: bool = False) -> Iterator[None]:
     """The model with stubs in the place of its lowest layers, which are put back at the end."""
     names = loaded.layers[:count]
     layers = [loaded.model.get_submodule(name) for name in names]
-    stubs = [Passed(layer, tail, place == count - 1, odd) for place, layer in enumerate(layers)]
+    stubs = [LayerStub(layer, tail, place == count - 1, odd) for place, layer in enumerate(layers)]
 
     def take(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         stubs[-1].states = kwargs.get(KEY)
@@ -118,7 +118,7 @@ def store_states(
     names = [name for name, _ in loaded.model.named_parameters()]
     below = [name for name in names if name.startswith(lowest) or loaded.depth(name) > len(loaded.layers)]
     for name, each in examples.items():
-        folder = cache_folder("states") / digest(hash_resting(loaded, each, machine, below), str(count))
+        folder = cache_folder("states") / digest(hash_frozen(loaded, each, machine, below), str(count))
 
         def make(aside: Path, each: Examples = each, ends: np.ndarray = ends[name]) -> None:
             written = np.lib.format.open_memmap(aside / "states.npy", "w+", np.float32, (int(ends[-1]), width))
@@ -163,13 +163,13 @@ def _stub_is_exact(loaded: LoadedModel, count: int, examples: Examples, items: I
         pieces = [states[:size] for states, size in zip(hidden, sizes, strict=True)]
         states = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
         wanted, moving = _ask(loaded, items, batch)
-        with passed_layers(loaded, count, tail):
+        with stub_layers(loaded, count, tail):
             found, still_moving = _ask(loaded, items, {**batch, KEY: states})
-        with passed_layers(loaded, count, tail, odd=True):
+        with stub_layers(loaded, count, tail, odd=True):
             again, _ = _ask(loaded, items, {**batch, KEY: states})
     except ON_A_STUB:  # a body that asks more of its layers
         return False
-    return alike(wanted, found) and torch.equal(found, again) and moving == still_moving
+    return logits_close(wanted, found) and torch.equal(found, again) and moving == still_moving
 
 
 def _ask(loaded: LoadedModel, items: ItemsOf, batch: Batch) -> tuple[Tensor, list[bool]]:

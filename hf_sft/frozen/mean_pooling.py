@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hf_sft.data.examples import Examples, to_device
 from hf_sft.errors import RecipeError
-from hf_sft.frozen.features import ItemsOf, ask_head, three_lengths
+from hf_sft.frozen.features import ItemsOf, pooling_weights, three_lengths
 from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.tasks import Batch
 
@@ -107,7 +107,7 @@ def _gives_mean(loaded: LoadedModel, layer: nn.Module, batch: Batch, items: Item
         for hook in hooks:
             hook.remove()
     given, shown = seen
-    read = ask_head(loaded, batch, items, shown)
+    read = pooling_weights(loaded, batch, items, shown)
     if read is None or len(given) != len(sizes) or not (read.max(1).values == 1).all():
         return False
     found = (shown * read.unsqueeze(-1)).sum(1)

@@ -13,8 +13,8 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_sft.errors import HubError, RecipeError, first_line
-from hf_sft.hub.retry import explained, patiently
-from hf_sft.models import reload_check as certificate
+from hf_sft.hub.retry import explained, with_retries
+from hf_sft.models import reload_check
 from hf_sft.models.checkpoint import Checkpoint, hash_weights
 from hf_sft.redaction import hide_home, hide_secrets
 from hf_sft.reports.model_card import CARD, PAGE, address_card
@@ -96,11 +96,11 @@ def publish(
         if not pull_request:
             make_room(api, repo_id, private, revision)
         # A commit whose answer was lost is there, and is not made twice; a pull request would be.
-        made = patiently(push, though_lost=not pull_request)
+        made = with_retries(push, though_lost=not pull_request)
     address = made.pr_url or made.commit_url
     told = f"it is published ({address}), but could not be pulled back: "
     with tempfile.TemporaryDirectory() as empty, explained(repo_id, told):
-        pulled = patiently(lambda: snapshot_download(repo_id, revision=made.oid, cache_dir=empty))
+        pulled = with_retries(lambda: snapshot_download(repo_id, revision=made.oid, cache_dir=empty))
         return Published(address, made.oid, _certify(Path(pulled), folder, trust_remote_code))
 
 
@@ -160,10 +160,10 @@ def publish_base(api: HfApi, base: Path, repo_id: str, private: bool, facts: dic
     with explained(repo_id), tempfile.TemporaryDirectory() as empty:
         make_room(api, repo_id, private, None)
         title = f"the base of {repo_id.removesuffix('-base')}"
-        made = patiently(
+        made = with_retries(
             lambda: api.create_commit(repo_id, [CommitOperationAdd(name, base / name) for name in names], commit_message=title)
         )
-        pulled = patiently(lambda: snapshot_download(repo_id, revision=made.oid, cache_dir=empty))
+        pulled = with_retries(lambda: snapshot_download(repo_id, revision=made.oid, cache_dir=empty))
         if hash_weights(Checkpoint(checkpoint=pulled)) != facts["checkpoint"]["weights"]:
             raise HubError(f"the weights that came back from `{repo_id}` are not those that the adapter was trained on.")
     return repo_id
@@ -182,13 +182,13 @@ def check_rights(repo_id: str, pull_request: bool = False) -> str:
         raise HubError(f"there is no token to write to `{repo_id}` with.  Log in: hf auth login; or set HF_TOKEN.")
     api = HfApi()
     with explained(repo_id):
-        user = patiently(api.whoami)
+        user = with_retries(api.whoami)
         owner, _, name = repo_id.rpartition("/")
         mine, whole = [user["name"], *(org["name"] for org in user.get("orgs", ()))], f"{owner or user['name']}/{name}"
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise HubError(f"your token may only read, and `{whole}` is to be written.  Log in with one that may write.")
         try:
-            patiently(lambda: api.auth_check(whole, write=not pull_request))
+            with_retries(lambda: api.auth_check(whole, write=not pull_request))
         except RepositoryNotFoundError:
             if pull_request:
                 raise HubError(f"there is no repository `{whole}` for a pull request, or you may not see it.") from None
@@ -206,20 +206,20 @@ def say_how(run: str | Path, repo_id: str, revision: str | None = None, **switch
 
 def make_room(api: HfApi, repo_id: str, private: bool, revision: str | None) -> None:
     """The repository and the branch, if they are not there yet."""
-    patiently(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
-    if private and not patiently(lambda: api.model_info(repo_id)).private:
+    with_retries(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
+    if private and not with_retries(lambda: api.model_info(repo_id)).private:
         raise HubError(
             f"`{repo_id}` is public, and you asked for a private one.  Make it private there, or give another name."
         )
     if revision:
-        patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+        with_retries(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
 
 
 def _certify(saved: Path, run: Path, trusted: bool) -> dict[str, Any] | None:
-    if not (run / certificate.FOLDER).is_dir():
+    if not (run / reload_check.FOLDER).is_dir():
         return None
-    facts = certificate.begin(saved, run, "cpu", trusted=trusted)()
-    certificate.require(facts, saved)
+    facts = reload_check.start(saved, run, "cpu", trusted=trusted)()
+    reload_check.require(facts, saved)
     return facts
 
 

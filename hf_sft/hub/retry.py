@@ -27,7 +27,7 @@ XET = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "5", "HF_XET_CLIENT_RETRY_MAX_DURATIO
 """The transfer of large files retries for ever otherwise."""
 
 
-def patiently(call: Callable[[], T], though_lost: bool = True) -> T:
+def with_retries(call: Callable[[], T], though_lost: bool = True) -> T:
     """Try again what may pass. `though_lost` says whether that is harmless where it was done and only the answer was lost."""
     started = time.monotonic()
     for pause in (*WAITS, None):

@@ -19,7 +19,7 @@ from huggingface_hub.utils import tqdm as hub_tqdm
 from transformers import TrainerCallback
 
 from hf_sft.hub.publish import make_room
-from hf_sft.hub.retry import PATIENCE, explained, patiently
+from hf_sft.hub.retry import PATIENCE, explained, with_retries
 from hf_sft.methods import Phase
 from hf_sft.redaction import hide_secrets
 from hf_sft.storage.checkpoint_files import name_of
@@ -95,7 +95,7 @@ class CheckpointSender:
                     make_room(api, self.repo_id, self.private, BRANCH)
                     files = [(path.relative_to(kept).as_posix(), path) for path in kept.rglob("*") if path.is_file()]
                     send = partial(api.create_commit, self.repo_id, commit_message=title, revision=BRANCH)
-                    patiently(lambda: send(operations=[CommitOperationAdd(name, path) for name, path in files]))  # noqa: B023
+                    with_retries(lambda: send(operations=[CommitOperationAdd(name, path) for name, path in files]))  # noqa: B023
                 self._failed = None
             except Exception as error:  # whatever it is, the training goes on, and it is said at the end
                 self._failed = error

@@ -22,7 +22,7 @@ EVALUATIONS = 20
 """Of a run whose length is the default, at most."""
 LENGTH = ("num_train_epochs", "max_steps", "eval_strategy", "eval_steps")
 """Fields of `training` that a method sets by the number of rows, where the recipe says nothing."""
-Rate: TypeAlias = Callable[[LoadedModel, str], float]
+LrMultiplier: TypeAlias = Callable[[LoadedModel, str], float]
 """By a parameter's name in the loaded model: what the learning rate is multiplied by."""
 
 
@@ -46,7 +46,7 @@ class Phase:
     """The loss of each item: label smoothing and class weights wrap this."""
     loss: StepLoss = sum_items
     """The sum of a micro-batch's losses: what runs the model more than once, or otherwise, goes here."""
-    rate: Rate = constant
+    rate: LrMultiplier = constant
     """What a parameter's learning rate is multiplied by."""
     callbacks: tuple[Callable[[], TrainerCallback], ...] = ()
     """Made anew for each training: a callback remembers."""

@@ -22,21 +22,21 @@ Stats = Callable[[Answers, np.ndarray, float], np.ndarray]
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: `value(stats(…).sum(0))`; where that can't be, `weighted`; and of code that we don't know, `whole`."""
+    """`finalize(row_statistics(…).sum(0))`; or `weighted`, if it needs ranks; or `corpus_value`, if another library has it."""
 
     description: str
     measures: tuple[type[Answers], ...]
-    stats: Stats | None = None
-    value: Callable[[np.ndarray], np.ndarray] | None = None
+    row_statistics: Stats | None = None
+    finalize: Callable[[np.ndarray], np.ndarray] | None = None
     """Sums of shape (…, k) to values of shape (…); nan where there are no rows, or no value."""
     weighted: Callable[[Answers, np.ndarray, np.ndarray], np.ndarray] | None = None
     """Answers, references, and weights of shape (rows, resamples), to values of shape (resamples,)."""
-    whole: Callable[[Answers, np.ndarray], float] | None = None
+    corpus_value: Callable[[Answers, np.ndarray], float] | None = None
     """Answers and references to one value: it has no interval."""
     greater_is_better: bool = True
     needs_scores: bool = False
     needs_texts: bool = True
-    """Of answers that are written: they must be."""
+    """True if the metric needs generated text."""
 
 
 FOREIGN = "evaluate:"
@@ -87,7 +87,7 @@ def load_module(name: str) -> Metric:
         numbers = {key: value for key, value in found.items() if isinstance(value, int | float | np.number)}
         return float(numbers.get(module.name, next(iter(numbers.values()), np.nan)))
 
-    return Metric(str(module.description), (Answers,), whole=compute)
+    return Metric(str(module.description), (Answers,), corpus_value=compute)
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -27,15 +27,17 @@ def bits_per_byte(totals: np.ndarray) -> np.ndarray:
     return share(0, 2, totals) / np.log(2)
 
 
-LOWER = {"stats": add_up, "greater_is_better": False, "needs_texts": False}
+LOWER = {"row_statistics": add_up, "greater_is_better": False, "needs_texts": False}
 METRICS: dict[str, Metric] = {
     "perplexity": Metric(
-        "Among how many tokens the right one is chosen, as it were.", (Likelihoods,), value=perplexity, **LOWER
+        "Among how many tokens the right one is chosen, as it were.", (Likelihoods,), finalize=perplexity, **LOWER
     ),
     "bits_per_byte": Metric(
-        "Bits for each byte of text: comparable between tokenizers.", (TextAnswers,), value=bits_per_byte, **LOWER
+        "Bits for each byte of text: comparable between tokenizers.", (TextAnswers,), finalize=bits_per_byte, **LOWER
     ),
-    "loss": Metric("Mean negative log-likelihood of a token, in nats.", (Likelihoods,), value=partial(share, 0, 1), **LOWER),
+    "loss": Metric(
+        "Mean negative log-likelihood of a token, in nats.", (Likelihoods,), finalize=partial(share, 0, 1), **LOWER
+    ),
     "accuracy_at_5": Metric(
         "Share of masked tokens that are among the model's first five.", (MaskedAnswers,), add_up, partial(share, 3, 1)
     ),

@@ -47,10 +47,10 @@ FRESH = """
 import gc, json, sys
 gc.disable()  # as long as it imports
 sys.path += [path for path in json.loads(sys.argv.pop()) if path not in sys.path]
-from hf_sft.models.reload_check import compare_when_asked
+from hf_sft.models.reload_check import compare_on_request
 gc.freeze()
 gc.enable()
-compare_when_asked()
+compare_on_request()
 """
 """Run with -P, so that nothing is imported from the current folder; what else its parent could import comes last."""
 SILENT, LIMIT = 10, 600
@@ -100,7 +100,7 @@ def write_answer(model: Any, prompt: list[int], processor: Any) -> list[int]:
     return written if model.config.is_encoder_decoder else written[len(prompt) :]
 
 
-def begin(
+def start(
     saved: Path, run: Path, device: str, write: Callable[[], None] = lambda: None, trusted: bool = False
 ) -> Callable[[], dict[str, Any]]:
     """Have a fresh process answer a run's probes by what was saved, and go on; what is given back waits for it.
@@ -255,7 +255,7 @@ def _load_plainly(saved: Path, task: Task, checkpoint: Checkpoint) -> tuple[Any,
     return PeftModel.from_pretrained(base, saved), processor
 
 
-def compare_when_asked() -> None:
+def compare_on_request() -> None:
     """What a fresh process does, with `compare`'s arguments on its command line: nothing, where the other has ended.
 
     A second line is the number of threads that it may use, since the other only waits.

@@ -111,7 +111,7 @@ def gather_facts(
         "has_pipeline": task.pipeline_tag in SUPPORTED_TASKS,
         "answers": {
             "called": kind.called,
-            "counted": kind.counted,
+            "counted": kind.count_unit,
             "example_call": task.example_call(),
             "reads_files": task.reads_files,
         },

@@ -4,7 +4,7 @@ import html
 from pathlib import Path
 
 from hf_sft.errors import RecipeError
-from hf_sft.models import reload_check as certificate
+from hf_sft.models import reload_check
 from hf_sft.reports.html import say_certificate
 from hf_sft.reports.model_card import CARD, FILTERS, PAGE
 from hf_sft.reports.report import Report
@@ -22,9 +22,9 @@ def certify(run: str | Path, trust_remote_code: bool = False) -> Report:
     """
     folder = path_of(run)
     facts = read_facts(folder)
-    if facts is None or not (folder / certificate.FOLDER).is_dir():
-        raise RecipeError(f"`{run}` holds no finished run with probes: expected report.json and {certificate.FOLDER}/ in it.")
-    found = certificate.begin(folder, folder, "cpu", trusted=trust_remote_code)()
+    if facts is None or not (folder / reload_check.FOLDER).is_dir():
+        raise RecipeError(f"`{run}` holds no finished run with probes: expected report.json and {reload_check.FOLDER}/ in it.")
+    found = reload_check.start(folder, folder, "cpu", trusted=trust_remote_code)()
     if "not_done" not in found:
         then, now = say_certificate(facts["certificate"]), say_certificate(found)
         for name, shown in ((CARD, FILTERS["prose"]), (PAGE, html.escape)):
@@ -36,5 +36,5 @@ def certify(run: str | Path, trust_remote_code: bool = False) -> Report:
                 facts["files"][name] = hash_file(page)
         facts["certificate"] = found
         write_facts(folder, facts)
-    certificate.require(found, folder)
+    reload_check.require(found, folder)
     return Report(folder, facts)

@@ -51,7 +51,7 @@ def evaluate(
             notes.append(f"the rows of split `{name}` are not those that the run was made with: the data has changed since.")
     blocks = encode_blocks(rows, task, labels, finished.processor)
     write = writer(task, finished.processor, finished.machine)
-    ran = run_blocks(finished.model, blocks, task.keep, finished.machine, write)
+    ran = run_blocks(finished.model, blocks, task.inference_step, finished.machine, write)
     evaluation = evaluate_blocks("data" if data else name, ran, EvaluationAccumulator(task, labels, plan))
     return replace(evaluation, notes=(f"split `{name}`, {len(rows):,} rows.", *notes, *evaluation.notes))
 

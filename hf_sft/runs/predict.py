@@ -22,7 +22,7 @@ from hf_sft.evaluation.inference import answer_blocks, run_blocks
 from hf_sft.recipe.recipe import load_recipe
 from hf_sft.runs.prepare import Run, load_run
 from hf_sft.storage.package_paths import path_of
-from hf_sft.tasks import Labels, Task, Writing
+from hf_sft.tasks import GenerationOptions, Labels, Task
 from hf_sft.tasks.common.classification import Labelled
 
 STDIN = "-"
@@ -37,7 +37,7 @@ def predict(
     inputs: str | Path | Sequence[str] | Sequence[dict[str, Any]],
     strict: bool = False,
     trust_remote_code: bool = False,
-    writing: Writing | None = None,
+    writing: GenerationOptions | None = None,
     data: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Answers as in `predictions/`: `row`, the answer, and `reference` where the input knows it; on the main process.
@@ -56,7 +56,7 @@ def answer(
     inputs: str | Path | Sequence[str] | Sequence[dict[str, Any]],
     strict: bool = False,
     trust_remote_code: bool = False,
-    writing: Writing | None = None,
+    writing: GenerationOptions | None = None,
     data: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """As `predict`, one answer after the other; what is wrong with the input is raised before the first."""
@@ -101,17 +101,17 @@ def answer_rows(
     processor: Any,
     model: Any,
     machine: Machine,
-    writing: Writing | None = None,
+    writing: GenerationOptions | None = None,
     filled: Sequence[int] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The answer of each row, in order, on the main process; all processes iterate. Rows that are not `filled`, by default
     those without text, get the answer None."""
     filled = _list_filled(rows, task) if filled is None else filled
-    some, nothing = rows.select(filled), dict(task.writes or task.answer_kind().nothing)
+    some, nothing = rows.select(filled), dict(task.writes or task.answer_kind().null_answer)
     if task.writes:
-        answers = task.complete(model, some, processor, writing or Writing(), machine.micro_batch_tokens)
+        answers = task.complete(model, some, processor, writing or GenerationOptions(), machine.micro_batch_tokens)
     else:
-        ran = run_blocks(model, encode_blocks(some, task, labels, processor), task.keep, machine)
+        ran = run_blocks(model, encode_blocks(some, task, labels, processor), task.inference_step, machine)
         answers = chain.from_iterable(block.as_json() for _, _, block in answer_blocks(ran, task, labels))
     if not PartialState().is_main_process:
         for _ in answers:  # of which it runs its share

@@ -18,7 +18,7 @@ from hf_sft.data.examples import Examples
 from hf_sft.data.splits import Splits, load_splits
 from hf_sft.errors import CheckpointError, RecipeError
 from hf_sft.evaluation.evaluate import measure_blocks
-from hf_sft.evaluation.inference import Kept, Write, run_blocks, writer
+from hf_sft.evaluation.inference import RowOutputs, Write, run_blocks, writer
 from hf_sft.evaluation.plan import needs_texts
 from hf_sft.methods import Phase
 from hf_sft.metrics import FOREIGN
@@ -65,7 +65,7 @@ class Prepared:
         """All that a training knows of the task and the evaluation plan."""
         task, labels, plan = self.splits.task, self.splits.labels, self.recipe.evaluation
 
-        def score(ran: Iterable[tuple[Dataset, Kept]]) -> dict[str, float]:
+        def score(ran: Iterable[tuple[Dataset, RowOutputs]]) -> dict[str, float]:
             return measure_blocks(ran, task, labels, plan.while_training(task))
 
         def read(rows: Dataset) -> Examples:
@@ -73,21 +73,23 @@ class Prepared:
 
         best = plan.choose_by(task)
         write = self.write if needs_texts(best[0], task) else None
-        return TaskHooks(task.items, task.keep, score, read, best, write)
+        return TaskHooks(task.items, task.inference_step, score, read, best, write)
 
     @property
     def write(self) -> Write | None:
         """The model's own texts, where the task's answers are such."""
         return writer(self.splits.task, self.processor, self.machine)
 
-    def run(self, model: nn.Module, split: str) -> Iterator[tuple[Dataset, Kept]]:
+    def run(self, model: nn.Module, split: str) -> Iterator[tuple[Dataset, RowOutputs]]:
         """The model on a split, as the task is measured in the end: with its own texts, where answers are such."""
-        return run_blocks(model, self.examples[split].blocks(), self.splits.task.keep, self.machine, self.write)
+        return run_blocks(model, self.examples[split].blocks(), self.splits.task.inference_step, self.machine, self.write)
 
-    def tuned(self, model: nn.Module) -> "Prepared":
+    def calibrated(self, model: nn.Module) -> "Prepared":
         """With what the task chooses on validation for a trained model."""
         task, labels = self.splits.task, self.splits.labels
-        chosen, said = task.tune(run_blocks(model, self.examples["validation"].blocks(), task.keep, self.machine), labels)
+        chosen, said = task.calibrate(
+            run_blocks(model, self.examples["validation"].blocks(), task.inference_step, self.machine), labels
+        )
         splits = replace(self.splits, task=chosen, notes=(*self.splits.notes, *said))
         return replace(self, recipe=self.recipe.model_copy(update={"task": chosen}), splits=splits)
 
@@ -142,7 +144,7 @@ def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None]
 
     What the person waiting should know goes to `tell` at once; to standard error when there is no `tell`.
     """
-    tell, given = tell or say, recipe
+    tell, given = tell or log_main, recipe
     require_known_trainer()
     _require_adapter_that_fits(recipe)
     machine = resolve_machine(recipe.training)
@@ -275,7 +277,7 @@ def _require_same_base(folder: Path, base: Checkpoint, trained_on: str | None) -
         )
 
 
-def say(*lines: str) -> None:
+def log_main(*lines: str) -> None:
     """Lines for the person waiting, from the main process."""
     if PartialState().is_main_process:
         print(*map(for_terminal, lines), sep="", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ from hf_sft.errors import RecipeError
 from hf_sft.recipe.recipe import Recipe
 from hf_sft.redaction import hide_secrets, in_all
 from hf_sft.reports.report import package_versions
-from hf_sft.runs.prepare import Prepared, say
+from hf_sft.runs.prepare import Prepared, log_main
 from hf_sft.storage.checkpoint_files import differences
 from hf_sft.storage.run_folder import CHECKPOINTS, newest_kept, read_record, write_record
 
@@ -31,7 +31,7 @@ def with_date_of(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update={"task": recipe.task.model_copy(update={"date": then})})
 
 
-def begin(prepared: Prepared, folder: Path, resume: bool, anyway: bool) -> Prepared:
+def record_or_resume(prepared: Prepared, folder: Path, resume: bool, anyway: bool) -> Prepared:
     """Record what is trained; or, to resume, compare it with the record, and take the machine's decisions from there.
 
     Raises `RecipeError` where something else would be trained than what was begun, unless that is wanted `anyway`: then
@@ -43,7 +43,7 @@ def begin(prepared: Prepared, folder: Path, resume: bool, anyway: bool) -> Prepa
     if then is None:
         if PartialState().is_main_process:
             if resume:
-                say(f"`{folder}` holds nothing to go on with: the run begins.")
+                log_main(f"`{folder}` holds nothing to go on with: the run begins.")
             write_record(folder, now)
         return prepared
     changed = [each for part in ("recipe", "data", "packages") for each in differences(then[part], now[part], part)]
@@ -60,7 +60,7 @@ def begin(prepared: Prepared, folder: Path, resume: bool, anyway: bool) -> Prepa
                 "  Put it back, or begin anew in another folder (output.folder=…)."
             )
     for each in changed:
-        say(f"gone on with although it has changed: {each}")
+        log_main(f"gone on with although it has changed: {each}")
     changes = then.get("changes", [])
     if changed:
         kept = newest_kept(folder)
@@ -104,12 +104,12 @@ def _as_begun(prepared: Prepared, then: dict[str, Any], now: dict[str, Any]) -> 
     """With the machine's decisions of the beginning, and what is different aloud."""
     if then["processes"] != now["processes"]:
         said = f"begun by {then['processes']} process(es), gone on with by {now['processes']}: the same rows in the same steps"
-        say(f"{said}; what dropout draws is not the same, and sums are rounded otherwise.")
+        log_main(f"{said}; what dropout draws is not the same, and sums are rounded otherwise.")
     if then["device"] != now["device"]:
-        say(f"begun on {then['device']}, gone on with on {now['device']}: dropout draws and sums are rounded otherwise.")
+        log_main(f"begun on {then['device']}, gone on with on {now['device']}: dropout draws and sums are rounded otherwise.")
     decided = {name: then[name] for name in ("precision", "micro_batch_tokens")}
     for name, value in {**decided, "threads": then["threads"]}.items():
         if value != now[name]:
-            say(f"{name}: {value}, as it was begun, and not {now[name]}.")
+            log_main(f"{name}: {value}, as it was begun, and not {now[name]}.")
     torch.set_num_threads(then["threads"])
     return replace(prepared, machine=replace(prepared.machine, **decided))

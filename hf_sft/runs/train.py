@@ -18,7 +18,7 @@ from hf_sft.evaluation.evaluate import Evaluation, EvaluationAccumulator, evalua
 from hf_sft.evaluation.inference import answer_blocks
 from hf_sft.hub import publish as hub
 from hf_sft.hub.upload_checkpoints import sent_meanwhile
-from hf_sft.models import reload_check as certificate
+from hf_sft.models import reload_check
 from hf_sft.models.loading import save_model
 from hf_sft.models.unused import freeze_unused
 from hf_sft.recipe.recipe import Output, dump_recipe, load_recipe
@@ -27,8 +27,8 @@ from hf_sft.reports.html import say_certificate
 from hf_sft.reports.report import Report, read_report, write_report
 from hf_sft.runs.facts import collect_facts
 from hf_sft.runs.predict import answer_rows
-from hf_sft.runs.prepare import Prepared, RecipeLike, as_recipe, prepare, say
-from hf_sft.runs.resume import begin, require_same, with_date_of
+from hf_sft.runs.prepare import Prepared, RecipeLike, as_recipe, log_main, prepare
+from hf_sft.runs.resume import record_or_resume, require_same, with_date_of
 from hf_sft.runs.seen_inputs import write_known
 from hf_sft.storage.atomic_folder import UNWRITABLE, disk_errors
 from hf_sft.storage.package_paths import path_of
@@ -37,19 +37,19 @@ from hf_sft.storage.run_folder import (
     RECIPE,
     RunFiles,
     claim_folder,
-    held,
+    lock_run_folder,
     newest_kept,
     read_facts,
     remove_checkpoints,
     write_record,
 )
 from hf_sft.storage.strict_json import dump_json
-from hf_sft.tasks import Writing
+from hf_sft.tasks import GenerationOptions
 from hf_sft.tasks.common.baselines import Fit
 from hf_sft.trainer.fit import fit_phases
 from hf_sft.trainer.fit_config import FitState
 from hf_sft.trainer.history import TrainingCurve
-from hf_sft.trainer.signals import Listening, say_after_launcher
+from hf_sft.trainer.signals import SignalHandler, say_after_launcher
 from hf_sft.trainer.speedups.cpu_attention import cpu_attention
 from hf_sft.trainer.speedups.cpu_dropout import cpu_dropout
 from hf_sft.trainer.step_trainer import StepTrainer
@@ -79,21 +79,21 @@ def train(
     if resume and (facts := read_facts(folder := path_of(recipe.output.folder))) and (folder / RECIPE).is_file():
         require_same(recipe, load_recipe(folder / RECIPE, (), trust_remote_code), facts, folder)
         return say_finished(folder, recipe.output)
-    with Listening() as listening:
+    with SignalHandler() as signal_handler:
         folder = claim_folder(recipe.output.folder, resume)
         if recipe.output.hub and PartialState().is_main_process:
             hub.check_rights(recipe.output.hub)
         prepared = prepare(with_date_of(recipe, folder) if resume else recipe)
-        with held(folder, resume), told_when_it_ends_early(folder), same_threads():
-            prepared = begin(prepared, folder, resume, resume_anyway)
-            return finish(prepared, folder, listening, resume, trust_remote_code)
+        with lock_run_folder(folder, resume), explain_failure(folder), same_threads():
+            prepared = record_or_resume(prepared, folder, resume, resume_anyway)
+            return finish(prepared, folder, signal_handler, resume, trust_remote_code)
 
 
 def say_finished(folder: Path, output: Output) -> Report:
     """Of a run that needs nothing more, but what its last moment may have left undone."""
-    say(f"`{folder}` holds a finished run: there is nothing left to train.")
+    log_main(f"`{folder}` holds a finished run: there is nothing left to train.")
     if output.hub:
-        say(f"If it is not published yet:  {hub.say_how(folder, output.hub, None, **switches_of(output))}")
+        log_main(f"If it is not published yet:  {hub.say_how(folder, output.hub, None, **switches_of(output))}")
     if PartialState().is_main_process:
         remove_checkpoints(folder)
     return read_report(folder)
@@ -104,12 +104,12 @@ def switches_of(output: Output) -> dict[str, bool]:
     return {"private": output.private, "report": output.publish_report}
 
 
-def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool, trusted: bool) -> Report:
+def finish(prepared: Prepared, folder: Path, signal_handler: SignalHandler, resume: bool, trusted: bool) -> Report:
     """Train, score and report, in a folder that is this run's."""
     recipe, checkpoints, unpublished, files = prepared.recipe, folder / CHECKPOINTS, None, RunFiles(folder)
     before, untrained = write_samples(prepared, prepared.loaded.model), answer_untrained(prepared)
     to = recipe.output.hub if recipe.output.hub_checkpoints else None
-    options: dict[str, Any] = {"listening": listening, "resume": resume}
+    options: dict[str, Any] = {"signal_handler": signal_handler, "resume": resume}
     if (record := prepared.record) is not None:
         options["begun"] = partial(write_record, folder, record)
     configs = [prepared.fit_config(checkpoints, place, **options) for place in range(len(prepared.phases))]
@@ -120,7 +120,7 @@ def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool,
         with files.placed() as aside, disk_errors():
             save_model(model, prepared.loaded.model.config, prepared.processor, aside)
     certified = begin_certificate(prepared, model, files, trusted)
-    prepared = prepared.tuned(model)
+    prepared = prepared.calibrated(model)
     # Test first: its baselines are fitted on one core, while the certificate's process gets ready on another.
     baselines = {"test": {**simple_baselines(prepared), **untrained}, "validation": {}}
     evaluations = [evaluate_split(prepared, model, split, files, baselines[split]) for split in baselines][::-1]
@@ -135,9 +135,9 @@ def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool,
         write_report(files, text, shown, facts, evaluations, samples)
         remove_checkpoints(folder)
         if "not_done" in facts["certificate"]:
-            say(say_certificate(facts["certificate"]))
+            log_main(say_certificate(facts["certificate"]))
         else:
-            certificate.require(facts["certificate"], folder)
+            reload_check.require(facts["certificate"], folder)
         if recipe.output.hub:
             unpublished = publish_or_say_how(folder, recipe.output, trusted)
     PartialState().wait_for_everyone()
@@ -145,7 +145,7 @@ def finish(prepared: Prepared, folder: Path, listening: Listening, resume: bool,
 
 
 @contextlib.contextmanager
-def told_when_it_ends_early(folder: Path) -> Iterator[None]:
+def explain_failure(folder: Path) -> Iterator[None]:
     """What a training that was interrupted, or can't be written, leaves is said, and how to go on with it."""
     again = "To go on: the same command with --resume (Python: resume=True)."
     try:
@@ -154,7 +154,7 @@ def told_when_it_ends_early(folder: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         kept = newest_kept(folder)
         message = f"Interrupted.  `{kept}` is kept.\n{again}" if kept else "Interrupted, before there was anything to keep."
-        say(message)
+        log_main(message)
         if PartialState().is_main_process:
             say_after_launcher(for_terminal(message))
         raise
@@ -226,7 +226,7 @@ def write_samples(prepared: Prepared, model: Any) -> list[tuple[str, str]]:
     if not task.writes:
         return []
     prompts = task.prompts(rows.select(range(min(SAMPLES, len(rows)))), processor)
-    how = Writing(min(TOKENS, processor.model_max_length // 2))
+    how = GenerationOptions(min(TOKENS, processor.model_max_length // 2))
     said = task.complete(model.eval(), prompts, processor, how, prepared.machine.micro_batch_tokens)
     return [(prompt, each["text"]) for prompt, each in zip(task.texts(prompts), said, strict=True)]
 
@@ -240,9 +240,9 @@ def begin_certificate(prepared: Prepared, model: Any, files: RunFiles, trusted: 
 
     def write() -> None:
         with files.placed() as aside, disk_errors():
-            certificate.write_probes(aside, model, *probed)
+            reload_check.write_probes(aside, model, *probed)
 
-    return certificate.begin(files.folder, files.folder, prepared.machine.device, write, trusted)
+    return reload_check.start(files.folder, files.folder, prepared.machine.device, write, trusted)
 
 
 @contextlib.contextmanager
@@ -266,7 +266,7 @@ def publish_or_say_how(folder: Path, output: Output, trusted: bool) -> str | Non
     assert output.hub is not None
     switches = switches_of(output)
     try:
-        say(hub.publish(folder, output.hub, revision=None, trust_remote_code=trusted, **switches).told)
+        log_main(hub.publish(folder, output.hub, revision=None, trust_remote_code=trusted, **switches).told)
     except Exception as error:  # whatever goes wrong on the network; the run is finished and must say so
         reason = hide_secrets(str(error).strip()) or type(error).__name__
         later = hub.say_how(folder, output.hub, None, **switches)

@@ -22,7 +22,7 @@ ASIDE = ".hf_sft-"
 """How the name of a folder begins whose files are not in their places yet."""
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether a folder is there, as it was written."""
     with contextlib.suppress(OSError, ValueError):
         return json.loads((path / SUMS).read_text(encoding="utf-8")) == hash_files(path)
@@ -30,7 +30,7 @@ def is_whole(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def written_aside(path: Path, synced: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, synced: bool = False) -> Iterator[Path]:
     """A folder beside `path` that takes its place when it is whole, if none is there; with `synced`, when the disk has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))

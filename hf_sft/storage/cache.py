@@ -49,16 +49,16 @@ def find_limit() -> int:
 def made_once(path: Path, make: Callable[[Path], Any]) -> Path:
     """A thing of the cache, made by one process of each machine where it is not there: `make` writes it into a folder."""
     with PartialState().local_main_process_first():
-        if not is_whole(path):
-            with written_aside(path) as aside:
+        if not is_intact(path):
+            with atomic_folder(path) as aside:
                 make(aside)
     return touch(path)
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether a thing is there, as it was written. What is damaged is removed, with a line that says so."""
     touch(path)  # first: then nobody removes it
-    if whole.is_whole(path):
+    if whole.is_intact(path):
         return True
     if path.is_dir():
         print(f"`{path}` in the cache is damaged: it is made again.", file=sys.stderr)
@@ -67,13 +67,13 @@ def is_whole(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """A folder that takes the place of `path` when it is whole. Others that were not used for long make room for it.
 
     Raises `RecipeError` where the cache can't be written.
     """
     try:
-        with whole.disk_errors(), whole.written_aside(path) as aside:
+        with whole.disk_errors(), whole.atomic_folder(path) as aside:
             yield aside
         make_room(path)
     except OSError as error:

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hf_sft.storage.atomic_folder import disk_errors, is_whole, written_aside
+from hf_sft.storage.atomic_folder import atomic_folder, disk_errors, is_intact
 
 MOVING, TENSORS, STATE = "model.safetensors", "state.safetensors", "state.json"
 """In a checkpoint: the parameters that move, the rest being the starting checkpoint's; all other tensors; all else."""
@@ -41,7 +41,7 @@ def write(path: Path, weights: dict[str, Tensor], state: dict[str, Any]) -> None
 
     Raises `OSError`; then nothing is there.
     """
-    with disk_errors(), written_aside(path, synced=True) as aside:
+    with disk_errors(), atomic_folder(path, synced=True) as aside:
         tensors: dict[str, Tensor] = {}
         (aside / STATE).write_text(json.dumps(pack(state, tensors)), encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, aside / MOVING)
@@ -105,9 +105,9 @@ def _find_newest(folder: Path) -> Path | None:
     for path in [folder / FINISHED, *reversed(list_steps(folder))]:
         if not path.is_dir():
             continue
-        damaged = None if is_whole(path) else path
+        damaged = None if is_intact(path) else path
         best = None if damaged else _find_best(path)
-        if best not in (None, path) and not is_whole(best):
+        if best not in (None, path) and not is_intact(best):
             damaged = best
         if not damaged:
             return path

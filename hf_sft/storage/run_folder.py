@@ -136,7 +136,7 @@ def _is_ours(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def held(folder: Path, resume: bool) -> Iterator[None]:
+def lock_run_folder(folder: Path, resume: bool) -> Iterator[None]:
     """The folder is this run's, as long as it lives. Where no checkpoint was written, nothing of it is left in the end; beside
     files of others its record is, so that it can be resumed.
 

@@ -19,7 +19,7 @@ from hf_sft.block import Block
 from hf_sft.errors import DataError
 from hf_sft.losses import Batch, Items
 from hf_sft.tasks.common.baselines import Fit
-from hf_sft.tasks.common.generation import Writing
+from hf_sft.tasks.common.generation import GenerationOptions
 from hf_sft.tasks.common.labels import Labels
 
 
@@ -128,10 +128,10 @@ class TaskModel(Block, ABC):
     """The pipeline that answers with the finished model."""
     peft_type: ClassVar[str | None]
     """PEFT's word for the task, so that its own loader finds the right class for an adapter; None where it has none."""
-    nothing: ClassVar[str | None] = None
+    no_loss_message: ClassVar[str | None] = None
     """What to say of rows of which no item carries loss; None where that is no harm."""
     silent_share: ClassVar[float] = 0.0
-    """With `nothing`: the share of a split's rows that may be such, since they are cut before what carries loss."""
+    """With `no_loss_message`: the share of a split's rows that may be such, since they are cut before what carries loss."""
 
     def config_fields(self, labels: Labels | None) -> dict[str, Any]:
         """What the model's config must say about the head (`id2label`, `problem_type`)."""
@@ -184,7 +184,7 @@ class TaskModel(Block, ABC):
         """One forward pass: the logits and targets of what carries loss, and nothing else."""
 
     @abstractmethod
-    def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+    def inference_step(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
         """One forward pass: what is kept of it on the CPU, a small array for each example."""
 
     @abstractmethod
@@ -195,7 +195,9 @@ class TaskModel(Block, ABC):
     def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
         """The rows' answers, from what was kept of the examples of each."""
 
-    def tune(self, ran: Iterable[tuple[Dataset, list[list[np.ndarray]]]], labels: Labels | None) -> tuple[Self, list[str]]:
+    def calibrate(
+        self, ran: Iterable[tuple[Dataset, list[list[np.ndarray]]]], labels: Labels | None
+    ) -> tuple[Self, list[str]]:
         """What is chosen on validation once the model is trained (a threshold) filled in, and what is to be said of it.
 
         `ran` gives rows and what was kept of their examples; the model runs when it is asked for. Most tasks choose nothing.
@@ -209,7 +211,9 @@ class Generates(Block, ABC):
     writes: ClassVar[dict[str, None]] = {}
     """What `complete` answers a row without text by; tasks whose answers are no texts have none."""
 
-    def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
+    def complete(
+        self, model: Any, rows: Dataset, processor: Any, how: GenerationOptions, budget: int
+    ) -> Iterator[dict[str, Any]]:
         """What the model writes for each row, on every process, where `writes` says something.
 
         It is given `budget` tokens at a time. Raises `DataError` before the first.

@@ -19,7 +19,7 @@ from hf_sft.answers.likelihoods import TextAnswers
 from hf_sft.tasks import Labels, Task
 from hf_sft.tasks.common.baselines import Fit
 from hf_sft.tasks.common.causal import Carried, NextToken, flat, gram_baselines, join_pieces
-from hf_sft.tasks.common.generation import Writing
+from hf_sft.tasks.common.generation import GenerationOptions
 from hf_sft.tasks.common.text_only import Unlabelled
 from hf_sft.tasks.common.windows import count_most
 
@@ -34,7 +34,7 @@ TOKENS = 40
 class CausalLm(NextToken, Unlabelled, Task):
     """Predict the next token: go on with pre-training, or begin it."""
 
-    nothing: ClassVar[str | None] = "have fewer than two tokens, so none that can be predicted"
+    no_loss_message: ClassVar[str | None] = "have fewer than two tokens, so none that can be predicted"
     other_names: ClassVar[dict[str, str]] = dict.fromkeys(("clm", "language_modeling", "text_generation"), "causal_lm")
 
     max_length: int | None = Field(default=None, ge=8)
@@ -109,7 +109,9 @@ class CausalLm(NextToken, Unlabelled, Task):
 
         return gram_baselines(read, self._said, train, len(processor))
 
-    def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
+    def complete(
+        self, model: Any, rows: Dataset, processor: Any, how: GenerationOptions, budget: int
+    ) -> Iterator[dict[str, Any]]:
         """How each text goes on, until the document ends; of a prompt that leaves no room the end is read."""
 
         def prompts(room: int) -> list[list[int]]:

@@ -27,7 +27,7 @@ from hf_sft.tasks.common.chat_templates import ASSISTANT, SILENT, ChatTemplate, 
 from hf_sft.tasks.common.control_tokens import encode_written, holds_control
 from hf_sft.tasks.common.conversation_rows import ConversationRows
 from hf_sft.tasks.common.conversations import SWITCHES, flaw_of_talk, flaw_of_tools, say_turn, up_to_last_answer
-from hf_sft.tasks.common.generation import Writing
+from hf_sft.tasks.common.generation import GenerationOptions
 from hf_sft.tasks.common.named_templates import NAMED, find_template, stop_clock, uses_clock
 from hf_sft.tasks.common.windows import count_most
 
@@ -38,7 +38,7 @@ TOKENS = 256
 class Chat(ConversationRows, NextToken, Task):
     """Answer as the assistant of a conversation, or complete a prompt."""
 
-    nothing: ClassVar[str | None] = (
+    no_loss_message: ClassVar[str | None] = (
         "show nothing that an assistant says: their conversations have no such turn, or are cut before"
     )
     silent_share: ClassVar[float] = 0.05
@@ -174,7 +174,9 @@ class Chat(ConversationRows, NextToken, Task):
 
         return gram_baselines(read, lambda nats, tokens, rows: TurnAnswers(nats, tokens), train, len(processor))
 
-    def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
+    def complete(
+        self, model: Any, rows: Dataset, processor: Any, how: GenerationOptions, budget: int
+    ) -> Iterator[dict[str, Any]]:
         """What the assistant says next: to a conversation that it ends, what it would say in place of its last turn."""
         template = self._template(processor)
 

@@ -23,7 +23,7 @@ from hf_sft.answers.contract import AnswerKind, Answers
 from hf_sft.answers.likelihoods import MaskedAnswers
 from hf_sft.errors import CheckpointError, DataError
 from hf_sft.losses import Items, sum_by_example
-from hf_sft.tasks import Batch, Labels, Task, Writing
+from hf_sft.tasks import Batch, GenerationOptions, Labels, Task
 from hf_sft.tasks.common.baselines import Answerer, Fit
 from hf_sft.tasks.common.text_only import Unlabelled
 from hf_sft.tasks.common.windows import count_most
@@ -42,7 +42,7 @@ class MaskedLm(Unlabelled, Task):
     auto_model: ClassVar[Any] = AutoModelForMaskedLM
     pipeline_tag: ClassVar[str] = "fill-mask"
     peft_type: ClassVar[str | None] = None
-    nothing: ClassVar[str | None] = "have no token but special ones, so none that can be predicted"
+    no_loss_message: ClassVar[str | None] = "have no token but special ones, so none that can be predicted"
     writes: ClassVar[dict[str, None]] = {"text": None, "masks": None}
     other_names: ClassVar[dict[str, str]] = dict.fromkeys(("mlm", "fill_mask"), "masked_lm")
 
@@ -139,7 +139,7 @@ class MaskedLm(Unlabelled, Task):
         finally:
             selecting.remove()
 
-    def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+    def inference_step(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
         """Of each window the nats of its predicted tokens together, how many they are, how many the model names first, and how
         many among its first five; float32, shape (4,)."""
         items = self.items(model, batch)
@@ -179,7 +179,9 @@ class MaskedLm(Unlabelled, Task):
             kept = [token for token, word in zip(ids, words, strict=True) if word >= 0] if every else ids
             yield row, kept, np.array([], dtype=int) if every else self.choose(ids, words, ())[0]
 
-    def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
+    def complete(
+        self, model: Any, rows: Dataset, processor: Any, how: GenerationOptions, budget: int
+    ) -> Iterator[dict[str, Any]]:
         """Each text with its masks filled, and of each mask the five likeliest tokens."""
         texts, mask = rows[self.text][:], processor.mask_token
         if without := [row for row, text in enumerate(texts) if mask not in text]:

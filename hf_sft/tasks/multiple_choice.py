@@ -156,7 +156,7 @@ class MultipleChoice(Task):
         spread = torch.full(real.shape, FAR, dtype=logits.dtype, device=logits.device).masked_scatter(real, logits)
         return Items(spread, batch["labels"], real)
 
-    def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+    def inference_step(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
         """The logits of each row's endings, float32, shape (endings,)."""
         return list(map(np.asarray, torch.split(self._logits(model, batch).cpu(), batch["endings"].tolist())))
 

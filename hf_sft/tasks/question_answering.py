@@ -196,7 +196,7 @@ class QuestionAnswering(Task):
         real = real.unsqueeze(1).expand_as(logits).flatten(0, 1)
         return Items(logits.flatten(0, 1).masked_fill(~real, FAR), batch["labels"].flatten(), real)
 
-    def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+    def inference_step(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
         """Of each window its best spans, float32, shape (spans, 3): first character, the one after the last, the sum of both
         logits; the first span says that there is none, at -1."""
         logits = [each.cpu().numpy() for each in self._logits(model, batch)]
@@ -235,7 +235,9 @@ class QuestionAnswering(Task):
             scores.append(chances[best])
         return SpanAnswers(spans, np.array(scores), list(rows[self.context]))
 
-    def tune(self, ran: Iterable[tuple[Dataset, list[list[np.ndarray]]]], labels: Labels | None) -> tuple[Self, list[str]]:
+    def calibrate(
+        self, ran: Iterable[tuple[Dataset, list[list[np.ndarray]]]], labels: Labels | None
+    ) -> tuple[Self, list[str]]:
         """The threshold with which validation has the best F1, as SQuAD's script finds it; 0 where it can't tell."""
         if not self.no_answer or self.null_threshold is not None:
             return self, []

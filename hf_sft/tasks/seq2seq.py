@@ -24,7 +24,7 @@ from hf_sft.errors import CheckpointError, RecipeError
 from hf_sft.losses import Batch, Items, sum_nats
 from hf_sft.tasks import Labels, Task
 from hf_sft.tasks.common.baselines import Answerer, Fit
-from hf_sft.tasks.common.generation import PLAIN, WRITES, Writing, read_texts, write_texts
+from hf_sft.tasks.common.generation import PLAIN, WRITES, GenerationOptions, read_texts, write_texts
 from hf_sft.tasks.common.windows import count_most
 
 
@@ -178,7 +178,7 @@ class Seq2Seq(Task):
         logits = model(**inputs, decoder_input_ids=shifted, use_cache=False).logits
         return logits[batch["predicts"]].float()
 
-    def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+    def inference_step(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
         """Of each example the nats of its target's tokens together, and how many they are, float32, shape (2,)."""
         return sum_nats(self.items(model, batch), batch["predicts"].sum(1))
 
@@ -203,7 +203,9 @@ class Seq2Seq(Task):
 
         return {"lead": lead}
 
-    def complete(self, model: Any, rows: Dataset, processor: Any, how: Writing, budget: int) -> Iterator[dict[str, Any]]:
+    def complete(
+        self, model: Any, rows: Dataset, processor: Any, how: GenerationOptions, budget: int
+    ) -> Iterator[dict[str, Any]]:
         """What is written of each source; by beams, where no token is drawn."""
         how = replace(how.at_most(self.max_target_length), num_beams=1 if how.temperature else self.num_beams)
         room = getattr(model.config, "max_position_embeddings", None)

@@ -110,7 +110,7 @@ class TokenClassification(TaggedRows, Task):
         carries = batch["words"] & (batch["labels"] != NOTHING)
         return Items(self._logits(model, batch)[carries], batch["labels"][carries])
 
-    def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+    def inference_step(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
         """The logits of the words that each window answers for, float32, shape (words, tags); of texts with spans with each
         word's first character, and the one after its last, before them, float64, shape (words, 2 + tags)."""
         words = batch["words"]

@@ -84,7 +84,7 @@ def _train(state: FitState, config: FitConfig, begun: Path | None) -> Any:
         trainer.started(started)
         # Trainer gives every process the same dropout; each should draw its own.
         torch.manual_seed(config.seed + 1_000_003 * trainer.accelerator.process_index)
-        with trainer.listening.after_steps(), others_alive():
+        with trainer.signal_handler.after_steps(), others_alive():
             trainer.train(begun)
             trainer.gather_losses()
             curve.best_step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
@@ -97,10 +97,10 @@ def _train(state: FitState, config: FitConfig, begun: Path | None) -> Any:
             curve.seconds = trainer.seconds
             curve.peak_memory_bytes = max(curve.peak_memory_bytes, _peak_memory(config.machine))
             trainer.add_up_counts()
-            if config.listening is not None:
+            if config.signal_handler is not None:
                 trainer.save_finished()
-    if trainer.listening.heard:
-        raise Interrupted(trainer.listening.heard)
+    if trainer.signal_handler.signal_number:
+        raise Interrupted(trainer.signal_handler.signal_number)
     return model
 
 

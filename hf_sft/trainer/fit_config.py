@@ -12,12 +12,12 @@ from torch import nn
 
 from hf_sft.config.machine import Machine
 from hf_sft.data.examples import Examples
-from hf_sft.evaluation.inference import Kept, Write
+from hf_sft.evaluation.inference import RowOutputs, Write
 from hf_sft.losses import Batch, Items
 from hf_sft.methods import Phase
 from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.trainer.history import TrainingCurve
-from hf_sft.trainer.signals import Listening
+from hf_sft.trainer.signals import SignalHandler
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class TaskHooks:
     """All that a training knows of its task and its evaluation plan."""
 
     items: Callable[[nn.Module, Batch], Items]
-    keep: Callable[[nn.Module, Batch], list[np.ndarray]]
-    score: Callable[[Iterable[tuple[Dataset, Kept]]], dict[str, float]]
+    inference_step: Callable[[nn.Module, Batch], list[np.ndarray]]
+    score: Callable[[Iterable[tuple[Dataset, RowOutputs]]], dict[str, float]]
     """The metrics of rows by what `keep` returned for them, on every process the same."""
     read: Callable[[Dataset], Examples]
     """Examples of rows as the data has them."""
@@ -65,7 +65,7 @@ class FitConfig:
     """Where trackers write."""
     speedups: "Sequence[Speedup] | None" = None
     """None for all: `fit.SPEEDUPS`."""
-    listening: Listening | None = None
+    signal_handler: SignalHandler | None = None
     """Signal handler; None if the phase need not be resumable."""
     begun: Callable[[], None] | None = None
     """Called by the main process before the first step, when what it resumes from has been loaded."""

@@ -7,7 +7,7 @@ from hf_sft.models.loaded_model import LoadedModel
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def resting_modules(loaded: LoadedModel, model: nn.Module) -> list[nn.Module]:
+def frozen_modules(loaded: LoadedModel, model: nn.Module) -> list[nn.Module]:
     """The largest parts of the body in which nothing moves: their dropout is off, since there is nothing to regularise.
 
     And every batch norm: it keeps the checkpoint's statistics. Those of a micro-batch would depend on how the step is cut.

@@ -24,7 +24,7 @@ from hf_sft.errors import RecipeError
 from hf_sft.storage import checkpoint_files as checkpoints
 from hf_sft.trainer.history import TrainingCurve
 from hf_sft.trainer.restore import COUNTED, fitting, load_weights, restore_curve
-from hf_sft.trainer.signals import Interrupted, Listening
+from hf_sft.trainer.signals import Interrupted, SignalHandler
 
 
 class ResumableTrainer(Trainer):
@@ -36,11 +36,13 @@ class ResumableTrainer(Trainer):
     lr_scheduler: Any
     callback_handler: Any
 
-    def __init__(self, *args: Any, folder: Path, begun: Any, listening: Listening | None, save_minutes: float, **kwargs: Any):
+    def __init__(
+        self, *args: Any, folder: Path, begun: Any, signal_handler: SignalHandler | None, save_minutes: float, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
         self.folder, self._begun = folder, begun
         """Where its checkpoints are; trackers write to `args.output_dir`."""
-        self.listening, self._save_seconds = listening or Listening(), 60 * save_minutes
+        self.signal_handler, self._save_seconds = signal_handler or SignalHandler(), 60 * save_minutes
         self._resumed: tuple[Path, dict[str, Any]] | None = None
         self._asked = 0
         self._began = self._saved_at = time.monotonic()
@@ -83,14 +85,14 @@ class ResumableTrainer(Trainer):
         counts = [{name: getattr(self.curve, name) for name in COUNTED}]
         path = self.folder / checkpoints.FINISHED
         try:
-            checkpoints.write(path, self.moving(), {"curve": asdict(self.curve), "counts": counts})
+            checkpoints.write(path, self.trainable_state(), {"curve": asdict(self.curve), "counts": counts})
             checkpoints.keep_only(self.folder, 0, None)
         except OSError as error:
             self._say_unsaved(path, error.strerror or str(error))
 
     # What is kept.
 
-    def moving(self) -> dict[str, Tensor]:
+    def trainable_state(self) -> dict[str, Tensor]:
         """The trainable parameters, and the buffers that are saved, by name."""
         model: Any = self.accelerator.unwrap_model(self.model)
         names = {name for name, p in model.named_parameters() if p.requires_grad} | {name for name, _ in model.named_buffers()}
@@ -124,14 +126,14 @@ class ResumableTrainer(Trainer):
         path = self.folder / checkpoints.name_of(step)
         if self.is_world_process_zero():
             try:
-                checkpoints.write(path, self.moving(), state)
+                checkpoints.write(path, self.trainable_state(), state)
                 checkpoints.keep_only(self.folder, self.args.save_total_limit or 1, best)
             except OSError as error:
                 failed = error.strerror or str(error)
                 self._say_unsaved(path, failed)
         (failed,) = broadcast_object_list([failed])
         if best == step:
-            self._unsaved_best = {name: tensor.clone() for name, tensor in self.moving().items()} if failed else None
+            self._unsaved_best = {name: tensor.clone() for name, tensor in self.trainable_state().items()} if failed else None
         self.state.best_model_checkpoint = None if best is None else str(self.folder / checkpoints.name_of(best))
         self._saved_at = time.monotonic()
         if self._asked:
@@ -149,7 +151,7 @@ class ResumableTrainer(Trainer):
     def _after_step(self, control: Any) -> None:
         """Have a checkpoint written where it is time, or where a process was asked to end; the processes agree on that."""
         due = self.is_world_process_zero() and time.monotonic() - self._saved_at > self._save_seconds
-        self._asked, due = self._agree(self.listening.heard, int(due))
+        self._asked, due = self._agree(self.signal_handler.signal_number, int(due))
         # What ends an epoch is written after its evaluation, which is to come.
         by_epoch, step = self.args.save_strategy == "epoch", self.state.global_step
         ends = control.should_training_stop or step % len(self.callback_handler.train_dataloader) == 0

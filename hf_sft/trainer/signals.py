@@ -48,12 +48,12 @@ class Interrupted(KeyboardInterrupt):
         self.number, self.status = number, SIGNALS[number]
 
 
-class Listening:
+class SignalHandler:
     """While this is entered, the first signal ends the run where it `waits` for one, and is noted in `heard` elsewhere, to be
     asked for after each step; a second one ends the process at once. Only the main thread can listen."""
 
     def __init__(self) -> None:
-        self.heard: int = 0
+        self.signal_number: int = 0
         """The number of the signal; 0 for none."""
         self.waits = True
         """Whether a signal ends the run at once."""
@@ -80,10 +80,10 @@ class Listening:
             self.waits = True
 
     def _hear(self, number: int, frame: Any) -> None:
-        if self.heard and time.monotonic() - self._since > TWICE:
+        if self.signal_number and time.monotonic() - self._since > TWICE:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif not self.heard:
-            self.heard, self._since = number, time.monotonic()
+        elif not self.signal_number:
+            self.signal_number, self._since = number, time.monotonic()
             if self.waits:
                 raise Interrupted(number)

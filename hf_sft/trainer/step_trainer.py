@@ -26,13 +26,13 @@ from transformers.trainer_utils import PredictionOutput
 
 from hf_sft.data.examples import Examples, MicroBatch, StepSampler, cut_step, to_device
 from hf_sft.errors import Diverged, built_by, list_few
-from hf_sft.evaluation.inference import Kept, run_blocks
+from hf_sft.evaluation.inference import RowOutputs, run_blocks
 from hf_sft.models.loading import save_model
 from hf_sft.storage import checkpoint_files as checkpoints
 from hf_sft.tasks import Batch
 from hf_sft.trainer.arguments import training_arguments
 from hf_sft.trainer.fit_config import FitConfig, FitState
-from hf_sft.trainer.module_modes import resting_modules
+from hf_sft.trainer.module_modes import frozen_modules
 from hf_sft.trainer.resumable_trainer import ResumableTrainer
 
 LOSSES_AT_ONCE = 10
@@ -69,14 +69,14 @@ class StepTrainer(ResumableTrainer):
             callbacks=[make() for make in state.phase.callbacks],
             folder=config.folder,
             begun=config.begun,
-            listening=config.listening,
+            signal_handler=config.signal_handler,
             save_minutes=training.save_minutes,
         )
         self.remove_callback(PrinterCallback)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(Progress)
-        self._resting = resting_modules(state.loaded, state.model)
+        self._resting = frozen_modules(state.loaded, state.model)
         state.curve.micro_batch_tokens = config.machine.micro_batch_tokens
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -240,9 +240,9 @@ class StepTrainer(ResumableTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _run(self, examples: Examples) -> Iterator[tuple[Dataset, Kept]]:
+    def _run(self, examples: Examples) -> Iterator[tuple[Dataset, RowOutputs]]:
         model, hooks = self.accelerator.unwrap_model(self.model), self.hooks
-        return run_blocks(model, examples.blocks(), hooks.keep, self.machine, hooks.write)
+        return run_blocks(model, examples.blocks(), hooks.inference_step, self.machine, hooks.write)
 
     def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
         """What the task keeps of examples, or of rows as the recipe's data has them, with or without labels."""

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from hf_sft.config.process import use_memory_well
 from tests.benchmarks.turns import Watch, medians, take_turns
 
 BLOCK, ROWS = 256, 16
@@ -28,6 +29,7 @@ def main() -> None:
     asked.add_argument("--start", help="the folder with the weights")
     given = asked.parse_args()
     if given.side:
+        use_memory_well()  # as the command does, for all sides
         print(json.dumps((train_ours if given.side == "hf_sft" else train_plain)(given.text, given.start, given.steps)))
         return
     with tempfile.TemporaryDirectory() as folder:

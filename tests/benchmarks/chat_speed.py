@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_sft.config.process import use_memory_well
 from tests.benchmarks.turns import Watch, medians, take_turns
 
 BATCH, LENGTH, PAIRS = 8, 256, 256
@@ -39,6 +40,7 @@ def main() -> None:
     asked.add_argument("--folder")
     given = asked.parse_args()
     if given.side:
+        use_memory_well()  # as the command does, for all sides
         print(json.dumps((train_ours if given.side == "hf_sft" else train_trl)(Path(given.folder), given.steps)))
         return
     with tempfile.TemporaryDirectory() as folder:

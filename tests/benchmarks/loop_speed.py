@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hf_sft.config.process import use_memory_well
 from tests.benchmarks.full_speed import LEARNING_RATE, recipe_of
 from tests.benchmarks.turns import SKIPPED, Watch, ask, medians, take_turns
 
@@ -22,6 +23,7 @@ SIDES = ("hf_sft", "bare", "bare_with_our_dropout")
 def main() -> None:
     given, words = ask(SIDES, steps=105)
     if given.side:
+        use_memory_well()  # as the command does, for all sides
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps((run_ours if given.side == "hf_sft" else run_bare)(given, folder)))
         return

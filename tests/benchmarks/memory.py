@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from hf_sft.config.process import use_memory_well
 from tests.benchmarks.full_speed import CHECKPOINT, recipe_of
 from tests.benchmarks.turns import take_turns
 
@@ -34,6 +35,7 @@ def main() -> None:
     asked.add_argument("--side", choices=[*METHODS, *EVALUATIONS])
     given = asked.parse_args()
     if given.side:
+        use_memory_well()  # as the command does, for all sides
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps((train if given.side in METHODS else evaluate)(given, folder)))
         return
@@ -95,7 +97,7 @@ def evaluate(given: Any, folder: str) -> dict[str, float]:
     rows, task, labels = prepared.splits.rows["train"].select(range(8_000)), prepared.splits.task, prepared.splits.labels
     many = concatenate_datasets([rows] * (EVALUATIONS[given.side] // len(rows)))
     blocks = encode_blocks(many, task, labels, prepared.processor)
-    ran = run_blocks(prepared.loaded.model, blocks, task.keep, prepared.machine)
+    ran = run_blocks(prepared.loaded.model, blocks, task.inference_step, prepared.machine)
     evaluate_blocks("test", ran, EvaluationAccumulator(task, labels, EvaluationPlan()), lambda row: None)
     return {"peak": resident()}
 

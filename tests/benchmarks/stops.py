@@ -86,7 +86,7 @@ def goes_on(recipe: Any, output: Path, wanted: Any, name: str) -> bool:
 
 
 def ask(names: list[str], recipes: Any, unstopped: Any, long: Any, root: Path, drawn: random.Random) -> None:
-    from hf_sft.storage.atomic_folder import is_whole
+    from hf_sft.storage.atomic_folder import is_intact
     from hf_sft.storage.run_folder import newest_kept
 
     found: Counter[str] = Counter()
@@ -104,7 +104,7 @@ def ask(names: list[str], recipes: Any, unstopped: Any, long: Any, root: Path, d
             continue
         kept = newest_kept(output)
         found["status 143"] += status == 143
-        found["a whole checkpoint"] += kept is not None and is_whole(kept)
+        found["a whole checkpoint"] += kept is not None and is_intact(kept)
         found["within one step"] += stopping.count_steps(output) - before <= 1
         found["the same in the end"] += goes_on(recipes[name], output, unstopped[name], name)
     print(f"asked to end {len(names)} times: {', '.join(f'{what} {count}' for what, count in found.items())}")

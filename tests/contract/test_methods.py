@@ -12,7 +12,7 @@ from hf_sft.block import list_kinds, load_kind
 from hf_sft.config.training import Training
 from hf_sft.methods.head_only import HeadOnly
 from hf_sft.tasks.sequence_classification import SequenceClassification
-from hf_sft.trainer.module_modes import resting_modules
+from hf_sft.trainer.module_modes import frozen_modules
 from tests import tiny
 
 
@@ -80,7 +80,7 @@ def test_a_resting_body_has_no_dropout_and_a_moving_one_has(checkpoints, tmp_pat
         layer = trainer.loaded.body.encoder.layer[0]
         assert layer.training is not rests
         assert trainer.loaded.model.dropout.training
-        assert bool(resting_modules(trainer.loaded, trainer.model)) is (method != "full")
+        assert bool(frozen_modules(trainer.loaded, trainer.model)) is (method != "full")
 
 
 @pytest.mark.parametrize("name", list_kinds("methods"))

@@ -39,7 +39,7 @@ def test_the_names_are_those_that_recipes_use():
     assert {name for name, _ in CASES} == {"accuracy", "matthews", "roc_auc", *NUMBERS} | rates
     assert {name for name, metric in METRICS.items() if not metric.greater_is_better} == {"mse", "mae"}
     assert all(metric.description.endswith(".") and "\n" not in metric.description for metric in METRICS.values())
-    assert all((metric.weighted is None) == (metric.stats is not None) for metric in METRICS.values())
+    assert all((metric.weighted is None) == (metric.row_statistics is not None) for metric in METRICS.values())
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES, ids=IDS)

@@ -53,7 +53,7 @@ class Desk(Task):
     def items(self, model, batch):
         return Items(model(**{name: each for name, each in batch.items() if name != "labels"}).logits.float(), batch["labels"])
 
-    def keep(self, model, batch):
+    def inference_step(self, model, batch):
         logits = model(**{name: each for name, each in batch.items() if name != "labels"}).logits
         return [*logits.float().softmax(-1).cpu().numpy()]
 

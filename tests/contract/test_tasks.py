@@ -55,7 +55,7 @@ def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
     torch.testing.assert_close(apart, losses, rtol=1e-5, atol=1e-5)
 
     with torch.no_grad():
-        kept = task.keep(model, batch)
+        kept = task.inference_step(model, batch)
     assert len(kept) == len(examples) and {each.dtype for each in kept} == {np.dtype(np.float32)}
     of_row = encoded.get("row", range(len(rows)))
     assert list(of_row) == sorted(of_row)
@@ -66,7 +66,7 @@ def test_a_task_goes_from_its_sample_to_a_score(name, family, checkpoints):
     assert isinstance(answers, task.answer_kind()) and answers.finite
     predictions = answers.as_json()
     assert len(predictions) == len(answers) == len(task.references(rows)) == len(rows)
-    assert all(prediction.keys() == task.answer_kind().nothing.keys() for prediction in predictions)
+    assert all(prediction.keys() == task.answer_kind().null_answer.keys() for prediction in predictions)
     json.dumps(predictions)
     references = task.answer_kind().read_references(task.targets(rows[:], labels))
     values = measure(task.default_metrics, answers, references)

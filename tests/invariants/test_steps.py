@@ -212,8 +212,8 @@ def test_padding_on_the_left_or_the_right_gives_a_row_the_logits_it_has_alone(ch
     rows = [{"input_ids": ids} for ids in encoded["input_ids"]]
     collate = task.collator(processor)
     with torch.no_grad():
-        together = task.keep(model, collate(rows))
-        alone = [task.keep(model, collate([row]))[0] for row in rows]
+        together = task.inference_step(model, collate(rows))
+        alone = [task.inference_step(model, collate([row]))[0] for row in rows]
     np.testing.assert_allclose(together, alone, atol=1e-6, rtol=1e-5)
     assert model.config.pad_token_id == processor.pad_token_id is not None
 

@@ -16,7 +16,7 @@ from hf_sft.block import Block
 from hf_sft.errors import CheckpointError, RecipeError
 from hf_sft.losses import Batch, Items, sum_nats
 from hf_sft.tasks.common.baselines import Answerer, Fit
-from hf_sft.tasks.common.generation import WRITES, Writing, read_texts, write_texts
+from hf_sft.tasks.common.generation import WRITES, GenerationOptions, read_texts, write_texts
 from hf_sft.tasks.common.packing import Grams, pack
 
 Carried: TypeAlias = tuple[list[int], list[int]]
@@ -106,7 +106,7 @@ class NextToken(Block):
         # A mask, or a cache, would make transformers forget where packed documents begin.
         return model(**inputs, use_cache=False, logits_to_keep=batch["predicts"]).logits.float()
 
-    def keep(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+    def inference_step(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
         """Of each example the nats of its tokens together, and how many they are, float32, shape (2,)."""
         return sum_nats(self.items(model, batch), batch["predicts"].sum(1))
 
@@ -115,7 +115,7 @@ class NextToken(Block):
         model: Any,
         prompts: Callable[[int], list[list[int]]],
         processor: Any,
-        how: Writing,
+        how: GenerationOptions,
         ends: set[int | None],
         budget: int,
     ) -> Iterator[dict[str, Any]]:

@@ -183,7 +183,7 @@ class Labelled(Block):
         targets = (batch["labels"] - mean) / deviation if self.scale else batch["labels"]
         return Items(self._logits(model, batch), targets, weights=batch.get("share"))
 
-    def keep(self, model: nn.Module, batch: dict[str, Tensor]) -> list[np.ndarray]:
+    def inference_step(self, model: nn.Module, batch: dict[str, Tensor]) -> list[np.ndarray]:
         """The logits of each example, float32, shape (labels,), and behind them its share of its row if it is a part."""
         logits = self._logits(model, batch).cpu().numpy()
         return list(np.column_stack([logits, batch["share"].cpu().numpy()]) if "share" in batch else logits)

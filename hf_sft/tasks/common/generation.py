@@ -32,7 +32,7 @@ WRITES: dict[str, None] = {"text": None, "tokens": None, "stopped": None}
 
 
 @dataclass(frozen=True)
-class Writing:
+class GenerationOptions:
     """How a model writes."""
 
     max_new_tokens: int | None = None
@@ -44,7 +44,7 @@ class Writing:
     num_beams: int = 1
     """Texts that are weighed against each other while one is written, where no token is drawn."""
 
-    def at_most(self, tokens: int) -> "Writing":
+    def at_most(self, tokens: int) -> "GenerationOptions":
         """With the number of tokens filled in."""
         return replace(self, max_new_tokens=self.max_new_tokens or tokens)
 
@@ -62,7 +62,7 @@ class Text:
 class _Drawing(LogitsProcessor):
     """Gumbel noise for each prompt from a stream of its own, so that the most likely token is a drawn one."""
 
-    def __init__(self, how: Writing, numbers: Sequence[int]):
+    def __init__(self, how: GenerationOptions, numbers: Sequence[int]):
         self.temperature = how.temperature
         self.streams = [np.random.Generator(np.random.Philox(key=(how.seed, number))) for number in numbers]
 
@@ -72,7 +72,7 @@ class _Drawing(LogitsProcessor):
 
 
 def write_texts(
-    model: Any, prompts: Sequence[Sequence[int]], how: Writing, ends: Sequence[int], pad: int, budget: int
+    model: Any, prompts: Sequence[Sequence[int]], how: GenerationOptions, ends: Sequence[int], pad: int, budget: int
 ) -> Iterator[Text]:
     """What the model writes behind each prompt, in order, on every process; `how` says how many tokens at most.
 
@@ -105,7 +105,7 @@ def _cut(sized: list[tuple[int, int]], budget: int) -> list[list[int]]:
 
 
 def _write(
-    model: Any, part: list[int], prompts: Sequence[Sequence[int]], how: Writing, ends: Sequence[int], pad: int
+    model: Any, part: list[int], prompts: Sequence[Sequence[int]], how: GenerationOptions, ends: Sequence[int], pad: int
 ) -> Iterator[Text]:
     width, encodes = max(len(prompts[number]) for number in part), model.config.is_encoder_decoder
     ids, shown = torch.full((len(part), width), pad), torch.zeros(len(part), width, dtype=torch.long)

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, LargeList, List, Value
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from hf_sft.answers.marked_spans import NAMES, as_tuples, cuts_a_unit, flaw_of_spans, is_whole, read_spans, tag_units
+from hf_sft.answers.marked_spans import NAMES, as_tuples, cuts_a_unit, flaw_of_spans, is_complete, read_spans, tag_units
 from hf_sft.answers.tags import (
     OUTSIDE,
     UNTYPED,
@@ -112,7 +112,7 @@ class TaggedRows(TaskData):
                 continue
             both = zip(rows[self.input_columns()[0]][:], rows[self._tag_column][:], strict=True)
             known = [(cut(text)[1], spans or ()) for text, spans in both if isinstance(text, str)]
-            pairs = [(units, span) for units, spans in known for span in spans if is_whole(span)]
+            pairs = [(units, span) for units, spans in known for span in spans if is_complete(span)]
             counts[name] = sum(cuts_a_unit(*pair) for pair in pairs), len(pairs)
         inside, total = counts["train"]
         if inside > INSIDE * total:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from hf_sft.frozen.features import body_rests
+from hf_sft.frozen.features import body_is_frozen
 from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.trainer.fit_config import FitConfig, FitState
 
@@ -18,7 +18,7 @@ def cpu_attention(state: FitState, config: FitConfig) -> Iterator[FitState]:
     """Attention with dropout by matrix products, while a step is taken on a CPU."""
     settings = state.loaded.model.config.to_dict()
     drops = any(v for k, v in settings.items() if "att" in k and "drop" in k and isinstance(v, float))
-    if config.machine.device == "cpu" and drops and not body_rests(state.loaded):
+    if config.machine.device == "cpu" and drops and not body_is_frozen(state.loaded):
         state = replace(state, in_step=(*state.in_step, partial(_attending, state.loaded)))
     yield state
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from torch import nn
 
 from hf_sft.data.examples import Examples
-from hf_sft.frozen.features import body_rests, store_features, stored_body
-from hf_sft.frozen.hidden_states import count_resting, passed_layers, store_states
+from hf_sft.frozen.features import body_is_frozen, store_features, stored_body
+from hf_sft.frozen.hidden_states import count_frozen_layers, store_states, stub_layers
 from hf_sft.trainer.fit_config import FitConfig, FitState
 
 
@@ -16,7 +16,7 @@ from hf_sft.trainer.fit_config import FitConfig, FitState
 def stored_features(state: FitState, config: FitConfig) -> Iterator[FitState]:
     """One vector per row in place of the body, where nothing below the head is trained and the head reads one vector."""
     loaded, stored = state.loaded, {}
-    if body_rests(loaded) and loaded.body is not loaded.model:
+    if body_is_frozen(loaded) and loaded.body is not loaded.model:
         nn.Module.to(loaded.model, config.machine.device)
         stored = {
             name: store_features(loaded, each, config.hooks.items, config.machine) for name, each in _seen(state).items()
@@ -34,7 +34,7 @@ def stored_features(state: FitState, config: FitConfig) -> Iterator[FitState]:
 def stored_states(state: FitState, config: FitConfig) -> Iterator[FitState]:
     """Hidden states in place of the lowest layers, where those are frozen and no vector was stored in place of all."""
     loaded = state.loaded
-    count = 0 if state.curve.stored_features or state.model is not loaded.model else count_resting(loaded)
+    count = 0 if state.curve.stored_features or state.model is not loaded.model else count_frozen_layers(loaded)
     if count:
         nn.Module.to(loaded.model, config.machine.device)
     made = store_states(loaded, count, _seen(state), config.hooks.items, config.machine) if count else None
@@ -42,7 +42,7 @@ def stored_states(state: FitState, config: FitConfig) -> Iterator[FitState]:
         yield state
         return
     state.curve.stored_layers = count
-    with passed_layers(loaded, count, made[1]):
+    with stub_layers(loaded, count, made[1]):
         yield replace(state, examples={**state.examples, **made[0]})
 
 

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 import hf_sft
-from hf_sft.tasks import Writing
+from hf_sft.tasks import GenerationOptions
 from tests import tiny
 from tests.altered import change_one_weight
 from tests.integration.hub.hub_cases import command, to_hub
@@ -65,7 +65,7 @@ def test_what_is_pulled_in_a_new_process_answers_alike(hub, checkpoints, tmp_pat
         words = [row.get("text") or " ".join(row["words"][:6]) for row in tiny.rows(problem, 5, 200)]
         asked.append([f"me/{name}", tag, words])
         inputs: list[Any] = [{"words": each.split()} for each in words] if problem == "entities" else words
-        here[f"me/{name}"] = hf_sft.predict(folder, inputs, writing=Writing(5) if problem == "texts" else None)
+        here[f"me/{name}"] = hf_sft.predict(folder, inputs, writing=GenerationOptions(5) if problem == "texts" else None)
     pulled = subprocess.run(
         [sys.executable, "-c", PULL, json.dumps(asked)],
         capture_output=True,

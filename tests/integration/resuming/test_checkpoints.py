@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from hf_sft.storage import checkpoint_files as kept
-from hf_sft.storage.atomic_folder import is_whole
+from hf_sft.storage.atomic_folder import is_intact
 from hf_sft.trainer.signals import Interrupted
 from tests import stopping
 from tests.integration.resuming.resuming_cases import stop_full
@@ -40,7 +40,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(how, recipes, un
     stop_in_step(7)
     with pytest.raises(Interrupted):
         stopping.train(recipes["full"], tmp_path / "run", resume=True)
-    assert [(path.name, is_whole(path)) for path in kept.list_steps(phase)] == [("checkpoint-5", True), ("checkpoint-7", True)]
+    assert [(path.name, is_intact(path)) for path in kept.list_steps(phase)] == [
+        ("checkpoint-5", True),
+        ("checkpoint-7", True),
+    ]
     stopping.train(recipes["full"], tmp_path / "run", resume=True)
     assert stopping.fingerprint(tmp_path / "run") == unstopped("full")
 

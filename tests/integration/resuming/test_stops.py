@@ -13,7 +13,7 @@ import yaml
 import hf_sft
 from hf_sft.cli import app
 from hf_sft.storage import checkpoint_files as kept
-from hf_sft.storage.atomic_folder import is_whole
+from hf_sft.storage.atomic_folder import is_intact
 from hf_sft.trainer import signals
 from hf_sft.trainer.signals import Interrupted
 from tests import stopping
@@ -67,7 +67,7 @@ def test_a_signal_ends_the_step_and_is_answered_by_a_checkpoint(
     phase, of_phase = (1, step - 10) if name == "two_phases" and step > 10 else (0, step)
     found = tmp_path / "run" / "checkpoints" / str(phase)
     newest = kept.list_steps(found)[-1] if kept.list_steps(found) else found / kept.FINISHED
-    assert is_whole(newest) and newest.name in (f"checkpoint-{of_phase}", kept.FINISHED)
+    assert is_intact(newest) and newest.name in (f"checkpoint-{of_phase}", kept.FINISHED)
     said = capsys.readouterr().err
     assert f"Interrupted.  `{newest}` is kept.\nTo go on: the same command with --resume" in said
     assert signal.getsignal(sent) in (signal.SIG_DFL, signal.default_int_handler)

@@ -16,7 +16,7 @@ from hf_sft.data.encoding import encode_rows, encode_splits, hash_code
 from hf_sft.data.splits import load_splits
 from hf_sft.models.checkpoint import Checkpoint
 from hf_sft.models.loading import load_processor
-from hf_sft.storage.cache import cache_folder, written_aside
+from hf_sft.storage.cache import atomic_folder, cache_folder
 from hf_sft.tasks import Labels
 from hf_sft.tasks.sequence_classification import SequenceClassification
 from tests import tiny
@@ -91,7 +91,7 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     monkeypatch.setenv("HF_SFT_CACHE_BYTES", "2500")
     for age, name in ((300, "old"), (200, "middle"), (100, "young")):
-        with written_aside(cache_folder("encoded") / name) as aside:
+        with atomic_folder(cache_folder("encoded") / name) as aside:
             (aside / "file").write_bytes(b"x" * 1000)
         used = time.time() - 3600 - age
         os.utime(cache_folder("encoded") / name, (used, used))
@@ -103,7 +103,7 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path, monkeypatch):
 def test_what_came_last_stays_however_large_it_is(limit, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     monkeypatch.setenv("HF_SFT_CACHE_BYTES", limit)
-    with written_aside(cache_folder("features") / "large") as aside:
+    with atomic_folder(cache_folder("features") / "large") as aside:
         (aside / "file").write_bytes(b"x" * 1000)
     assert (cache_folder("features") / "large" / "file").is_file()
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 import hf_sft
 from hf_sft import build_trainer
 from hf_sft.models.new_tokenizer import NewTokenizer, train_tokenizer
-from hf_sft.tasks import Writing
+from hf_sft.tasks import GenerationOptions
 from tests import processes, tiny
 
 SMALL = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -100,7 +100,7 @@ def test_a_run_from_nothing_goes_on_in_a_new_process_as_the_plain_model_does_and
                 break
             ids = torch.cat([ids, best.view(1, 1)], dim=1)
     assert json.loads(done.stdout.splitlines()[-1]) == tokenizer.decode(ids[0], skip_special_tokens=True)
-    (said,) = hf_sft.predict(tmp_path / "run", [text], writing=Writing(max_new_tokens=8))
+    (said,) = hf_sft.predict(tmp_path / "run", [text], writing=GenerationOptions(max_new_tokens=8))
     assert text + said["text"] == tokenizer.decode(ids[0], skip_special_tokens=True)
     again = hf_sft.train(tmp_path / "run" / "recipe.yaml", [f"output.folder={tmp_path / 'again'}"])
     assert again.metrics == first.metrics

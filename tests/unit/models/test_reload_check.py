@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import hf_sft
-from hf_sft.models import reload_check as certificate
+from hf_sft.models import reload_check
 from hf_sft.runs.certify import certify
 from hf_sft.storage.atomic_folder import hash_files
 from tests import tiny
@@ -50,10 +50,10 @@ def test_a_process_of_its_own_says_the_same(method, checkpoints, tmp_path):
 def test_what_has_changed_since_it_was_trained_is_refused(method, change, checkpoints, tmp_path):
     trained(checkpoints["bert"], tmp_path / "run", method=method)
     change(tmp_path / "run")
-    found = certificate.begin(tmp_path / "run", tmp_path / "run", "cpu")()
+    found = reload_check.start(tmp_path / "run", tmp_path / "run", "cpu")()
     assert not found["within"] and found["largest_difference"] > found["bound"]
     with pytest.raises(hf_sft.CheckpointError, match="does not answer as the model did that was trained: on 11 rows of test"):
-        certificate.require(found, tmp_path / "run")
+        reload_check.require(found, tmp_path / "run")
 
 
 def test_a_broken_merge_fails_the_run_and_is_not_published(checkpoints, tmp_path, monkeypatch):
@@ -89,7 +89,7 @@ def fresh(run: str) -> Callable[[], dict[str, Any]]:
 
 def test_a_fresh_process_whose_parent_is_gone_says_nothing():
     done = subprocess.run(
-        [sys.executable, "-P", "-c", certificate.FRESH, "[]", json.dumps(sys.path)],
+        [sys.executable, "-P", "-c", reload_check.FRESH, "[]", json.dumps(sys.path)],
         input="",
         capture_output=True,
         text=True,
@@ -109,7 +109,7 @@ def compare(*given, before_each):
     return [os.getpriority(os.PRIO_PROCESS, 0), alone, torch.get_num_threads()]
 c.compare = compare
 """
-    code = certificate.FRESH.replace("\ncompare_when_asked()", f"\nimport os{patch}c.compare_when_asked()")
+    code = reload_check.FRESH.replace("\ncompare_on_request()", f"\nimport os{patch}c.compare_on_request()")
     begun = subprocess.Popen(
         [sys.executable, "-P", "-c", code, "[]", json.dumps(sys.path)],
         stdin=subprocess.PIPE,
@@ -128,10 +128,10 @@ def test_a_run_whose_certificate_could_not_be_had_is_whole_and_certified_later(
 
     wait = "import time; time.sleep(60)" if trouble == "late" else "import os; os.kill(os.getpid(), 9)"
     with monkeypatch.context() as patch:
-        patch.setattr(certificate, "fresh_process", FRESH_PROCESS)
-        patch.setattr(certificate, "FRESH", wait)
-        patch.setattr(certificate, "SILENT", 0.1)
-        patch.setattr(certificate, "LIMIT", 0.2)
+        patch.setattr(reload_check, "fresh_process", FRESH_PROCESS)
+        patch.setattr(reload_check, "FRESH", wait)
+        patch.setattr(reload_check, "SILENT", 0.1)
+        patch.setattr(reload_check, "LIMIT", 0.2)
         trained(checkpoints["bert"], tmp_path / "run")
     reason = "that took more than 0.2 s" if trouble == "late" else "its process was killed by signal 9"
     said = capsys.readouterr().err
@@ -157,7 +157,7 @@ def test_a_run_whose_certificate_could_not_be_had_is_whole_and_certified_later(
 def test_a_process_that_waits_is_ended_when_the_run_is_interrupted(monkeypatch):
     from tests.conftest import FRESH_PROCESS
 
-    monkeypatch.setattr(certificate, "FRESH", "import time; time.sleep(60)")
+    monkeypatch.setattr(reload_check, "FRESH", "import time; time.sleep(60)")
     begun: list[Any] = []
     start = subprocess.Popen
 

@@ -24,7 +24,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 def put(name: str, size: int = 1000, used: float | None = None) -> Path:
     path = cache.cache_folder("encoded") / name
-    with cache.written_aside(path) as aside:
+    with cache.atomic_folder(path) as aside:
         (aside / "file").write_bytes(b"x" * size)
     if used is not None:
         os.utime(path, (used, used))
@@ -119,9 +119,9 @@ def test_what_dead_writers_left_goes_after_a_day_and_what_is_written_now_stays(h
 def test_what_was_used_just_now_is_not_removed_under_its_readers_hands(home, monkeypatch):
     monkeypatch.setenv("HF_SFT_CACHE_BYTES", "1500")
     old = put("old", used=time.time() - 7200)
-    assert cache.is_whole(old)  # somebody is about to read it
+    assert cache.is_intact(old)  # somebody is about to read it
     put("new")
-    assert cache.is_whole(old)
+    assert cache.is_intact(old)
     os.utime(old, (time.time() - 7200,) * 2)
     put("newer")
     assert not old.exists()
@@ -151,5 +151,5 @@ def test_a_full_disk_is_no_mistake_of_the_format(tmp_path, monkeypatch, checkpoi
 
 
 def test_what_goes_wrong_elsewhere_while_the_cache_is_written_is_not_blamed_on_it(home):
-    with pytest.raises(FileNotFoundError, match=r"picture\.png"), cache.written_aside(cache.cache_folder("encoded") / "x"):
+    with pytest.raises(FileNotFoundError, match=r"picture\.png"), cache.atomic_folder(cache.cache_folder("encoded") / "x"):
         Path("picture.png").read_bytes()

@@ -16,7 +16,7 @@ from datasets import Dataset
 
 import hf_sft
 from hf_sft.cli import main
-from hf_sft.models import reload_check as certificate
+from hf_sft.models import reload_check
 from hf_sft.recipe.yaml_reader import read_yaml
 from hf_sft.storage import foreign_code
 from tests import tiny
@@ -347,5 +347,5 @@ def test_consent_is_not_taken_from_the_folder(scene, finished):
     shutil.copytree(finished, scene.run)
     run_model(scene)
     with pytest.raises(hf_sft.CheckpointError, match=r"can't be loaded again(.|\n)*--trust-remote-code"):
-        certificate.begin(scene.run, scene.run, "cpu")()
+        reload_check.start(scene.run, scene.run, "cpu")()
     assert not scene.witness.exists()

@@ -212,9 +212,9 @@ def test_a_lock_that_was_removed_as_it_was_taken_is_taken_again(tmp_path, monkey
         return hold(file)
 
     monkeypatch.setattr(run_folder, "_hold", removed_meanwhile)
-    with run_folder.held(folder, resume=False):
+    with run_folder.lock_run_folder(folder, resume=False):
         assert (folder / "checkpoints" / "lock").read_text().startswith(f"process {os.getpid()}")
-        with pytest.raises(RecipeError, match="another run is at work"), run_folder.held(folder, resume=False):
+        with pytest.raises(RecipeError, match="another run is at work"), run_folder.lock_run_folder(folder, resume=False):
             pass
     assert not folder.exists()
 

@@ -20,7 +20,7 @@ from hf_sft.cli import app
 from hf_sft.evaluation.bootstrap import measure
 from hf_sft.models.checkpoint import Checkpoint
 from hf_sft.models.loading import load_model, load_processor
-from hf_sft.tasks import Writing
+from hf_sft.tasks import GenerationOptions
 from hf_sft.tasks.causal_lm import CausalLm
 from hf_sft.tasks.common.baselines import fit_all
 from hf_sft.tasks.common.packing import Grams, pack
@@ -100,7 +100,7 @@ def test_every_token_of_a_long_document_is_counted_once_with_what_its_window_sho
     encoded = asked.encode(rows[:], processor, None)
     assert max(map(len, encoded["input_ids"])) == 16 and encoded["row"].count(0) > 3
     with torch.no_grad():
-        kept = asked.keep(model, asked.collator(processor)(examples_of(Dataset.from_dict(encoded))))
+        kept = asked.inference_step(model, asked.collator(processor)(examples_of(Dataset.from_dict(encoded))))
     by_row = [[k for k, of in zip(kept, encoded["row"], strict=True) if of == row] for row in range(len(rows))]
     found = asked.answer(by_row, rows, None)
     assert found.tokens.tolist() == [n + 1 for n in (50, 3, 16, 14, 15)]
@@ -243,7 +243,7 @@ def test_prompts_go_on_as_generate_says_and_a_row_without_text_stays_one(checkpo
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     processor = load_processor(Checkpoint(checkpoint=str(tmp_path / "run")))
     prompts = ["the goal", "", " ".join(tiny.WORDS * 3)]
-    answers = hf_sft.predict(tmp_path / "run", prompts, writing=Writing(max_new_tokens=5))
+    answers = hf_sft.predict(tmp_path / "run", prompts, writing=GenerationOptions(max_new_tokens=5))
     for prompt, said in zip(prompts, answers, strict=True):
         if not prompt:
             assert said == {"row": 1, "text": None, "tokens": None, "stopped": None}
@@ -253,14 +253,16 @@ def test_prompts_go_on_as_generate_says_and_a_row_without_text_stays_one(checkpo
         assert said["text"] == processor.decode(wanted[0, ids.shape[1] :], skip_special_tokens=True)
     app(["predict", str(tmp_path / "run"), "the goal", "--max-new-tokens", "5"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out) == answers[0]
-    drawn = [hf_sft.predict(tmp_path / "run", ["a", "the goal"], writing=Writing(8, 5.0, seed)) for seed in (0, 1, 2, 0)]
+    drawn = [
+        hf_sft.predict(tmp_path / "run", ["a", "the goal"], writing=GenerationOptions(8, 5.0, seed)) for seed in (0, 1, 2, 0)
+    ]
     assert len({each[1]["text"] for each in drawn}) > 1 and drawn[0] == drawn[3]
     with pytest.raises(hf_sft.RecipeError, match="64 new tokens leave no room for a prompt"):
-        hf_sft.predict(tmp_path / "run", ["the goal"], writing=Writing(max_new_tokens=64))
+        hf_sft.predict(tmp_path / "run", ["the goal"], writing=GenerationOptions(max_new_tokens=64))
     labelled = tiny.write_rows(tmp_path / "labelled", "single_label_classification")
     hf_sft.train(tiny.recipe(checkpoints["gpt2"], labelled, tmp_path / "other", "head_only"))
     with pytest.raises(hf_sft.RecipeError, match="does not write: it answers with one class"):
-        hf_sft.predict(tmp_path / "other", ["the goal"], writing=Writing())
+        hf_sft.predict(tmp_path / "other", ["the goal"], writing=GenerationOptions())
 
 
 def test_empty_texts_are_named(checkpoints, tmp_path):

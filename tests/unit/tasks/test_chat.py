@@ -19,7 +19,7 @@ from hf_sft.models.checkpoint import Checkpoint
 from hf_sft.models.loading import load_model, load_processor
 from hf_sft.runs.prepare import load_run
 from hf_sft.tasks.common.chat_templates import ChatTemplate
-from hf_sft.tasks.common.generation import Writing
+from hf_sft.tasks.common.generation import GenerationOptions
 from tests import tiny
 from tests.chat_cases import CASES, TALKS, Turns, sentencepiece, tokenizer
 
@@ -268,7 +268,7 @@ def test_a_checkpoint_without_a_template_asks_for_one_and_a_file_is_kept_in_the_
     hf_sft.train({**recipe, "task": {"type": "chat", "chat_template": str(tmp_path / "mine.jinja")}})
     (tmp_path / "mine.jinja").unlink()
     assert hf_sft.load_recipe(tmp_path / "run" / "recipe.yaml").task.model_dump()["chat_template"] == text
-    (first,) = hf_sft.predict(tmp_path / "run", ["the goal"], writing=Writing(5))
+    (first,) = hf_sft.predict(tmp_path / "run", ["the goal"], writing=GenerationOptions(5))
     assert first["tokens"] <= 5
 
 
@@ -277,7 +277,7 @@ def test_a_conversation_that_ends_with_an_answer_is_asked_again_and_known(checkp
     hf_sft.train(tiny.recipe(checkpoints["gpt2"], files, tmp_path / "run", task=tiny.task_of("talks")))
     row = tiny.rows("talks", 1, 201)[0]["messages"]
     asked = [{"messages": row}, {"messages": row[:-1]}, {"messages": None}]
-    whole, cut, none = hf_sft.predict(tmp_path / "run", asked, writing=Writing(6))
+    whole, cut, none = hf_sft.predict(tmp_path / "run", asked, writing=GenerationOptions(6))
     assert whole["reference"] == row[-1]["content"] and cut["reference"] is None and none["text"] is None
     assert whole["text"] == cut["text"]
     with pytest.raises(hf_sft.DataError, match="has two turns of `user` in a row in row\\(s\\) \\[0\\]"):
@@ -289,7 +289,7 @@ def test_a_question_that_the_template_refuses_is_named():
     processor.chat_template = CASES["gemma"].template
     rows = Dataset.from_dict({"messages": [talk_of(TALKS[0]), talk_of(TALKS[3])]})
     with pytest.raises(hf_sft.DataError, match="row 1 can't be answered: it is refused by the chat template: System role"):
-        list(task().complete(Silent(), rows, processor, Writing(10), 1024))
+        list(task().complete(Silent(), rows, processor, GenerationOptions(10), 1024))
 
 
 def test_where_there_is_no_room_the_oldest_turns_are_left_out_and_the_system_s_is_not():
@@ -297,13 +297,13 @@ def test_where_there_is_no_room_the_oldest_turns_are_left_out_and_the_system_s_i
     processor.chat_template = CASES["chatml"].template
     processor.model_max_length = 60
     talk = talk_of([("system", "Be good."), *[("user", "Hello there"), ("assistant", "Hi")] * 5, ("user", "How are you?")])
-    list(task().complete(model, Dataset.from_dict({"messages": [talk]}), processor, Writing(10), 1024))
+    list(task().complete(model, Dataset.from_dict({"messages": [talk]}), processor, GenerationOptions(10), 1024))
     (prompt,) = model.asked
     shown = [talk[0], *talk[-3:]]
     assert len(prompt) <= 50
     assert prompt == processor.apply_chat_template(shown, add_generation_prompt=True, return_dict=False)
     with pytest.raises(hf_sft.RecipeError, match="60 new tokens leave no room"):
-        list(task().complete(model, Dataset.from_dict({"messages": [talk]}), processor, Writing(60), 1024))
+        list(task().complete(model, Dataset.from_dict({"messages": [talk]}), processor, GenerationOptions(60), 1024))
 
 
 class Silent:

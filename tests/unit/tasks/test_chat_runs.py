@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import hf_sft
-from hf_sft.models import reload_check as certificate
+from hf_sft.models import reload_check
 from tests import tiny
 from tests.unit.tasks.tool_call_cases import user
 
@@ -26,10 +26,10 @@ def test_the_certificate_asks_for_a_written_answer(family, problem, method, chec
     said = json.loads((tmp_path / "run" / "probes" / "asked.json").read_text())["written"]
     first = said[-1]
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "suppress_tokens": [first]}))
-    facts = certificate.begin(tmp_path / "run", tmp_path / "run", "cpu")()
+    facts = reload_check.start(tmp_path / "run", tmp_path / "run", "cpu")()
     assert not facts["same_text"] and not facts["within"]
     with pytest.raises(hf_sft.CheckpointError, match="does not write as the model did that was trained"):
-        certificate.require(facts, tmp_path / "run")
+        reload_check.require(facts, tmp_path / "run")
 
 
 def test_an_adapter_that_ends_turns_by_another_token_than_its_base_does_so_by_the_card_s_lines(checkpoints, tmp_path):

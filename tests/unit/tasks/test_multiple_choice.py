@@ -38,7 +38,7 @@ def test_a_row_s_logits_are_those_of_the_model_s_own_shape_and_do_not_depend_on_
     collate = finished.task.collator(finished.processor)
     encoded = encode_rows(rows, finished.task, None, finished.processor)
     with torch.no_grad():
-        together = finished.task.keep(finished.model, collate(encoded.to_list()))
+        together = finished.task.inference_step(finished.model, collate(encoded.to_list()))
     model = AutoModelForMultipleChoice.from_pretrained(run).eval()
     assert {len(logits) for logits in together} == {2, 3, 4}
     for row, logits in zip(rows, together, strict=True):

@@ -182,7 +182,7 @@ def test_the_threshold_is_chosen_by_f1_and_the_note_s_figures_are_f1_s_with_it_a
             for pair, end, null in zip(spans, ends, rng.normal(size=12).round(2), strict=True)
         ]
         asked, _, _ = task(no_answer=True).resolve({"train": rows})
-        tuned, (note,) = asked.tune([(rows.select(range(7)), kept[:7]), (rows.select(range(7, 12)), kept[7:])], None)
+        tuned, (note,) = asked.calibrate([(rows.select(range(7)), kept[:7]), (rows.select(range(7, 12)), kept[7:])], None)
 
         def score(metric: str, threshold: float, asked=asked, kept=kept, rows=rows, texts=texts) -> float:
             found = asked.model_copy(update={"null_threshold": threshold}).answer(kept, rows, None)

@@ -28,7 +28,7 @@ from hf_sft.models.checkpoint import Checkpoint
 from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.models.loading import load_model, load_processor
 from hf_sft.runs.prepare import load_run
-from hf_sft.tasks import Writing
+from hf_sft.tasks import GenerationOptions
 from hf_sft.tasks.seq2seq import Seq2Seq
 from tests import tiny
 
@@ -195,7 +195,7 @@ def test_texts_are_those_of_plain_generate_whatever_stands_beside_them(family, b
     rows = Dataset.from_list(tiny.rows("pairs", 20))
 
     def write(budget: int, **how: Any) -> list[dict[str, Any]]:
-        return list(asked.complete(model, rows, processor, Writing(**how), budget))
+        return list(asked.complete(model, rows, processor, GenerationOptions(**how), budget))
 
     alone = write(1)
     for row, said in zip(rows, alone, strict=True):
@@ -221,7 +221,7 @@ def test_what_a_checkpoint_is_wont_to_write_is_left_out(checkpoints, tmp_path):
     assert kept["min_length"] == kept["no_repeat_ngram_size"] == 0 and kept["num_beams"] == 1 and kept["max_new_tokens"] == 30
     assert kept.get("forced_eos_token_id") is None
     inputs = processor("the match was lost", return_tensors="pt")
-    (said,) = asked.complete(model, Dataset.from_dict({"source": ["the match was lost"]}), processor, Writing(), 1)
+    (said,) = asked.complete(model, Dataset.from_dict({"source": ["the match was lost"]}), processor, GenerationOptions(), 1)
     (ids,) = model.generate(**inputs)[:, 1:].tolist()
     assert said["text"] == processor.decode(ids, skip_special_tokens=True)
 
@@ -334,7 +334,7 @@ def test_mistakes_in_a_recipe_are_named(checkpoints, tmp_path):
     assert "is described by a GPT2Config, and transformers has no AutoModelForSeq2SeqLM for such" in refused("gpt2")
     with pytest.raises(hf_sft.RecipeError, match="90 new tokens are more than the model writes: 63"):
         model, processor, asked = load(checkpoints["bart"], max_target_length=30)
-        asked.complete(model, Dataset.from_dict({"source": ["a"]}), processor, Writing(90), 1)
+        asked.complete(model, Dataset.from_dict({"source": ["a"]}), processor, GenerationOptions(90), 1)
 
 
 def test_letters_that_rouge_does_not_see_are_said():

@@ -10,7 +10,7 @@ import hf_sft
 from hf_sft.block import load_kind
 from hf_sft.tasks.common.chat_templates import ChatTemplate
 from hf_sft.tasks.common.conversations import flaw_of_talk, read_turns
-from hf_sft.tasks.common.generation import Writing
+from hf_sft.tasks.common.generation import GenerationOptions
 from tests import tiny
 from tests.chat_cases import tokenizer
 from tests.unit.tasks.tool_call_cases import TALKS, TOOLS, assistant, call, processor_of, result, user
@@ -208,7 +208,7 @@ def test_a_run_with_tools_is_trained_scored_and_asked(checkpoints, tmp_path):
     }
     report = hf_sft.train(recipe)
     assert report.metrics["test"]["loss"]["value"] > 0
-    answers = hf_sft.predict(tmp_path / "run", made[:2], writing=Writing(3))
+    answers = hf_sft.predict(tmp_path / "run", made[:2], writing=GenerationOptions(3))
     assert [answer["reference"] for answer in answers] == ["the bank", "the goal"]
 
 

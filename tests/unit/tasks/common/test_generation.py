@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_sft.tasks.common.generation import Text, Writing, _cut, read_texts, write_texts
+from hf_sft.tasks.common.generation import GenerationOptions, Text, _cut, read_texts, write_texts
 from tests import processes, tiny
 
 PROMPTS = [[2 + (7 * i + 3 * j) % 36 for j in range(1 + (5 * i) % 13)] for i in range(20)]
@@ -26,7 +26,7 @@ def load(family: str, folder: Path) -> torch.nn.Module:
     return model
 
 
-def write(model: torch.nn.Module, how: Writing, budget: int, prompts: list[list[int]] = PROMPTS) -> list[Text]:
+def write(model: torch.nn.Module, how: GenerationOptions, budget: int, prompts: list[list[int]] = PROMPTS) -> list[Text]:
     return list(write_texts(model, prompts, how, ends=ENDS, pad=1, budget=budget))
 
 
@@ -42,7 +42,7 @@ def test_a_pass_holds_its_prompts_with_all_that_is_written_within_the_budget(bud
     model, ran = load("gpt2", checkpoints["gpt2"]), []
     generate = model.generate
     monkeypatch.setattr(model, "generate", lambda **how: ran.append(how["input_ids"].shape) or generate(**how))
-    write(model, Writing(12), budget)
+    write(model, GenerationOptions(12), budget)
     assert sum(rows for rows, _ in ran) == len(PROMPTS)
     assert all(rows == 1 or rows * (width + 12) <= budget for rows, width in ran) and any(rows > 1 for rows, _ in ran)
 
@@ -63,7 +63,7 @@ def test_prompts_that_run_together_fill_the_budget_and_no_more():
 @pytest.mark.parametrize("family", ["gpt2", *tiny.CAUSAL_FAMILIES])
 def test_texts_are_those_of_plain_generate_and_do_not_depend_on_what_stands_beside_them(family, checkpoints):
     model = load(family, checkpoints[family])
-    found = write(model, Writing(12), budget=1)
+    found = write(model, GenerationOptions(12), budget=1)
     for prompt, text in zip(PROMPTS, found, strict=True):
         ids = torch.tensor([prompt])
         told = {"attention_mask": torch.ones_like(ids), "pad_token_id": 1, "eos_token_id": ENDS}
@@ -71,19 +71,19 @@ def test_texts_are_those_of_plain_generate_and_do_not_depend_on_what_stands_besi
         assert said == [*text.tokens, *said[len(text.tokens) :]] and text.stopped == (said[-1] in ENDS)
         assert len(said) == len(text.tokens) + text.stopped
     assert {text.stopped for text in found} == {True, False}
-    drawn = write(model, Writing(12, 0.7), budget=1)
+    drawn = write(model, GenerationOptions(12, 0.7), budget=1)
     assert drawn != found
     for budget in (60, 100_000):
-        assert write(model, Writing(12), budget) == found
-        assert write(model, Writing(12, 0.7), budget) == drawn
-    assert write(model, Writing(12, 0.7, seed=1), budget=60) != drawn
+        assert write(model, GenerationOptions(12), budget) == found
+        assert write(model, GenerationOptions(12, 0.7), budget) == drawn
+    assert write(model, GenerationOptions(12, 0.7, seed=1), budget=60) != drawn
 
 
 def test_tokens_are_drawn_as_the_model_has_them(checkpoints):
     model, prompt = load("gpt2", checkpoints["gpt2"]), [7, 8, 9]
     with torch.no_grad():
         chances = (model(torch.tensor([prompt])).logits[0, -1] / 2.0).softmax(-1).numpy()
-    texts = list(write_texts(model, [prompt] * 4000, Writing(1, 2.0), ends=[], pad=1, budget=100_000))
+    texts = list(write_texts(model, [prompt] * 4000, GenerationOptions(1, 2.0), ends=[], pad=1, budget=100_000))
     counts = np.bincount([text.tokens[0] for text in texts], minlength=len(chances))
     expected = 4000 * chances
     assert float((((counts - expected) ** 2) / expected).sum()) < 110  # chi-squared with 63 degrees: one in 4,000 is above
@@ -92,7 +92,7 @@ def test_tokens_are_drawn_as_the_model_has_them(checkpoints):
 def write_in_both(checkpoint: str, folder: str) -> None:
     state = PartialState(cpu=True)
     model = load("gpt2", checkpoint)
-    texts = [write(model, Writing(12, heat), budget) for heat in (0.0, 0.7) for budget in (60, 400)]
+    texts = [write(model, GenerationOptions(12, heat), budget) for heat in (0.0, 0.7) for budget in (60, 400)]
     said = [[[*text.tokens, text.stopped] for text in each] for each in texts]
     Path(folder, f"{state.process_index}-of-{state.num_processes}.json").write_text(json.dumps(said))
 
