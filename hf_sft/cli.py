@@ -159,9 +159,9 @@ def predict(
     process.ready()
     if bool(texts) == bool(input):
         raise RecipeError("give texts to answer, or --input with a file (or -), and not both.")
-    asked: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    writing = GenerationOptions(**asked) if asked else None
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    options = {name: value for name, value in options.items() if value is not None}
+    writing = GenerationOptions(**options) if options else None
     files = [text for text in texts or () if path_of(text).is_file() and path_of(text).suffix]
     if files and not (is_finished(run) and load_recipe(run / "recipe.yaml", (), trust_remote_code).task.reads_files):
         raise RecipeError(f"`{files[0]}` is a file here, not a text to answer.  For its rows: --input {files[0]}")
@@ -226,7 +226,7 @@ def publish(
     switches = {"private": private, "report": report, "pull_request": pull_request, "with_base": with_base}
     try:
         published = publish_run(run, repo_id, revision=revision, trust_remote_code=trust_remote_code, **switches)
-        print(for_terminal(published.told))
+        print(for_terminal(published.summary))
     except HubError as error:
         later = say_how(run, repo_id, revision, **switches)
         raise HubError(f"{error}\nThe run is whole in {run}/.  To publish it later:  {later}") from None

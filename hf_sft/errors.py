@@ -25,11 +25,11 @@ class RecipeError(HfSftError):
 
 
 class Diverged(RecipeError):
-    """A training whose numbers are no numbers any more; its checkpoints are kept."""
+    """The loss or a gradient is not finite; the run's checkpoints stay."""
 
 
 class SaveError(HfSftError):
-    """What was trained can't be written where it should be; its checkpoints are kept."""
+    """The run's files can't be written; its checkpoints stay."""
 
 
 class DataError(HfSftError):

@@ -65,9 +65,9 @@ def sum_nats(items: Items, counts: Tensor) -> list[np.ndarray]:
     return sum_by_example(torch.stack([losses, torch.ones_like(losses)], dim=1), counts)
 
 
-def sum_by_example(said: Tensor, counts: Tensor) -> list[np.ndarray]:
-    """Of each example the sums over its items, float32, shape (k,), from what is said of all items, shape (items, k)."""
-    parts = said.double().split(counts.tolist())
+def sum_by_example(values: Tensor, counts: Tensor) -> list[np.ndarray]:
+    """For each example the sums over its items, float32, shape (k,), from values of all items, shape (items, k)."""
+    parts = values.double().split(counts.tolist())
     return list(torch.stack([part.sum(0) for part in parts]).float().cpu().numpy())
 
 

@@ -14,7 +14,7 @@ from hf_sft.tasks import Task
 
 
 class EarlyStopping(Aid):
-    """Stop when `evaluation.best` has not improved for some evaluations; the best checkpoint is kept in any case."""
+    """Stop when `evaluation.best` has not improved for some evaluations; the best checkpoint is saved in any case."""
 
     patience: int = Field(default=3, ge=1)
     """Evaluations without improvement before stopping."""

@@ -115,4 +115,6 @@ class ChoiceAnswers(Judged):
     def mistakes(self, references: np.ndarray) -> list[Mistake]:
         wrong = [int(row) for row in np.flatnonzero(self.choices != references)]
         found = [(row, self.scores[row].max(), self.endings[row], int(references[row]), self.choices[row]) for row in wrong]
-        return [Mistake(row, float(score), endings[true], endings[said]) for row, score, endings, true, said in found]
+        return [
+            Mistake(row, float(score), endings[true], endings[predicted]) for row, score, endings, true, predicted in found
+        ]

@@ -25,7 +25,7 @@ class Mistake:
     scored: str = "with a score of"
     """The words before the score."""
     text: str | None = None
-    """What was asked."""
+    """The model's input."""
     picture: str | None = None
     """The same as a picture, a `data:` address."""
 
@@ -105,8 +105,8 @@ class Chosen(Judged):
     names: tuple[str, ...]
 
     def right(self, references: np.ndarray) -> np.ndarray:
-        said, true = self.chosen(references)
-        right = said == true if said.ndim == 1 else (said == true).all(1)
+        predicted, true = self.chosen(references)
+        right = predicted == true if predicted.ndim == 1 else (predicted == true).all(1)
         return self.sum_by_row(np.stack([right, np.ones(len(right))], axis=1), references)
 
     @abstractmethod

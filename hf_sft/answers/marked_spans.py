@@ -143,14 +143,14 @@ class TextEntityAnswers(EntityAnswers):
         return {"type": kind, "start": start, "end": end, "text": self.texts[row][start:end], "score": round(score, 6)}
 
     def _mistakes_of(self, row: int, reference: Any) -> tuple[str, str, float, str] | None:
-        true, said = {*reference}, {*self.entities[row]}
-        if true == said:
+        true, predicted = {*reference}, {*self.entities[row]}
+        if true == predicted:
             return None
-        wrong = {place for start, end, _ in true ^ said for place in range(start, end)}
+        wrong = {place for start, end, _ in true ^ predicted for place in range(start, end)}
         units = [i for i, (start, end) in enumerate(self.units[row]) if wrong & {*range(start, end)}]
         score = float(self.scores[row].max(-1)[units].sum())
-        first, second = (_mark_spans(self.texts[row], sorted(spans)) for spans in (true, said))
-        return first, second, score, f"{len(true ^ said)} wrong or missing entities, in tags whose scores add up to"
+        first, second = (_mark_spans(self.texts[row], sorted(spans)) for spans in (true, predicted))
+        return first, second, score, f"{len(true ^ predicted)} wrong or missing entities, in tags whose scores add up to"
 
 
 def _mark_spans(text: str, spans: Sequence[Span]) -> str:

@@ -79,18 +79,18 @@ def exact(prediction: str, reference: str) -> float:
 
 def overlap(prediction: str, reference: str) -> float:
     """F1 of the words, or of the characters of scripts without spaces; where one side is empty, whether both are."""
-    said, true = split_words(normalise(prediction)), split_words(normalise(reference))
-    if not said or not true:
-        return float(said == true)
-    same = sum((Counter(said) & Counter(true)).values())
-    return 2 * same / (len(said) + len(true))
+    predicted, true = split_words(normalise(prediction)), split_words(normalise(reference))
+    if not predicted or not true:
+        return float(predicted == true)
+    same = sum((Counter(predicted) & Counter(true)).values())
+    return 2 * same / (len(predicted) + len(true))
 
 
 def find_sentence(question: str, context: str) -> Span:
     """The sentence of a context that shares most words with a question."""
-    asked = _words_of(question)
+    question_words = _words_of(question)
     sentences = [match.span() for match in SENTENCE.finditer(context)] or [(0, len(context))]
-    best = max(sentences, key=lambda span: len(asked & _words_of(context[slice(*span)])))
+    best = max(sentences, key=lambda span: len(question_words & _words_of(context[slice(*span)])))
     return trim(context, *best)
 
 
@@ -171,10 +171,10 @@ class SpanAnswers(Answers):
         return self.texts, [list(known) for known in references]
 
     def as_json(self) -> list[dict[str, Any]]:
-        said = zip(self.texts, self.spans, self.scores, strict=True)
+        answers = zip(self.texts, self.spans, self.scores, strict=True)
         return [
             {"answer": text, "start": span and span[0], "end": span and span[1], "score": round(float(score), 6)}
-            for text, span, score in said
+            for text, span, score in answers
         ]
 
     def mistakes(self, references: np.ndarray) -> list[Mistake]:
@@ -182,10 +182,10 @@ class SpanAnswers(Answers):
         found = []
         for row in np.flatnonzero(self.compare(references)[:, 0] == 0):
             context, span, known = self.contexts[row], self.spans[row], references[row]
-            said = "(no answer)" if span is None else _show(context, span)
+            predicted = "(no answer)" if span is None else _show(context, span)
             start = context.find(known[0]) if known else -1
             true = _show(context, (start, start + len(known[0]))) if start >= 0 else "(no answer)" if not known else known[0]
-            found.append(Mistake(int(row), float(self.scores[row]), true, said))
+            found.append(Mistake(int(row), float(self.scores[row]), true, predicted))
         return found
 
 

@@ -182,9 +182,9 @@ class TagAnswers(Chosen):
         if not wrong.any():
             return None
         named = (self.read_tags(reference), self.read_tags(self.choices[row]))
-        true, said = (self._mark(self.words[row], tags, wrong) for tags in named)
+        true, predicted = (self._mark(self.words[row], tags, wrong) for tags in named)
         score = float(self.scores[row].max(-1)[wrong].sum())
-        return true, said, score, f"{int(wrong.sum())} wrong tag(s), whose scores add up to"
+        return true, predicted, score, f"{int(wrong.sum())} wrong tag(s), whose scores add up to"
 
     def _mark(self, words: list[str], tags: list[str], wrong: np.ndarray) -> str:
         """The sentence, with a tag at each word where the two taggings differ."""
@@ -228,8 +228,8 @@ class EntityAnswers(TagAnswers):
     def confusions(self, references: np.ndarray) -> Counter[tuple[str | None, str | None]]:
         """Entities of the same words by their types; an entity that is missing, or too much, is taken for None."""
         pairs: Counter[tuple[str | None, str | None]] = Counter()
-        for true, said in zip(self.referred(references), self.entities, strict=True):
-            types = [{(start, end): kind for start, end, kind in spans} for spans in (true, said)]
+        for true, predicted in zip(self.referred(references), self.entities, strict=True):
+            types = [{(start, end): kind for start, end, kind in spans} for spans in (true, predicted)]
             pairs.update((types[0].get(place), types[1].get(place)) for place in {*types[0], *types[1]})
         return pairs
 

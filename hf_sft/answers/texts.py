@@ -13,7 +13,7 @@ from hf_sft.answers.likelihoods import Likelihoods
 ROUGE = ("rouge1", "rouge2", "rougeL")
 """The names of rouge-score."""
 KEPT = 8192
-"""Pairs of texts whose comparison is kept: rows are scored once more among those that train has not, and as mistakes."""
+"""Size of the cache of comparisons: a row is scored again among the unseen rows, and as a mistake."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class WrittenAnswers(Likelihoods):
         return self.texts.tolist(), references.tolist()
 
     def as_json(self) -> list[dict[str, Any]]:
-        said = zip(self.texts, self.sums.tolist(), strict=True)
-        return [{"text": text, "loss": nats / max(1, count), "tokens": int(count)} for text, (nats, count) in said]
+        pairs = zip(self.texts, self.sums.tolist(), strict=True)
+        return [{"text": text, "loss": nats / max(1, count), "tokens": int(count)} for text, (nats, count) in pairs]
 
     def mistakes(self, references: np.ndarray) -> list[Mistake]:
         """All texts that are not their references, by how few of those' letters they have in common."""

@@ -80,9 +80,9 @@ def _precision(training: Training, device: str) -> str:
         raise RecipeError("`training.bf16` and `training.fp16` can't both be true.  Keep one of them.")
     if training.bf16 or training.fp16:
         return "bf16" if training.bf16 else "fp16"
-    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if training.bf16 is None and (told == "bf16" or (told == "fp16" and training.fp16 is None)):
-        return told
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if training.bf16 is None and (launched == "bf16" or (launched == "fp16" and training.fp16 is None)):
+        return launched
     return "bf16" if training.bf16 is None and _has_native_bf16(device) else "fp32"
 
 

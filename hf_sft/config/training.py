@@ -113,7 +113,7 @@ class Training(Block):
     eval_steps: float | None = Field(default=None, gt=0)
     """Steps between two evaluations, for `eval_strategy: steps`; below 1, a share of all steps."""
     save_total_limit: int = Field(default=2, ge=1)
-    """Checkpoints kept while training, beside the best."""
+    """Number of checkpoints on disk during training, beside the best."""
     save_minutes: float = Field(default=15.0, gt=0)
     """Minutes after which a checkpoint is written, where no evaluation writes one before."""
     max_skipped_steps: int = Field(default=0, ge=0)
@@ -127,7 +127,7 @@ class Training(Block):
     bf16: bool | None = None
     """Autocast to bfloat16; by the machine when not given."""
     fp16: bool | None = None
-    """Autocast to float16; only when asked for."""
+    """Autocast to float16; never by default."""
     tf32: bool | None = None
     """TensorFloat-32 matrix products on Nvidia GPUs."""
     activation_checkpointing: bool = False
@@ -158,5 +158,5 @@ class Training(Block):
 
     def with_defaults(self, defaults: dict[str, Any]) -> "Training":
         """This block with a method's defaults where the recipe says nothing."""
-        said = {name: getattr(self, name) for name in self.model_fields_set}
-        return Training.model_validate({**defaults, **said})
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return Training.model_validate({**defaults, **given})

@@ -41,12 +41,12 @@ def encode_rows(rows: Dataset, task: Task, labels: Labels | None, processor: Any
             examples |= _count_unknown(examples, unknown, "tokens" in task.writes)
         return {"cost": tokens, "items": [1] * count, "truncated": [False] * count, **examples, "row": of_row}
 
-    asked, unknown = _select(rows, task), _unknown_id(processor)
-    encoded = asked.map(
+    columns_read, unknown = _select(rows, task), _unknown_id(processor)
+    encoded = columns_read.map(
         encode,
         batched=True,
         with_indices=True,
-        remove_columns=asked.column_names,
+        remove_columns=columns_read.column_names,
         load_from_cache_file=False,
         keep_in_memory=True,
         new_fingerprint=generate_random_fingerprint(),  # what is not cached needs no key, which would take 0.3 s
@@ -93,7 +93,7 @@ def _select(rows: Dataset, task: Task) -> Dataset:
 
 
 def encode_blocks(rows: Dataset, task: Task, labels: Labels | None, processor: Any) -> Iterator[Block]:
-    """Rows with their examples, a block at a time, each encoded when it is asked for. Not cached."""
+    """Rows with their examples, block by block; a block is encoded when it is read. Not cached."""
     for start in range(0, len(rows), BLOCK):
         block = rows.select(range(start, min(start + BLOCK, len(rows))))
         yield read_examples(block, task, labels, processor), range(len(block))
@@ -115,9 +115,9 @@ def encode_splits(splits: Splits, processor: Any, few: int | None = None) -> dic
     for name, rows in splits.rows.items():
         rows = rows if few is None else rows.select(range(min(few, len(rows))))
         joined = name == "train" and splits.task.joins()
-        asked = _select(rows, splits.task)
-        known = few is None and {*asked.column_names} == {*rows.column_names}
-        of_rows = splits.fingerprints[name] if known else hash_rows(asked)
+        columns_read = _select(rows, splits.task)
+        known = few is None and {*columns_read.column_names} == {*rows.column_names}
+        of_rows = splits.fingerprints[name] if known else hash_rows(columns_read)
         folder = cache_folder("encoded") / digest(of_rows, how, f"joined: {joined}")
 
         def make(aside: Path, rows: Dataset = rows, name: str = name, joined: bool = joined) -> None:
@@ -159,10 +159,10 @@ def _refuse_unknown(encoded: Dataset, split: str) -> None:
 
 
 def _require_items(encoded: Dataset, count: int, split: str, task: Task) -> None:
-    """Refuse rows that show the model nothing, or of which nothing is asked where the task needs that. Raises `DataError`."""
-    said = np.bincount(encoded["row"][:], weights=encoded["items"][:], minlength=count)
+    """Raises `DataError` for rows without tokens, and for rows without any loss token if the task needs one."""
+    num_items = np.bincount(encoded["row"][:], weights=encoded["items"][:], minlength=count)
     empty = np.flatnonzero(np.bincount(encoded["row"][:], weights=encoded["cost"][:], minlength=count) == 0).tolist()
-    silent = np.flatnonzero(said <= 0).tolist() if task.no_loss_message is not None else []
+    silent = np.flatnonzero(num_items <= 0).tolist() if task.no_loss_message is not None else []
     if "silent" in encoded.column_names:
         cut = [row for row, is_so in zip(encoded["row"][:], encoded["silent"][:], strict=True) if is_so]
         if len(cut) > task.silent_share * count:

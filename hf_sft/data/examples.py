@@ -138,7 +138,7 @@ class Examples(TorchDataset):
 
     def remarks(self, rows: str) -> list[str]:
         """What of them the model is not shown, for people; `rows` is what to call them."""
-        said = {
+        phrases = {
             "truncated": "are longer than the model is shown, and are cut",
             "lost": "have an answer that no window holds whole",
             "shortened": "have a longer target than the model learns to write, and are learned up to there",
@@ -148,12 +148,12 @@ class Examples(TorchDataset):
             "spelled": "spell control tokens, which stay text",
             "slid": "are longer than the model takes, and are scored with a sliding context",
         }
-        counts = {what: self.count_rows(what) for what in said}
-        told = [f"{count} of {len(self.rows)} {rows} {said[what]}." for what, count in counts.items() if count]
+        counts = {what: self.count_rows(what) for what in phrases}
+        found = [f"{count} of {len(self.rows)} {rows} {phrases[what]}." for what, count in counts.items() if count]
         if "unknown" in self.encoded.column_names and (unknown := sum(self.encoded["unknown"][:])):
             total = int(self.encoded_tokens)
-            told.append(f"{unknown:,} of {total:,} tokens ({unknown / total:.1%}) of {rows} are unknown to the tokenizer.")
-        return told
+            found.append(f"{unknown:,} of {total:,} tokens ({unknown / total:.1%}) of {rows} are unknown to the tokenizer.")
+        return found
 
     @property
     def encoded_tokens(self) -> int:
@@ -168,7 +168,7 @@ class Examples(TorchDataset):
         return self.collate(micro_batch.places, micro_batch.draw), micro_batch
 
     def collate(self, places: tuple[int, ...], draw: tuple[int, ...] = ()) -> Batch:
-        """The batch of some examples; each is told by what to draw, if it is to be."""
+        """The batch of some examples, each with its key for random draws if the task draws."""
         examples = self.take(places)
         return self.collate_examples([{**example, "draw": draw} for example in examples] if draw else examples)
 

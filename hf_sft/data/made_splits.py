@@ -44,15 +44,16 @@ def make_splits(
         absent = "since the data set's has no labels" if lacks else "since the data set has no such split"
         how = "as the recipe says" if name in source.splits and not lacks else absent
         notes.append(f"split `{name}` is {share:g} of train, {how}: {held_out}.")
-    kept = share_of(source.splits.get("train", "train"))
-    if kept is not None and not 0 < kept <= 1:
-        raise DataError(f"`data.splits.train` must be a split's name or a fraction between 0 and 1; got {kept!r}.")
+    train_share = share_of(source.splits.get("train", "train"))
+    if train_share is not None and not 0 < train_share <= 1:
+        raise DataError(f"`data.splits.train` must be a split's name or a fraction between 0 and 1; got {train_share!r}.")
     held = sum(fractions.values())
-    if held + (kept or 0) > 1 + 1e-9 or held > 1 - 1e-9:
+    if held + (train_share or 0) > 1 + 1e-9 or held > 1 - 1e-9:
         raise DataError(
-            f"the fractions of `data.splits` add up to {held + (kept or 0):g}; expected at most 1, with rows left to train on."
+            f"the fractions of `data.splits` add up to {held + (train_share or 0):g}; expected at most 1, with rows left to "
+            "train on."
         )
-    unused = 0.0 if kept is None else max(0.0, round(1 - kept - held, 9))
+    unused = 0.0 if train_share is None else max(0.0, round(1 - train_share - held, 9))
     if unused:
         fractions["unused"] = unused
         notes.append(f"the fractions of `data.splits` add up to {1 - unused:g}: {unused:g} of train is not used.")

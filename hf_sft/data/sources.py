@@ -196,7 +196,7 @@ def _name_kind(source: DataSource) -> DataSource:
 
 
 def _pin(source: DataSource) -> DataSource:
-    """A Hub data set with the commit that its revision stands for now; as it was, where the Hub can't be asked."""
+    """A Hub data set, pinned to the commit of its revision; unchanged if the Hub is not reachable."""
     if source.dataset in FILES or source.data_files or source.data_dir:
         return source
     return source.model_copy(update={"revision": find_commit(source.dataset, source.revision, "dataset")})

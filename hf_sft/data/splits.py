@@ -23,7 +23,7 @@ from hf_sft.tasks.common.classification import Labelled
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows by split, with the task as the data resolved it, its classes, and what is to be said aloud."""
+    """Rows by split, the task with the fields that the data filled in, its classes, and notes for the user."""
 
     rows: dict[str, Dataset]
     source: DataSource
@@ -60,11 +60,11 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     for name, rows in loaded.items():
         extra = ("keep", "group", "stratify") if name == "train" else ("keep",)
         _require_columns(rows, name, task, source, extra, unlabelled=lacking and name == "test")
-    kept = {name: _keep(rows, source, name) for name, rows in loaded.items()}
-    notes += [_count_kept(rows, loaded[name], name) for name, rows in kept.items() if source.keep is not None]
-    kept, changed = _read_labels(kept, task, None, source)
+    left = {name: _keep(rows, source, name) for name, rows in loaded.items()}
+    notes += [_count_left(rows, loaded[name], name) for name, rows in left.items() if source.keep is not None]
+    left, changed = _read_labels(left, task, None, source)
     notes += changed
-    loaded = {name: task.divide(task.read(rows, folder_of(source))) for name, rows in kept.items()}
+    loaded = {name: task.divide(task.read(rows, folder_of(source))) for name, rows in left.items()}
     unlabelled = loaded.pop("test") if _lacks_labels(loaded.get("test"), task) else None
     if unlabelled is not None:
         beside = [column for column in task.optional_columns() if column in unlabelled.column_names]
@@ -101,13 +101,13 @@ def load_rows(source: DataSource, task: Task, labels: Labels | None, split: str 
     brought, _, notes = load_source(source, task.input_columns(), _columns_read(source, task))
     name = split or ("test" if "test" in brought else next(iter(brought)))
     if name not in brought or (split is None and name != "test" and len(brought) > 1):
-        asked = f"has no split `{split}`" if split else "has several splits, none of them called `test`"
-        raise DataError(f"data set `{source.dataset}` {asked}.\n  It has: {', '.join(brought)}.  Say which: --split NAME.")
+        problem = f"has no split `{split}`" if split else "has several splits, none of them called `test`"
+        raise DataError(f"data set `{source.dataset}` {problem}.\n  It has: {', '.join(brought)}.  Say which: --split NAME.")
     _require_columns(brought[name], name, task, source, ("keep",))
-    kept = _keep(brought[name], source, name)
+    left = _keep(brought[name], source, name)
     if source.keep is not None:
-        notes.append(_count_kept(kept, brought[name], name))
-    read, changed = _read_labels({name: kept}, task, labels, source)
+        notes.append(_count_left(left, brought[name], name))
+    read, changed = _read_labels({name: left}, task, labels, source)
     rows = _name_classes(task.divide(task.read(read[name], folder_of(source))), task)
     valid, dropped = _without_invalid({name: rows}, task, labels, source.drop_invalid)
     return name, valid[name], [*notes, *changed, *dropped]
@@ -176,8 +176,8 @@ def _lacks_labels(rows: Dataset | None, task: Task) -> bool:
 def _require_columns(
     rows: Dataset, split: str, task: Task, source: DataSource, extra: tuple[str, ...], unlabelled: bool = False
 ) -> None:
-    asked = {} if unlabelled else task.columns()  # rows are unlabelled that have all inputs, and no answer
-    named = [(f"task.{field}", column) for field, columns in asked.items() for column in columns]
+    wanted = {} if unlabelled else task.columns()  # rows are unlabelled that have all inputs, and no answer
+    named = [(f"task.{field}", column) for field, columns in wanted.items() for column in columns]
     named += [(f"data.{field}", column) for field in extra if (column := getattr(source, field))]
     problems = []
     for where, column in named:
@@ -202,14 +202,14 @@ def _keep(rows: Dataset, source: DataSource, split: str) -> Dataset:
             f"`data.keep` names column `{source.keep}`, which holds {', '.join(sorted(odd)[:5])} in split `{split}`.\n"
             "  Expected true and false, or 1 and 0, in every row."
         )
-    kept = rows.select(np.flatnonzero(np.array(values, dtype=bool)))
-    if not len(kept):
+    left = rows.select(np.flatnonzero(np.array(values, dtype=bool)))
+    if not len(left):
         raise DataError(f"split `{split}` has no rows left: `data.keep` (column `{source.keep}`) is false in all {len(rows)}.")
-    return kept
+    return left
 
 
-def _count_kept(kept: Dataset, rows: Dataset, split: str) -> str:
-    return f"`data.keep` left {len(kept)} of {len(rows)} rows of split `{split}`."
+def _count_left(left: Dataset, rows: Dataset, split: str) -> str:
+    return f"`data.keep` left {len(left)} of {len(rows)} rows of split `{split}`."
 
 
 def _name_classes(rows: Dataset, task: Task, stratify: str | None = None) -> Dataset:
@@ -237,13 +237,13 @@ def _find_seen(rows: dict[str, Dataset], brought: list[str], task: Task) -> tupl
     In splits that were made there are none: equal inputs stand on one side. With notes.
     """
     seen = {name: np.array([], dtype=np.int64) for name in SPLITS[1:]}
-    if not (asked := [name for name in seen if name in brought]):
+    if not (wanted := [name for name in seen if name in brought]):
         return seen, []
     notes = []
     labels_of: dict[str, set] = {}
     for each, reference in zip(task.identities(rows["train"]), task.references(rows["train"]), strict=True):
         labels_of.setdefault(each, set()).add(str(reference))
-    for name in asked:
+    for name in wanted:
         inputs, references = task.identities(rows[name]), task.references(rows[name])
         places = [i for i, each in enumerate(inputs) if each in labels_of]
         seen[name] = np.array(places, dtype=np.int64)
@@ -260,7 +260,7 @@ def _find_seen(rows: dict[str, Dataset], brought: list[str], task: Task) -> tupl
 def _without_invalid(
     rows: dict[str, Dataset], task: Task, labels: Labels | None, drop: bool
 ) -> tuple[dict[str, Dataset], list[str]]:
-    problems, kept, notes = [], {}, []
+    problems, valid, notes = [], {}, []
     for name, split in rows.items():
         invalid = task.invalid_rows(split, labels)
         listed = [f"{what} in {len(places)} row(s) of split `{name}`: {list_few(places)}" for what, places in invalid.items()]
@@ -270,9 +270,9 @@ def _without_invalid(
             if len(bad) == len(split):
                 raise DataError("\n  ".join([f"split `{name}` has no rows left: none can be learned from.", *listed[:5]]))
             notes.append(f"{len(bad)} of {len(split)} rows of split `{name}` can't be learned from and were dropped.")
-        kept[name] = split.select([i for i in range(len(split)) if i not in bad]) if bad else split
+        valid[name] = split.select([i for i in range(len(split)) if i not in bad]) if bad else split
     if problems and not drop:
         shown = [*problems[:20], *([f"… and {len(problems) - 20} more"] if len(problems) > 20 else [])]
         shown[0] = shown[0][0].upper() + shown[0][1:]
         raise DataError("\n  ".join([*shown, "Mend the rows, or leave them out with `data.drop_invalid=true`."]))
-    return kept, notes
+    return valid, notes

@@ -38,12 +38,12 @@ def read_squad(paths: Sequence[str], encoding: str | None) -> Dataset | None:
 
 def _read_article(article: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for paragraph in article.get("paragraphs", ()):
-        for asked in paragraph.get("qas", ()):
-            known = [] if asked.get("is_impossible") else asked.get("answers") or []
+        for question in paragraph.get("qas", ()):
+            known = [] if question.get("is_impossible") else question.get("answers") or []
             yield {
-                "id": str(asked.get("id", "")),
+                "id": str(question.get("id", "")),
                 "title": article.get("title"),
                 "context": paragraph.get("context"),
-                "question": asked.get("question"),
+                "question": question.get("question"),
                 "answers": {name: [each.get(name) for each in known] for name in ("text", "answer_start")},
             }

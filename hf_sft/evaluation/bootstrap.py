@@ -56,10 +56,10 @@ def draw_weights(start: int, stop: int, seed: int = 0) -> np.ndarray:
 
 
 class MetricAccumulator:
-    """Metrics of rows that come a block at a time: what is kept are sums, and all answers only for metrics of ranks.
+    """Metrics of rows that come block by block. It stores sums; all answers only for metrics of ranks.
 
     Values are nan where a metric is undefined, on no rows, or when an answer is not finite. A metric's value does not depend
-    on which others are asked for, nor on how the rows are cut into blocks.
+    on the other metrics, nor on how the rows are cut into blocks.
     """
 
     def __init__(self, names: Iterable[str], kind: type[Answers]):

@@ -43,19 +43,19 @@ class Evaluation:
     unseen: dict[str, Score] = field(default_factory=dict)
     """The scores on the rows whose text train does not have, where it has some of them and not all."""
     notes: tuple[str, ...] = ()
-    """What is to be said beside the scores: which rows they are of, baselines that could not be fitted."""
+    """Notes beside the scores: which rows were scored, which baselines could not be fitted."""
 
     def facts(self) -> dict[str, Any]:
         """What report.json says of the split."""
-        said: dict[str, Any] = {"metrics": {self.split: _plain(self.scores)}}
+        facts: dict[str, Any] = {"metrics": {self.split: _plain(self.scores)}}
         if self.unseen:
-            said["unseen"] = {self.split: _plain(self.unseen)}
+            facts["unseen"] = {self.split: _plain(self.unseen)}
         for part in ("baselines", "gaps"):
-            said[part] = {name: {self.split: _plain(scores)} for name, scores in getattr(self, part).items()}
+            facts[part] = {name: {self.split: _plain(scores)} for name, scores in getattr(self, part).items()}
         if self.per_class:
-            said["per_class"] = {self.split: self.per_class}
-            said["confusions"] = {self.split: self.confusions[:MOST_CONFUSIONS]}
-        return said
+            facts["per_class"] = {self.split: self.per_class}
+            facts["confusions"] = {self.split: self.confusions[:MOST_CONFUSIONS]}
+        return facts
 
 
 def _plain(scores: dict[str, Score]) -> dict[str, dict[str, float]]:
@@ -160,11 +160,11 @@ def worst(mistakes: Iterable[Mistake]) -> list[Mistake]:
 
 
 def _shown(mistakes: list[Mistake], start: int, rows: Dataset, task: Task) -> list[Mistake]:
-    """Mistakes of a block of rows, the first of which has the number `start`, with what was asked."""
-    asked = rows.select([mistake.row for mistake in mistakes])
+    """Mistakes of a block of rows, the first of which is row `start`, with their inputs."""
+    wrong_rows = rows.select([mistake.row for mistake in mistakes])
     return [
         replace(mistake, row=start + mistake.row, text=text, picture=picture)
-        for mistake, text, picture in zip(mistakes, task.texts(asked), task.pictures(asked), strict=True)
+        for mistake, text, picture in zip(mistakes, task.texts(wrong_rows), task.pictures(wrong_rows), strict=True)
     ]
 
 
@@ -183,8 +183,8 @@ def _by_class(
         answered[prediction] += count
     table = []
     for name in classes:
-        hits, said, true = pairs[name, name], answered[name], referred[name]
-        rates = {"precision": (hits, said), "recall": (hits, true), "f1": (2 * hits, said + true)}
+        hits, predicted, true = pairs[name, name], answered[name], referred[name]
+        rates = {"precision": (hits, predicted), "recall": (hits, true), "f1": (2 * hits, predicted + true)}
         table.append({"label": name, **{rate: a / b if b else 0.0 for rate, (a, b) in rates.items()}, counted: true})
     places = {name: place for place, name in enumerate((*classes, None))}
     wrong = sorted((pair for pair in pairs if pair[0] != pair[1]), key=lambda pair: (-pairs[pair], *map(places.get, pair)))

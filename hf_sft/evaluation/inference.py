@@ -31,7 +31,7 @@ def writer(task: Task, processor: Any, machine: Machine) -> Write | None:
 
     def write(model: Any, rows: Dataset) -> Iterator[str]:
         return (
-            said["text"] for said in task.complete(model, rows, processor, GenerationOptions(), machine.micro_batch_tokens)
+            answer["text"] for answer in task.complete(model, rows, processor, GenerationOptions(), machine.micro_batch_tokens)
         )
 
     return write
@@ -57,10 +57,10 @@ def run_blocks(
             mine: list[tuple[int, np.ndarray]] = []
             with evaluating(model, machine):
                 for micro_batch in shares[state.process_index]:
-                    kept = keep(model, to_device(examples.collate(micro_batch.places), state.device))
+                    outputs = keep(model, to_device(examples.collate(micro_batch.places), state.device))
                     if micro_batch.counts:
-                        mine.extend(zip(micro_batch.places, kept, strict=True))
-                        bar.update(len(kept))
+                        mine.extend(zip(micro_batch.places, outputs, strict=True))
+                        bar.update(len(outputs))
             by_place = dict(gather_object(mine))
             chosen, of_rows = examples.rows.select(rows), [[by_place[i] for i in range(*each)] for each in pairwise(ends)]
             if write is not None:
@@ -88,7 +88,7 @@ def answer_blocks(
 ) -> Iterator[tuple[int, Dataset, Answers]]:
     """Of each block the number of its first row, its rows, and their answers; on the main process alone."""
     start = 0
-    for rows, kept in ran:
+    for rows, outputs in ran:
         if PartialState().is_main_process:
-            yield start, rows, task.answer(kept, rows, labels)
+            yield start, rows, task.answer(outputs, rows, labels)
         start += len(rows)

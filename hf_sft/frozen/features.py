@@ -64,8 +64,8 @@ class FeatureExamples(Examples):
         self.features = features
         self.costs = np.ones(len(features), dtype=np.int64)
         inputs = {"input_ids", "token_type_ids"} & set(examples.encoded.column_names)
-        kept = self._columns.remove_columns([n for n in self._columns.column_names if n in inputs - {"input_ids"}])
-        self._rows = [_with_one_token(row, inputs) for row in kept.to_list()]
+        without_inputs = self._columns.remove_columns([n for n in self._columns.column_names if n in inputs - {"input_ids"}])
+        self._rows = [_with_one_token(row, inputs) for row in without_inputs.to_list()]
 
     def take(self, places: tuple[int, ...]) -> list[dict[str, Any]]:
         return [self._rows[place] for place in places]
@@ -202,7 +202,7 @@ def _run_body(loaded: LoadedModel, examples: Examples, items: ItemsOf, machine: 
     stored: np.ndarray | None = None
     for micro_batch in tqdm(mine, desc="the body, once", disable=machine.quiet, leave=False):
         vectors = _read_vectors(loaded, to_device(examples.collate(micro_batch.places), state.device), items, machine)
-        assert vectors is not None, "the head reads several positions of some rows, and one of those it was asked about"
+        assert vectors is not None, "the head reads several positions of some rows, and one of those was read"
         if stored is None:
             stored = np.zeros((len(examples), *vectors.shape[1:]), dtype=np.float32)
         if micro_batch.counts:

@@ -25,7 +25,7 @@ from hf_sft.tasks import Batch
 LIMIT = 4 * 2**30
 """Bytes of stored states, at most; with more, the layers run in each epoch."""
 KEY = "stored_states"
-"""Under which name a batch holds them; the model is told apart, and never sees it."""
+"""Key of the hidden states in a batch; the model's forward never gets it."""
 
 
 class LayerStub(nn.Module):

@@ -1,4 +1,4 @@
-"""Publishing a run: asked for before training, certified before and after, in one commit."""
+"""Publish a run in one commit. Rights are checked before training; the saved model is checked before and after the upload."""
 
 import fnmatch
 import json
@@ -49,7 +49,7 @@ class Published:
     """How the model that was pulled back by its commit answers the probes; None for a run that has none."""
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """A line for people."""
         again = self.certificate and f"; pulled back, it answers {self.certificate['rows']} rows of test as it did here"
         return f"published: {self.address}{again or ''}"
@@ -98,8 +98,8 @@ def publish(
         # A commit whose answer was lost is there, and is not made twice; a pull request would be.
         made = with_retries(push, though_lost=not pull_request)
     address = made.pr_url or made.commit_url
-    told = f"it is published ({address}), but could not be pulled back: "
-    with tempfile.TemporaryDirectory() as empty, explained(repo_id, told):
+    failure = f"it is published ({address}), but could not be pulled back: "
+    with tempfile.TemporaryDirectory() as empty, explained(repo_id, failure):
         pulled = with_retries(lambda: snapshot_download(repo_id, revision=made.oid, cache_dir=empty))
         return Published(address, made.oid, _certify(Path(pulled), folder, trust_remote_code))
 

@@ -1,4 +1,4 @@
-"""Trouble on the way to the Hub: what passes is waited for; the rest is said in words, with what to do, and without tokens."""
+"""Errors of the Hub: passing ones are retried; others become a message that says what to do and holds no token."""
 
 import contextlib
 import time
@@ -35,10 +35,10 @@ def with_retries(call: Callable[[], T], though_lost: bool = True) -> T:
             with environment(XET), _timeout(SILENCE):
                 return call()
         except (OSError, RuntimeError, httpx2.HTTPError) as error:
-            asked = _passes(error, though_lost)
-            if pause is None or asked is None or time.monotonic() - started + max(pause, asked) > PATIENCE:
+            wait = _passes(error, though_lost)
+            if pause is None or wait is None or time.monotonic() - started + max(pause, wait) > PATIENCE:
                 raise
-            time.sleep(max(pause, asked))
+            time.sleep(max(pause, wait))
     raise AssertionError
 
 
@@ -59,9 +59,9 @@ def _passes(error: BaseException, though_lost: bool) -> float | None:
         if isinstance(each, OfflineModeIsEnabled):
             return None
         if isinstance(each, HfHubHTTPError):
-            asked = each.response.headers.get("Retry-After", "0")
+            wait = each.response.headers.get("Retry-After", "0")
             passing = each.response.status_code in PASSING
-            return (float(asked) if asked.isdecimal() else 0.0) if passing else None
+            return (float(wait) if wait.isdecimal() else 0.0) if passing else None
         if isinstance(each, httpx2.TransportError | ConnectionError):
             return 0.0 if though_lost or isinstance(each, httpx2.ConnectError) else None
     return None
@@ -89,8 +89,8 @@ def _explain(error: BaseException, repo_id: str) -> str:
         if isinstance(each, OfflineModeIsEnabled):
             return "the Hub is switched off (HF_HUB_OFFLINE).  Unset it to publish."
         if isinstance(each, HfHubHTTPError):
-            status, said = each.response.status_code, each.server_message or (str(each).strip().splitlines() or [""])[-1]
-            return f"{where} says {status} ({said}): {_advice(status, repo_id)}"
+            status, reason = each.response.status_code, each.server_message or (str(each).strip().splitlines() or [""])[-1]
+            return f"{where} says {status} ({reason}): {_advice(status, repo_id)}"
         if isinstance(each, httpx2.HTTPError | ConnectionError):
             return f"{where} can't be reached, or stopped answering ({type(each).__name__}: {each}).  Try again later."
     return first_line(error)

@@ -49,7 +49,7 @@ def sent_meanwhile(
 
 
 class CheckpointSender:
-    """One checkpoint at a time, in a thread of its own; of those that come meanwhile only the newest is kept."""
+    """One checkpoint at a time, in a thread of its own; of those that are written meanwhile only the newest is sent."""
 
     def __init__(self, repo_id: str, private: bool):
         self.repo_id, self.private = repo_id, private
@@ -62,15 +62,15 @@ class CheckpointSender:
     def take(self, title: str, checkpoint: Path) -> None:
         """Keep a checkpoint, linked so that it outlives its folder, and have it sent when its turn comes."""
         try:
-            kept = Path(tempfile.mkdtemp(prefix=SENDING, dir=checkpoint.parent.parent)) / checkpoint.name
-            shutil.copytree(checkpoint, kept, copy_function=os.link)
+            copy = Path(tempfile.mkdtemp(prefix=SENDING, dir=checkpoint.parent.parent)) / checkpoint.name
+            shutil.copytree(checkpoint, copy, copy_function=os.link)
         except OSError as error:  # a disk that is full, or knows no links: the training goes on
             self._failed = error
             return
         with self._lock:
             if self._newest:
                 shutil.rmtree(self._newest[1].parent, ignore_errors=True)
-            self._newest = (title, kept)
+            self._newest = (title, copy)
             if not self._busy:
                 self._busy, self._sending = True, self._worker.submit(self._send)
 
@@ -89,18 +89,18 @@ class CheckpointSender:
                 if self._newest is None:
                     self._busy = False
                     return
-                (title, kept), self._newest = self._newest, None
+                (title, copy), self._newest = self._newest, None
             try:
                 with explained(self.repo_id):
                     make_room(api, self.repo_id, self.private, BRANCH)
-                    files = [(path.relative_to(kept).as_posix(), path) for path in kept.rglob("*") if path.is_file()]
+                    files = [(path.relative_to(copy).as_posix(), path) for path in copy.rglob("*") if path.is_file()]
                     send = partial(api.create_commit, self.repo_id, commit_message=title, revision=BRANCH)
                     with_retries(lambda: send(operations=[CommitOperationAdd(name, path) for name, path in files]))  # noqa: B023
                 self._failed = None
-            except Exception as error:  # whatever it is, the training goes on, and it is said at the end
+            except Exception as error:  # any error: the training goes on, and the error is shown at the end
                 self._failed = error
             finally:
-                shutil.rmtree(kept.parent, ignore_errors=True)
+                shutil.rmtree(copy.parent, ignore_errors=True)
 
 
 def _list_bars_apart() -> None:

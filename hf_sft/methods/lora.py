@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora_plus": {},
     "pissa": {"init_lora_weights": "pissa"},
 }
-"""What PEFT is told of each."""
+"""Fields of `LoraConfig` for each variant."""
 FASTER = 16.0
 """LoRA+: the rate of the factor that begins at zero, over that of the other, as its authors advise."""
 
@@ -82,15 +82,15 @@ class Lora(Method):
         total = sum(parameter.numel() for parameter in loaded.model.parameters())
         if output is not None:
             name, size = output
-            told = {"whole": "trained whole", "lora": "trained by a low-rank update", "frozen": "frozen"}[self.output_layer]
+            detail = {"whole": "trained whole", "lora": "trained by a low-rank update", "frozen": "frozen"}[self.output_layer]
             other = "" if self.output_layer != "whole" else "  A low-rank update instead: `method.output_layer=lora`."
-            notes.append(f"`{name}`, {size / total:.0%} of the weights, is not tied to the embeddings and is {told}.{other}")
+            notes.append(f"`{name}`, {size / total:.0%} of the weights, is not tied to the embeddings and is {detail}.{other}")
         if experts := self._experts(loaded):
             notes.append(f"{len(experts)} weights of experts ({experts[0]} …) take low-rank updates too.")
         if loaded.untrained_tokens:
             ids = ", ".join(map(str, loaded.untrained_tokens))
-            told = "" if output is None or self.output_layer == "whole" else "  To write them: `method.output_layer=whole`."
-            notes.append(f"the embeddings of token(s) {ids} were never trained: they are trained too.{told}")
+            detail = "" if output is None or self.output_layer == "whole" else "  To write them: `method.output_layer=whole`."
+            notes.append(f"the embeddings of token(s) {ids} were never trained: they are trained too.{detail}")
         return replace(loaded, notes=(*loaded.notes, *notes))
 
     def _own_output(self, loaded: LoadedModel) -> tuple[str, int] | None:

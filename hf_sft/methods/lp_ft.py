@@ -39,12 +39,12 @@ class LpFt(Method):
         return fields
 
     def phases(self, task: Task, training: Training, rows: int) -> tuple[Phase, ...]:
-        said = {name: getattr(training, name) for name in training.model_fields_set}
+        given = {name: getattr(training, name) for name in training.model_fields_set}
         # How long and how fast the head learns is its own business: the recipe's rate is meant for all the weights.
-        own = {*HeadOnly.training_defaults, *LENGTH} - ({"eval_strategy"} if said.get("eval_strategy") == "no" else set())
-        kept = {name: value for name, value in said.items() if name not in own}
-        head = HeadOnly.complete(Training.model_validate({**kept, **self.head}), task, rows)
-        full = self.complete(Training.model_validate({**said, **self.full}), task, rows)
+        own = {*HeadOnly.training_defaults, *LENGTH} - ({"eval_strategy"} if given.get("eval_strategy") == "no" else set())
+        shared = {name: value for name, value in given.items() if name not in own}
+        head = HeadOnly.complete(Training.model_validate({**shared, **self.head}), task, rows)
+        full = self.complete(Training.model_validate({**given, **self.full}), task, rows)
         if training.max_steps > 0 and not {"max_steps", "num_train_epochs"} & {*self.head, *self.full}:
             half = max(1, training.max_steps // 2)
             head = head.model_copy(update={"max_steps": half})

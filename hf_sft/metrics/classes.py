@@ -66,7 +66,7 @@ def matthews(totals: np.ndarray) -> np.ndarray:
 
 
 def roc_auc(answers: Answers, references: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean over the classes that some rows have and some have not; ties count half. Two classes are asked about once."""
+    """Mean over the classes that some rows have and some have not; ties count half. Of two classes one is computed."""
     assert isinstance(answers, ClassAnswers | SetAnswers)
     scores = answers.scores
     if isinstance(answers, SetAnswers):

@@ -11,7 +11,7 @@ def count(answers: Answers, references: np.ndarray, origin: float) -> np.ndarray
     """Of each row its entities: found rightly, found, and referred to; then 1."""
     assert isinstance(answers, EntityAnswers)
     pairs = zip(answers.entities, answers.referred(references), strict=True)
-    counts = [(len({*said} & {*true}), len(said), len(true), 1) for said, true in pairs]
+    counts = [(len({*found} & {*true}), len(found), len(true), 1) for found, true in pairs]
     return np.array(counts, dtype=np.float32).reshape(len(answers), 4)
 
 

@@ -46,7 +46,7 @@ class Checkpoint(Block):
     gguf_file: str | None = None
     """A GGUF file there: it is dequantised once, to float32, and trained like any other checkpoint."""
     load_in_4bit: bool = False
-    """QLoRA: the body rests in 4 bits a weight (bitsandbytes), beneath adapters that are kept; the head is as it always is."""
+    """QLoRA: the frozen body has 4 bits a weight (bitsandbytes); adapters and head have full precision."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; resolved to a commit in the run folder's recipe."""
     trust_remote_code: bool = False
@@ -172,7 +172,7 @@ def hash_weights(checkpoint: Checkpoint) -> str | None:
 
 
 def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `from_pretrained` is told beside the name."""
+    """Arguments of `from_pretrained` beside the name."""
     where = {"revision": checkpoint.revision} if checkpoint.revision else {}
     return {**where, "trust_remote_code": checkpoint.trust_remote_code}
 
@@ -180,12 +180,12 @@ def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
 def read_card(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the checkpoint's own card says that holds for what comes of it too; nothing where there is no card."""
     try:
-        said = metadata_load(_find_file(checkpoint, CARD)) or {}
+        content = metadata_load(_find_file(checkpoint, CARD)) or {}
     except (OSError, ValueError, YAMLError, HTTPError, RecursionError):  # also: not in the cache
         return {}
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         return {}
-    return {name: said[name] for name in INHERITED if _is_short(said.get(name))}
+    return {name: content[name] for name in INHERITED if _is_short(content.get(name))}
 
 
 def _is_short(value: Any) -> bool:
@@ -197,10 +197,10 @@ def _is_short(value: Any) -> bool:
 def made_for_mean(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint of sentence-transformers says that the mean over its positions stands for a text."""
     try:
-        said = json.loads(Path(_find_file(checkpoint, POOLING)).read_text(encoding="utf-8"))
+        content = json.loads(Path(_find_file(checkpoint, POOLING)).read_text(encoding="utf-8"))
     except (OSError, ValueError, HTTPError):
         return False
-    return isinstance(said, dict) and said.get("pooling_mode_mean_tokens") is True
+    return isinstance(content, dict) and content.get("pooling_mode_mean_tokens") is True
 
 
 def _find_file(checkpoint: Checkpoint, name: str) -> Path:

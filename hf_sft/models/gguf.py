@@ -1,4 +1,4 @@
-"""A GGUF file as an ordinary checkpoint: dequantised once, in float32, and kept in the cache.
+"""A GGUF file as an ordinary checkpoint: dequantised once, in float32, into the cache.
 
 transformers reads such a file, but trains nothing that is still quantised, and saves none of it.
 """

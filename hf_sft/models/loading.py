@@ -81,21 +81,21 @@ def count_positions(config: PretrainedConfig, trust_remote_code: bool = False) -
 
     RoBERTa's table begins after its padding index, BART's has two rows to spare.
     """
-    said = getattr(config, "max_position_embeddings", None)
-    if not isinstance(said, int) or said < 1:
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
         return None
     try:
         with torch.device("meta"):
             body = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, RuntimeError, NotImplementedError, ImportError):  # not every architecture is built without weights
-        return said
+        return positions
     tables = [each for each in body.modules() if isinstance(each, nn.Embedding) and each is not body.get_input_embeddings()]
     rows = [
-        table.num_embeddings - (table.padding_idx + 1 if table.padding_idx is not None else table.num_embeddings - said)
+        table.num_embeddings - (table.padding_idx + 1 if table.padding_idx is not None else table.num_embeddings - positions)
         for table in tables
-        if 0 <= table.num_embeddings - said <= 8
+        if 0 <= table.num_embeddings - positions <= 8
     ]
-    return min([said, *rows])
+    return min([positions, *rows])
 
 
 def load_model(checkpoint: Checkpoint, task: Task, labels: Labels | None, processor: Any) -> LoadedModel:
@@ -119,8 +119,8 @@ def load_model(checkpoint: Checkpoint, task: Task, labels: Labels | None, proces
         new, notes = fit_head(model, theirs, labels, new, missing, lambda: _load_weights(checkpoint, task, theirs)[0])
     added = _embed(checkpoint.add_tokens, model, processor)
     if added:
-        told = "begin at the mean of the others, and are trained where the method trains embeddings, and under LoRA"
-        notes.append(f"{len(added)} token(s) are added ({list_few(checkpoint.add_tokens)}): their embeddings {told}.")
+        how = "begin at the mean of the others, and are trained where the method trains embeddings, and under LoRA"
+        notes.append(f"{len(added)} token(s) are added ({list_few(checkpoint.add_tokens)}): their embeddings {how}.")
     _require_room(checkpoint, model, processor)
     return LoadedModel(
         model.eval(), tuple(sorted(new)), checkpoint.revision, tuple(notes), read_card(checkpoint), untrained_tokens=added
@@ -212,7 +212,7 @@ def _load_weights(checkpoint: Checkpoint, task: Task, config: PretrainedConfig) 
 
 
 def quantisation(checkpoint: Checkpoint, task: Task, config: PretrainedConfig) -> dict[str, Any]:
-    """What `from_pretrained` is told of weights in 4 bits, as QLoRA has them: all linear layers of the body.
+    """Arguments of `from_pretrained` for weights in 4 bits, as in QLoRA: all linear layers of the body.
 
     Raises `CheckpointError` when the package that does it is not there. https://huggingface.co/papers/2305.14314
     """

@@ -34,8 +34,8 @@ class NewTokenizer(Block):
     def _room_for_special_tokens(self) -> "NewTokenizer":
         least = LEAST[self.type]
         if self.vocab_size < least:
-            said = {"least": least, "type": self.type, "given": self.vocab_size}
-            raise PydanticCustomError("vocab_size", "`vocab_size` must be at least {least} for {type}; got {given}", said)
+            values = {"least": least, "type": self.type, "given": self.vocab_size}
+            raise PydanticCustomError("vocab_size", "`vocab_size` must be at least {least} for {type}; got {given}", values)
         return self
 
 

@@ -1,7 +1,7 @@
 """What was saved answers like what was trained: Hugging Face's own libraries load it, in a process that knows nothing else.
 
 A run folder keeps some rows of test, the probes, and the logits that the trained model had for them, so that whatever was
-saved or published can be asked the same again.
+saved or published can be checked again.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ from hf_sft.tasks import Task
 FOLDER, ASKED, LOGITS = "probes", "asked.json", "logits.safetensors"
 """Below a run folder, and in it."""
 PROBES = 32
-"""Rows, at most; of a row that has several examples the first is asked."""
+"""Number of rows, at most; of a row with several examples the first is used."""
 NUMBERS = 1024
-"""Logits that are kept of a probe, at most, from all over its answer."""
+"""Number of logits stored for a probe, at most, evenly spread over its answer."""
 WRITTEN = 16
 """Tokens of an answer that is written, at most."""
 BOUND = 1e-4
@@ -66,10 +66,10 @@ def write_probes(folder: Path, model: Any, rows: Dataset, task: Task, processor:
     places = np.unique(np.linspace(0, len(rows) - 1, min(PROBES, len(rows))).astype(int))
     probes = rows.select_columns(columns).select(places)
     probes.save_to_disk(str(below / "rows"))
-    asked: dict[str, Any] = {"task": task.model_dump(mode="json"), "model": checkpoint.model_dump(mode="json")}
+    request: dict[str, Any] = {"task": task.model_dump(mode="json"), "model": checkpoint.model_dump(mode="json")}
     if (prompt := task.written_prompt(probes.select([0]), processor)) is not None:
-        asked |= {"prompt": prompt, "written": write_answer(model, prompt, processor)}
-    (below / ASKED).write_text(json.dumps(asked), encoding="utf-8")
+        request |= {"prompt": prompt, "written": write_answer(model, prompt, processor)}
+    (below / ASKED).write_text(json.dumps(request), encoding="utf-8")
     save_file(answer_probes(model, probes, task, processor), below / LOGITS)
     open_to_readers(below)
 
@@ -77,8 +77,8 @@ def write_probes(folder: Path, model: Any, rows: Dataset, task: Task, processor:
 def answer_probes(
     model: Any, probes: Dataset, task: Task, processor: Any, before_each: Callable[[], None] = lambda: None
 ) -> dict[str, np.ndarray]:
-    """Of each probe by its number its logits, asked alone and in float32; shape (NUMBERS,) at most."""
-    examples, said = read_examples(probes, task, None, processor), {}
+    """The logits of each probe, by its number: one probe per forward pass, float32, shape (NUMBERS,) at most."""
+    examples, answers = read_examples(probes, task, None, processor), {}
     for row in range(len(probes)):
         before_each()
         inputs = task.model_inputs(examples.collate((examples.starts[row],)), processor)
@@ -86,17 +86,17 @@ def answer_probes(
             output = model(**to_device(inputs, model.device))
         named = [output[name] for name in ("logits", "start_logits", "end_logits") if name in output]
         logits = torch.cat([each.flatten() for each in named]).float().cpu().numpy()
-        said[str(row)] = logits[np.linspace(0, len(logits) - 1, min(NUMBERS, len(logits))).astype(int)]
-    return said
+        answers[str(row)] = logits[np.linspace(0, len(logits) - 1, min(NUMBERS, len(logits))).astype(int)]
+    return answers
 
 
 def write_answer(model: Any, prompt: list[int], processor: Any) -> list[int]:
     """The tokens that plain `generate` writes behind a prompt, by the model's own settings, and no token drawn."""
     given = torch.tensor([prompt], device=model.device)
     pad = processor.pad_token_id if processor.pad_token_id is not None else 0
-    told: dict[str, Any] = {"attention_mask": torch.ones_like(given), "pad_token_id": pad, "do_sample": False}
+    options: dict[str, Any] = {"attention_mask": torch.ones_like(given), "pad_token_id": pad, "do_sample": False}
     with torch.no_grad():
-        (written,) = model.eval().generate(input_ids=given, max_new_tokens=WRITTEN, **told).tolist()
+        (written,) = model.eval().generate(input_ids=given, max_new_tokens=WRITTEN, **options).tolist()
     return written if model.config.is_encoder_decoder else written[len(prompt) :]
 
 
@@ -226,9 +226,9 @@ def compare(
 ) -> dict[str, Any]:
     """Ask what was saved, loaded by plain transformers, or PEFT, as its card says to."""
     below = Path(run) / FOLDER
-    asked = json.loads((below / ASKED).read_text(encoding="utf-8"))
-    task: Any = load_kind("tasks", asked["task"]["type"], trusted).model_validate(asked["task"])
-    checkpoint = Checkpoint.model_validate(asked["model"])  # of the run folder, which may be somebody else's
+    request = json.loads((below / ASKED).read_text(encoding="utf-8"))
+    task: Any = load_kind("tasks", request["task"]["type"], trusted).model_validate(request["task"])
+    checkpoint = Checkpoint.model_validate(request["model"])  # of the run folder, which may be somebody else's
     checkpoint = checkpoint.model_copy(update={"trust_remote_code": checkpoint.trust_remote_code and trusted})
     model, processor = _load_plainly(Path(saved), task, checkpoint)
     rows: Any = load_from_disk(str(below / "rows"))
@@ -237,8 +237,8 @@ def compare(
     apart = max(float(np.abs(now[row] - then[row]).max()) for row in then) if fit else float("inf")
     scale = max(float(np.abs(logits).max()) for logits in then.values())
     facts = {"rows": len(rows), "largest_difference": apart if np.isfinite(apart) else None, "bound": BOUND * scale}
-    if "prompt" in asked:
-        facts["same_text"] = write_answer(model, asked["prompt"], processor) == asked["written"]
+    if "prompt" in request:
+        facts["same_text"] = write_answer(model, request["prompt"], processor) == request["written"]
     return facts
 
 
@@ -248,10 +248,10 @@ def _load_plainly(saved: Path, task: Task, checkpoint: Checkpoint) -> tuple[Any,
     if not is_adapter(saved):
         return task.auto_model.from_pretrained(saved, **trust, **exact), processor
     config = AutoConfig.from_pretrained(saved, **trust)
-    told = {**source_of(checkpoint), **exact, **quantisation(checkpoint, task, config)}
+    options = {**source_of(checkpoint), **exact, **quantisation(checkpoint, task, config)}
     if (saved / GENERATION).is_file():
-        told["generation_config"] = GenerationConfig.from_pretrained(saved)
-    base = task.auto_model.from_pretrained(find_checkpoint(checkpoint), config=config, **told)
+        options["generation_config"] = GenerationConfig.from_pretrained(saved)
+    base = task.auto_model.from_pretrained(find_checkpoint(checkpoint), config=config, **options)
     return PeftModel.from_pretrained(base, saved), processor
 
 

@@ -251,5 +251,5 @@ def _describe(annotation: Any, value: Any, bounds: tuple = ()) -> str:
 def _describe_bounds(marks: tuple) -> str:
     words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
     found = [(words[name], getattr(mark, name, None)) for mark in marks for name in words]
-    said = [f"{word} {bound}" for word, bound in found if bound is not None]
-    return f" {' and '.join(said)}" if said else ""
+    bounds = [f"{word} {bound}" for word, bound in found if bound is not None]
+    return f" {' and '.join(bounds)}" if bounds else ""

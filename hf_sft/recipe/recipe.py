@@ -61,7 +61,7 @@ class Recipe(Block):
     data: DataSource
     """Where the rows come from: `dataset`, and what it needs."""
     task: Annotated[SerializeAsAny[Task], BeforeValidator(choose("tasks"))]
-    """What the model is asked to do: a `type` from hf_sft/tasks, and its fields."""
+    """The task: a `type` from hf_sft/tasks, and its fields."""
     method: Annotated[SerializeAsAny[Method], BeforeValidator(choose("methods"))]
     """Which weights move: a `type` from hf_sft/methods, and its fields."""
     aids: tuple[Annotated[SerializeAsAny[Aid], BeforeValidator(choose("aids"))], ...] = ()
@@ -104,8 +104,8 @@ def _build(draft: Document, name: str, overrides: Sequence[str], trusted: bool) 
         recipe = Recipe.model_validate(draft.value, context={TRUSTED: trusted})
     except ValidationError as error:
         recipe, problems = None, explain(error, Recipe, draft.value) | problems
-    told = [place for place in problems if not _is_moot(draft, place)]
-    found = [*draft.refused, *(Problem(_line(draft, place), place, problems[place]) for place in told)]
+    shown = [place for place in problems if not _is_moot(draft, place)]
+    found = [*draft.refused, *(Problem(_line(draft, place), place, problems[place]) for place in shown)]
     if found or recipe is None:
         raise RecipeError(_list_problems(name, found))
     return recipe

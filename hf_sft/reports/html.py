@@ -38,23 +38,23 @@ def write_pages(
     """
     from hf_sft.reports.plots import draw_run  # matplotlib takes half a second, which would pass before the first step
 
-    said, templates = _say(folder, recipe_text, facts), _templates()
-    card = templates.get_template("card.md").render(said, front_matter=front_matter(said).to_yaml())
+    context, templates = _say(folder, recipe_text, facts), _templates()
+    card = templates.get_template("card.md").render(context, front_matter=front_matter(context).to_yaml())
     (into / CARD).write_text(card, encoding="utf-8")
-    plots = draw_run(measured, said["best"])
+    plots = draw_run(measured, context["best"])
     sections = [
         *_training(facts, plots["phases"]),
         *_classes(facts),
         *_mistakes(mistakes),
         *_samples(samples),
-        _data(facts, said["data_name"]),
+        _data(facts, context["data_name"]),
         _cost(facts),
         _environment(facts),
         Section(
-            "Run it again", [Code(said["command"]), Text("The recipe, with every default written out:"), Code(recipe_text)]
+            "Run it again", [Code(context["command"]), Text("The recipe, with every default written out:"), Code(recipe_text)]
         ),
     ]
-    page = templates.get_template("report.html").render(said, scores=_scores(said, plots["scores"]), sections=sections)
+    page = templates.get_template("report.html").render(context, scores=_scores(context, plots["scores"]), sections=sections)
     (into / PAGE).write_text(page, encoding="utf-8")
 
 
@@ -116,10 +116,10 @@ def say_rival(facts: dict[str, Any], metric: str) -> str | None:
     gap = gaps[name]
     interval = f"{gap['value']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})"
     if gap["low"] <= 0 <= gap["high"]:
-        told = "these rows can't tell the two apart"
+        verdict = "these rows can't tell the two apart"
     else:
-        told = "better" if sign * gap["value"] > 0 else "worse"
-    return f"{metric} {interval} against the best baseline, {name}: {told}."
+        verdict = "better" if sign * gap["value"] > 0 else "worse"
+    return f"{metric} {interval} against the best baseline, {name}: {verdict}."
 
 
 def say_certificate(certificate: dict[str, Any]) -> str:
@@ -136,12 +136,12 @@ def say_certificate(certificate: dict[str, Any]) -> str:
     )
 
 
-def _scores(said: dict[str, Any], plot: Any) -> list[Any]:
+def _scores(context: dict[str, Any], plot: Any) -> list[Any]:
     """The figure and the table that stand at the top."""
-    facts, names = said["facts"], list(said["facts"]["metrics"]["test"])
+    facts, names = context["facts"], list(context["facts"]["metrics"]["test"])
     chosen = any(phase["best_step"] for phase in facts["training"]["phases"])
     caption = "Value (95% bootstrap interval over rows)"
-    rows = [[answerer, split, *(say_score(scores[name]) for name in names)] for answerer, split, scores in said["table"]]
+    rows = [[answerer, split, *(say_score(scores[name]) for name in names)] for answerer, split, scores in context["table"]]
     why = "; the validation split chose the step that was kept" if chosen else ""
     return [Figures([plot]), Table(("", "split", *names), rows, 2, f"{caption}{why}", marked=1)]
 
@@ -230,8 +230,8 @@ def _cost(facts: dict[str, Any]) -> Section:
         for phase in phases
         if phase["stored_features"] or phase["stored_layers"]
     )
-    told = Text(f"{moved}, since the checkpoint did not bring them.{stored}")
-    return Section("Cost", [Table(heads, rows), told, Text(say_certificate(facts["certificate"]))])
+    verdict = Text(f"{moved}, since the checkpoint did not bring them.{stored}")
+    return Section("Cost", [Table(heads, rows), verdict, Text(say_certificate(facts["certificate"]))])
 
 
 def _environment(facts: dict[str, Any]) -> Section:

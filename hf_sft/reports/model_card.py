@@ -17,16 +17,16 @@ CARD, PAGE = "README.md", "report.html"
 """In a run folder."""
 
 
-def front_matter(said: dict[str, Any]) -> ModelCardData:
+def front_matter(context: dict[str, Any]) -> ModelCardData:
     """The card's metadata; a value that is undefined is not claimed."""
-    facts, data = said["facts"], said["facts"]["recipe"]["data"]
+    facts, data = context["facts"], context["facts"]["recipe"]["data"]
     split = data.get("splits", {}).get("test")
     scores = {name: score["value"] for name, score in facts["metrics"]["test"].items()}
     results = [
         EvalResult(
             task_type=facts["pipeline_tag"],
-            dataset_type=said["dataset"] or local_name(data),
-            dataset_name=said["data_name"],
+            dataset_type=context["dataset"] or local_name(data),
+            dataset_name=context["data_name"],
             dataset_config=data.get("config"),
             dataset_split=split if isinstance(split, str) else "test",
             dataset_revision=data.get("revision"),
@@ -39,12 +39,12 @@ def front_matter(said: dict[str, Any]) -> ModelCardData:
     return ModelCardData(
         library_name="peft" if facts["saved"] == "adapter" else "transformers",
         pipeline_tag=facts["pipeline_tag"],
-        base_model=said["base_model"],
-        base_model_relation=said["base_model"] and ("adapter" if facts["saved"] == "adapter" else "finetune"),
+        base_model=context["base_model"],
+        base_model_relation=context["base_model"] and ("adapter" if facts["saved"] == "adapter" else "finetune"),
         **facts["checkpoint"]["card"],
-        datasets=[said["dataset"]] if said["dataset"] else None,
+        datasets=[context["dataset"]] if context["dataset"] else None,
         tags=["hf_sft"],
-        model_name=said["name"] if results else None,
+        model_name=context["name"] if results else None,
         eval_results=results or None,
     )
 

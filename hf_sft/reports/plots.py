@@ -97,7 +97,7 @@ def draw_losses(name: str, losses: Sequence[float]) -> Markup:
 
 
 def draw_evaluations(name: str, metric: str, evaluations: Sequence[Mapping[str, Any]], best_step: int | None) -> Markup:
-    """A validation metric after each evaluation, with a ring around the one whose weights were kept."""
+    """A validation metric after each evaluation, with a ring around the one whose weights were saved."""
     steps = [evaluation["step"] for evaluation in evaluations]
     values = np.array([evaluation[metric] for evaluation in evaluations], dtype=float)
     values[~np.isfinite(values)] = np.nan
@@ -105,8 +105,8 @@ def draw_evaluations(name: str, metric: str, evaluations: Sequence[Mapping[str, 
         figure, axes = _axes(2.5)
         axes.plot(steps, values, "o-", color=MODEL, linewidth=1.6, markersize=3.5)
         if best_step is not None and best_step in steps:
-            kept = values[steps.index(best_step)]
-            axes.plot([best_step], [kept], "o", markersize=11, markerfacecolor="none", markeredgecolor=INK)
+            best_value = values[steps.index(best_step)]
+            axes.plot([best_step], [best_value], "o", markersize=11, markerfacecolor="none", markeredgecolor=INK)
         axes.margins(y=0.12)
         _count_steps(axes, f"validation {metric}")
         return _svg(figure, name, f"validation {metric} after each of {len(steps)} evaluations")

@@ -98,7 +98,7 @@ def gather_facts(
     truncated, lost = ({name: each.count_rows(what) for name, each in examples.items()} for what in ("truncated", "lost"))
     kind, total = task.answer_kind(), sum(len(rows) for rows in splits.rows.values())
     name = Checkpoint.model_validate(recipe["model"]).name
-    remarks = [said for name, each in examples.items() for said in each.remarks(f"rows of split `{name}`")]
+    remarks = [remark for name, each in examples.items() for remark in each.remarks(f"rows of split `{name}`")]
     warnings = [*splits.notes, *loaded.notes, *remarks, *(n for e in evaluations for n in e.notes)]
     measured: dict[str, Any] = {name: {} for name in ("metrics", "unseen", "baselines", "gaps", "per_class", "confusions")}
     for evaluation in evaluations:

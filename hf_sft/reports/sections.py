@@ -14,7 +14,7 @@ class Table:
     kind: ClassVar[str] = "table"
     columns: Sequence[str]
     rows: Sequence[Sequence[str | None]]
-    """Rows of as many cells; None is said as nothing."""
+    """Rows of as many cells; None is shown as an empty cell."""
     texts: int = 1
     """How many columns, from the left, hold text; the others hold numbers."""
     caption: str = ""
@@ -40,7 +40,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Names and what is said of each."""
+    """Names, each with a description."""
 
     kind: ClassVar[str] = "pairs"
     pairs: Mapping[str, str]
@@ -56,7 +56,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Quote:
-    """A row of the data, and what is said of it."""
+    """A row of the data, with comments."""
 
     place: str
     words: str

@@ -79,15 +79,15 @@ def answer(
     files = rows["file"] if FILE in rows.column_names else None
     folder = path_of(inputs).parent if isinstance(inputs, str | Path) else Path()
     beside = [column for column in task.optional_columns() if column in rows.column_names]
-    asked = task.read(rows.select_columns([*columns, *beside]), folder)
-    filled = range(len(rows)) if strict else _list_filled(asked, task)
-    invalid = task.invalid_rows(asked.select(filled), finished.labels)
+    read_rows = task.read(rows.select_columns([*columns, *beside]), folder)
+    filled = range(len(rows)) if strict else _list_filled(read_rows, task)
+    invalid = task.invalid_rows(read_rows.select(filled), finished.labels)
     if invalid:
         problems = "; ".join(f"{problem} in row(s) {[filled[i] for i in places[:5]]}" for problem, places in invalid.items())
         raise DataError(f"the input can't be answered: {problems}")
     references = _references(task, rows, finished, folder)
     answers = answer_rows(
-        asked, task, finished.labels, finished.processor, finished.model, finished.machine, writing, filled=filled
+        read_rows, task, finished.labels, finished.processor, finished.model, finished.machine, writing, filled=filled
     )
     for row, answered in enumerate(answers):
         named = {"row": row, "file": files[row]} if files else {"row": row}
@@ -123,7 +123,7 @@ def answer_rows(
 
 
 def _list_filled(rows: Dataset, task: Task) -> list[int]:
-    """The rows that have a text in each column that is asked about."""
+    """Indices of the rows that have a text in each input column."""
     blank = {i for column in task.text_columns() for i, cell in enumerate(rows[column]) if _is_blank(cell)}
     return [i for i in range(len(rows)) if i not in blank]
 
@@ -138,7 +138,7 @@ def _references(task: Task, rows: Dataset, run: Run, folder: Path) -> list[Any]:
         rows = read_labels({"input": rows}, task, run.recipe.data, run.labels, drop=False)[0]["input"]
     named = (column for names in task.columns().values() for column in names)
     columns = [column for column in named if column not in task.input_columns()]
-    if not columns:  # what is asked may hold an answer too: a conversation's last turn
+    if not columns:  # an input may hold its reference: a conversation's last turn
         known = task.references(rows)
         return known if any(each is not None for each in known) else []
     if not set(columns) <= set(rows.column_names):
@@ -195,9 +195,10 @@ def _read_text(content: bytes, where: str, task: Task, source: DataSource) -> Da
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        told = encoding if source.encoding else "UTF-8"
+        expected = encoding if source.encoding else "UTF-8"
         raise DataError(
-            f"{where} is not {told} text (line {line}).  Save it as {told}, or name its encoding: --data encoding=cp1252."
+            f"{where} is not {expected} text (line {line}).  Save it as {expected}, or name its encoding: "
+            "--data encoding=cp1252."
         ) from None
     lines = text.removesuffix("\n").split("\n") if text else []
     lines = [line.removesuffix("\r") for line in lines]

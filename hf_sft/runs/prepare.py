@@ -87,10 +87,10 @@ class Prepared:
     def calibrated(self, model: nn.Module) -> "Prepared":
         """With what the task chooses on validation for a trained model."""
         task, labels = self.splits.task, self.splits.labels
-        chosen, said = task.calibrate(
+        chosen, notes = task.calibrate(
             run_blocks(model, self.examples["validation"].blocks(), task.inference_step, self.machine), labels
         )
-        splits = replace(self.splits, task=chosen, notes=(*self.splits.notes, *said))
+        splits = replace(self.splits, task=chosen, notes=(*self.splits.notes, *notes))
         return replace(self, recipe=self.recipe.model_copy(update={"task": chosen}), splits=splits)
 
     def fit_config(self, folder: Path, phase: int = 0, **others: Any) -> FitConfig:

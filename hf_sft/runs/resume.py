@@ -14,7 +14,7 @@ from hf_sft.redaction import hide_secrets, in_all
 from hf_sft.reports.report import package_versions
 from hf_sft.runs.prepare import Prepared, log_main
 from hf_sft.storage.checkpoint_files import differences
-from hf_sft.storage.run_folder import CHECKPOINTS, newest_kept, read_record, write_record
+from hf_sft.storage.run_folder import CHECKPOINTS, newest_checkpoint, read_record, write_record
 
 HARMLESS = ("report_to", "run_name", "logging_steps", "disable_tqdm", "save_minutes", "save_total_limit", "ddp_timeout")
 """Fields of `training` that change nothing of what is learned."""
@@ -63,8 +63,11 @@ def record_or_resume(prepared: Prepared, folder: Path, resume: bool, anyway: boo
         log_main(f"gone on with although it has changed: {each}")
     changes = then.get("changes", [])
     if changed:
-        kept = newest_kept(folder)
-        changes = [*changes, {"after": kept and kept.relative_to(folder / CHECKPOINTS).as_posix(), "changed": changed}]
+        checkpoint = newest_checkpoint(folder)
+        changes = [
+            *changes,
+            {"after": checkpoint and checkpoint.relative_to(folder / CHECKPOINTS).as_posix(), "changed": changed},
+        ]
         then = {**now, "machine": then["machine"], "changes": changes}
     notes = [f"resumed after {each['after']} with a changed recipe: {'; '.join(each['changed'])}." for each in changes]
     splits = replace(prepared.splits, notes=(*prepared.splits.notes, *notes))
@@ -103,8 +106,10 @@ def _describe(prepared: Prepared) -> dict[str, Any]:
 def _as_begun(prepared: Prepared, then: dict[str, Any], now: dict[str, Any]) -> Prepared:
     """With the machine's decisions of the beginning, and what is different aloud."""
     if then["processes"] != now["processes"]:
-        said = f"begun by {then['processes']} process(es), gone on with by {now['processes']}: the same rows in the same steps"
-        log_main(f"{said}; what dropout draws is not the same, and sums are rounded otherwise.")
+        change = (
+            f"begun by {then['processes']} process(es), gone on with by {now['processes']}: the same rows in the same steps"
+        )
+        log_main(f"{change}; what dropout draws is not the same, and sums are rounded otherwise.")
     if then["device"] != now["device"]:
         log_main(f"begun on {then['device']}, gone on with on {now['device']}: dropout draws and sums are rounded otherwise.")
     decided = {name: then[name] for name in ("precision", "micro_batch_tokens")}

@@ -1,7 +1,7 @@
 """What a checkpoint was trained on before, where it is a run of ours: a score on rows that it knows proves nothing.
 
 A run folder keeps a number for each input that its weights have learned from, and those of the run that it began from. Tasks
-with the same inputs share their numbers: a language model that has read a text and a classifier that is asked about it.
+with the same inputs share their numbers: a language model that has read a text and a classifier that is scored on it.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ FILE = "trained_on.npy"
 
 
 def mark_known(splits: Splits, checkpoint: Checkpoint) -> Splits:
-    """With the rows of validation and test that the checkpoint was trained on among the seen ones, said aloud."""
+    """Adds to `seen` the rows of validation and test that the checkpoint was trained on, with a note."""
     known = read_known(checkpoint)
     if not len(known):
         return splits

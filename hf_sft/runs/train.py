@@ -38,7 +38,7 @@ from hf_sft.storage.run_folder import (
     RunFiles,
     claim_folder,
     lock_run_folder,
-    newest_kept,
+    newest_checkpoint,
     read_facts,
     remove_checkpoints,
     write_record,
@@ -146,14 +146,18 @@ def finish(prepared: Prepared, folder: Path, signal_handler: SignalHandler, resu
 
 @contextlib.contextmanager
 def explain_failure(folder: Path) -> Iterator[None]:
-    """What a training that was interrupted, or can't be written, leaves is said, and how to go on with it."""
+    """If a training is interrupted, or its files can't be written: print what there is and how to resume."""
     again = "To go on: the same command with --resume (Python: resume=True)."
     try:
         with disk_errors():
             yield
     except KeyboardInterrupt:
-        kept = newest_kept(folder)
-        message = f"Interrupted.  `{kept}` is kept.\n{again}" if kept else "Interrupted, before there was anything to keep."
+        checkpoint = newest_checkpoint(folder)
+        message = (
+            f"Interrupted.  `{checkpoint}` is kept.\n{again}"
+            if checkpoint
+            else "Interrupted, before there was anything to keep."
+        )
         log_main(message)
         if PartialState().is_main_process:
             say_after_launcher(for_terminal(message))
@@ -161,8 +165,8 @@ def explain_failure(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        kept = newest_kept(folder)
-        there = f"`{kept}` is kept" if kept else "No checkpoint is there yet"
+        checkpoint = newest_checkpoint(folder)
+        there = f"`{checkpoint}` is kept" if checkpoint else "No checkpoint is there yet"
         raise SaveError(
             f"`{folder}` can't be written: {error.strerror}.  {there}.\n"
             f"  Make room there.  {again}\n"
@@ -227,12 +231,12 @@ def write_samples(prepared: Prepared, model: Any) -> list[tuple[str, str]]:
         return []
     prompts = task.prompts(rows.select(range(min(SAMPLES, len(rows)))), processor)
     how = GenerationOptions(min(TOKENS, processor.model_max_length // 2))
-    said = task.complete(model.eval(), prompts, processor, how, prepared.machine.micro_batch_tokens)
-    return [(prompt, each["text"]) for prompt, each in zip(task.texts(prompts), said, strict=True)]
+    completions = task.complete(model.eval(), prompts, processor, how, prepared.machine.micro_batch_tokens)
+    return [(prompt, each["text"]) for prompt, each in zip(task.texts(prompts), completions, strict=True)]
 
 
 def begin_certificate(prepared: Prepared, model: Any, files: RunFiles, trusted: bool) -> Callable[[], dict[str, Any]]:
-    """Have what was saved loaded and asked by a process of its own; what is given back waits for it."""
+    """Start the reload check of the saved model in a process of its own; returns a function that waits for its result."""
     if not PartialState().is_main_process:
         return dict
     splits, checkpoint = prepared.splits, prepared.recipe.model.absolute()
@@ -266,7 +270,7 @@ def publish_or_say_how(folder: Path, output: Output, trusted: bool) -> str | Non
     assert output.hub is not None
     switches = switches_of(output)
     try:
-        log_main(hub.publish(folder, output.hub, revision=None, trust_remote_code=trusted, **switches).told)
+        log_main(hub.publish(folder, output.hub, revision=None, trust_remote_code=trusted, **switches).summary)
     except Exception as error:  # whatever goes wrong on the network; the run is finished and must say so
         reason = hide_secrets(str(error).strip()) or type(error).__name__
         later = hub.say_how(folder, output.hub, None, **switches)

@@ -1,4 +1,4 @@
-"""Things that can be made again, kept below Hugging Face's own cache under a digest of what they were made from."""
+"""A cache below Hugging Face's own: each entry can be made again, and its name is a digest of its inputs."""
 
 import contextlib
 import errno

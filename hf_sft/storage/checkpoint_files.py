@@ -117,8 +117,8 @@ def _find_newest(folder: Path) -> Path | None:
 
 def _find_best(path: Path) -> Path | None:
     """The checkpoint with the best weights so far, as a checkpoint says; its tensors are not read."""
-    said = json.loads((path / STATE).read_text(encoding="utf-8"))["dict"]
-    step = next((value for name, value in said if name == "best_step"), None)
+    items = json.loads((path / STATE).read_text(encoding="utf-8"))["dict"]
+    step = next((value for name, value in items if name == "best_step"), None)
     return None if step is None else path.parent / name_of(step)
 
 

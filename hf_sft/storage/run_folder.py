@@ -163,7 +163,7 @@ def lock_run_folder(folder: Path, resume: bool) -> Iterator[None]:
         try:
             yield
         finally:
-            if PartialState().is_main_process and newest_kept(folder) is None:
+            if PartialState().is_main_process and newest_checkpoint(folder) is None:
                 _remove_state(folder)
                 own = [folder / CHECKPOINTS / name for name in (RECORD, LOCK)]
                 alone = not any(path.is_file() and path not in own for path in folder.rglob("*"))
@@ -173,7 +173,7 @@ def lock_run_folder(folder: Path, resume: bool) -> Iterator[None]:
                     _remove_if_empty(folder)
 
 
-def newest_kept(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run's last phase that has one, whole or not."""
     for phase in sorted(_phases(folder), reverse=True):
         if (phase / FINISHED).is_dir():
@@ -241,7 +241,7 @@ def _lock(files: contextlib.ExitStack, path: Path) -> str | None:
 def _hold(file: IO[str]) -> str | None:
     try:
         import fcntl
-    except ImportError:  # not a Unix: nobody is kept out
+    except ImportError:  # not a Unix: there is no lock
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""A task knows what the model is asked to do: which columns, what an example looks like, what an item of the loss is.
+"""A task defines what the model learns: which columns, what an example looks like, what an item of the loss is.
 
 A new task is a new file here: `type: span_ranking` means `hf_sft/tasks/span_ranking.py`, with one class in it. A task of your
 own may lie in any module: `type: my_lab.desk`. tests/contract/test_own_task.py has one of forty lines.
@@ -29,7 +29,7 @@ class TaskData(Block, ABC):
     type: str
     """The task: a file in hf_sft/tasks, or a dotted module name."""
     reads_files: ClassVar[bool] = False
-    """What is asked of the model are files, and not the words themselves."""
+    """True if inputs are files, whose paths the rows hold."""
     other_names: ClassVar[dict[str, str]] = {}
     """What others call the task, and how to say that here."""
 
@@ -138,7 +138,7 @@ class TaskModel(Block, ABC):
         return {} if labels is None else {"id2label": dict(enumerate(labels.names)), "label2id": labels.ids}
 
     def probe(self, model: nn.Module, processor: Any) -> tuple[Self, list[str]]:
-        """This task as a loaded model can do it, found by trying, and what is to be said of that.
+        """This task with fields that a loaded model decides, found by trying it; and notes.
 
         Raises `CheckpointError` where it can't.
         """
@@ -185,22 +185,22 @@ class TaskModel(Block, ABC):
 
     @abstractmethod
     def inference_step(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
-        """One forward pass: what is kept of it on the CPU, a small array for each example."""
+        """One forward pass: a small CPU array for each example."""
 
     @abstractmethod
     def answer_kind(self) -> AnswerKind:
         """What an answer is; it decides which metrics fit. Of a resolved task."""
 
     @abstractmethod
-    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
-        """The rows' answers, from what was kept of the examples of each."""
+    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+        """The rows' answers, from the outputs of the examples of each."""
 
     def calibrate(
         self, ran: Iterable[tuple[Dataset, list[list[np.ndarray]]]], labels: Labels | None
     ) -> tuple[Self, list[str]]:
-        """What is chosen on validation once the model is trained (a threshold) filled in, and what is to be said of it.
+        """This task with fields that are chosen on validation after training (a threshold); and notes.
 
-        `ran` gives rows and what was kept of their examples; the model runs when it is asked for. Most tasks choose nothing.
+        `ran` gives rows with their outputs; the model runs only if it is iterated. Most tasks choose nothing.
         """
         return self, []
 
@@ -225,7 +225,7 @@ class Generates(Block, ABC):
         return []
 
     def written_prompt(self, row: Dataset, processor: Any) -> list[int] | None:
-        """The tokens by which plain `generate` is asked about a row; None for models that don't write."""
+        """The prompt of a row for plain `generate`, as tokens; None for models that don't generate."""
         return None
 
     def prompts(self, rows: Dataset, processor: Any) -> Dataset:

@@ -96,8 +96,8 @@ class CausalLm(NextToken, Unlabelled, Task):
     def answer_kind(self) -> AnswerKind:
         return TextAnswers
 
-    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
-        sums = np.array([np.sum(windows, axis=0, dtype=np.float64) for windows in kept])
+    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+        sums = np.array([np.sum(windows, axis=0, dtype=np.float64) for windows in outputs])
         return self._said(sums[:, 0], sums[:, 1], rows)
 
     def _said(self, nats: np.ndarray, tokens: np.ndarray, rows: Dataset) -> TextAnswers:
@@ -120,8 +120,8 @@ class CausalLm(NextToken, Unlabelled, Task):
         return self._write(model, prompts, processor, how.at_most(TOKENS), {processor.eos_token_id}, budget)
 
     def written_prompt(self, row: Dataset, processor: Any) -> list[int] | None:
-        asked = self.prompts(row, processor)
-        return processor(asked[0][self.text])["input_ids"][-processor.model_max_length // 2 :] if len(asked) else None
+        prompt = self.prompts(row, processor)
+        return processor(prompt[0][self.text])["input_ids"][-processor.model_max_length // 2 :] if len(prompt) else None
 
     def prompts(self, rows: Dataset, processor: Any) -> Dataset:
         """The first words of each text."""

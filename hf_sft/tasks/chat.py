@@ -47,7 +47,7 @@ class Chat(ConversationRows, NextToken, Task):
     chat_template: str | None = None
     """`chatml`, `plain` (the prompt, a line break, the answer), or a file, where the checkpoint's own is not what you want."""
     max_length: int | None = Field(default=None, ge=8)
-    """Tokens kept of a conversation, from its beginning; as many as the checkpoint allows when not given."""
+    """A conversation is truncated to its first `max_length` tokens; as many as the checkpoint allows when not given."""
     date: str | None = Field(default=None, pattern=r"\d{4}-\d\d-\d\d")
     """The date that a template with a clock writes, like 2026-11-29; the day on which training begins when not given."""
     packing: bool = False
@@ -63,12 +63,12 @@ class Chat(ConversationRows, NextToken, Task):
             talks = self._talks(rows)
             open_ended = sum(bool(talk) and talk[-1]["role"] != ASSISTANT for talk in talks)
             if open_ended:
-                said = f"{open_ended} of {len(rows)} rows of split `{name}` end with words that nobody answers"
-                notes.append(f"{said}: these are left out.")
+                note = f"{open_ended} of {len(rows)} rows of split `{name}` end with words that nobody answers"
+                notes.append(f"{note}: these are left out.")
             answers = [turn for talk in talks for turn in talk if turn["role"] == ASSISTANT]
             if silent := sum(SILENT in turn for turn in answers):
-                told = f"{silent} of {len(answers)} turns of the assistant in split `{name}` carry no loss"
-                notes.append(f"{told}: their {', '.join(SWITCHES)} says so.")
+                note = f"{silent} of {len(answers)} turns of the assistant in split `{name}` carry no loss"
+                notes.append(f"{note}: their {', '.join(SWITCHES)} says so.")
         return self, None, notes
 
     def _talks(self, rows: Dataset) -> list[list[Turn]]:
@@ -94,7 +94,7 @@ class Chat(ConversationRows, NextToken, Task):
         return {}
 
     def probe(self, model: nn.Module, processor: Any) -> tuple[Self, list[str]]:
-        """With a template that is there wherever the run is: the processor gets it, and the model is told what ends a turn."""
+        """The processor gets the chat template, which the run folder holds; the model's config gets the end of a turn."""
         text = find_template(self.chat_template, processor)
         if not getattr(processor, "is_fast", False):
             raise CheckpointError(
@@ -103,18 +103,18 @@ class Chat(ConversationRows, NextToken, Task):
             )
         if text is not None:
             processor.chat_template = text
-        date, said = self.date, []
+        date, dated = self.date, []
         if uses_clock(processor.chat_template):
             date = date or datetime.date.today().isoformat()
             text = processor.chat_template = stop_clock(processor.chat_template, date)
-            said.append(f"the chat template writes the date: {date} from now on.  Another one: `task.date`.")
+            dated.append(f"the chat template writes the date: {date} from now on.  Another one: `task.date`.")
         end, how = ChatTemplate(processor).end_id, getattr(model, "generation_config", None)
         if how is not None:
             ends = how.eos_token_id if isinstance(how.eos_token_id, list) else [how.eos_token_id]
             how.eos_token_id = sorted({end, *(each for each in ends if each is not None)})
         found, notes = super().probe(model, processor)
-        told = self.chat_template if self.chat_template in NAMED else text
-        return found.model_copy(update={"chat_template": told, "date": date}), [*said, *notes]
+        template_named = self.chat_template if self.chat_template in NAMED else text
+        return found.model_copy(update={"chat_template": template_named, "date": date}), [*dated, *notes]
 
     def _template(self, processor: Any) -> ChatTemplate:
         return ChatTemplate(processor, find_template(self.chat_template, processor))
@@ -136,13 +136,13 @@ class Chat(ConversationRows, NextToken, Task):
                 flaw = str(error)
             examples["forgotten"].append(written is not None and written.forgotten)
             examples["spelled"].append(written is not None and holds_control(written.text, written.values, template.control))
-            kept = mask[:most]
+            loss_mask = mask[:most]
             examples["input_ids"].append(ids[:most])
-            examples["loss_mask"].append(kept)
-            examples["lengths"].append([len(kept)])
-            examples["items"].append(sum(kept[1:]))
+            examples["loss_mask"].append(loss_mask)
+            examples["lengths"].append([len(loss_mask)])
+            examples["items"].append(sum(loss_mask[1:]))
             examples["truncated"].append(len(ids) > most)
-            examples["silent"].append(not any(kept[1:]) and any(mask[1:]))
+            examples["silent"].append(not any(loss_mask[1:]) and any(mask[1:]))
             examples["flaw"].append(flaw)
         return examples
 
@@ -163,8 +163,8 @@ class Chat(ConversationRows, NextToken, Task):
     def answer_kind(self) -> AnswerKind:
         return TurnAnswers
 
-    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
-        sums = np.array([np.sum(each, axis=0, dtype=np.float64) for each in kept])
+    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+        sums = np.array([np.sum(each, axis=0, dtype=np.float64) for each in outputs])
         return TurnAnswers(sums[:, 0], sums[:, 1])
 
     def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
@@ -181,27 +181,27 @@ class Chat(ConversationRows, NextToken, Task):
         template = self._template(processor)
 
         def prompts(room: int) -> list[list[int]]:
-            asked, cells = [], self._cells(rows)
+            prompts, cells = [], self._cells(rows)
             for row, (talk, tools) in enumerate(zip(self.conversations(cells), self._tools_of(cells, len(rows)), strict=True)):
                 try:
-                    asked.append(self._ask(template, talk, tools, processor, room))
+                    prompts.append(self._ask(template, talk, tools, processor, room))
                 except ValueError as error:
                     raise DataError(f"row {row} can't be answered: it {error}.") from None
-            return asked
+            return prompts
 
         how = how.at_most(min(TOKENS, processor.model_max_length // 2))
         return self._write(model, prompts, processor, how, {template.end_id, processor.eos_token_id}, budget)
 
     def _ask(self, template: ChatTemplate, talk: list[Turn], tools: Tools, processor: Any, room: int) -> list[int]:
         """The tokens that ask for the next turn; the oldest turns are left out where there is no room for all."""
-        asked = talk[:-1] if talk[-1]["role"] == ASSISTANT else talk
-        text, values = template.write(asked, ask=True, tools=tools), ()
-        if any(token in turn["content"] for turn in asked for token in template.control):
-            values = template.mark(asked, tools, ask=True).values
+        prompt = talk[:-1] if talk[-1]["role"] == ASSISTANT else talk
+        text, values = template.write(prompt, ask=True, tools=tools), ()
+        if any(token in turn["content"] for turn in prompt for token in template.control):
+            values = template.mark(prompt, tools, ask=True).values
         ids, _ = encode_written(text, values, processor, template.control)
-        start = int(asked[0]["role"] == "system")
-        if len(ids) > room and len(asked) > start + 2:
-            return self._ask(template, [*asked[:start], *asked[start + 2 :]], tools, processor, room)
+        start = int(prompt[0]["role"] == "system")
+        if len(ids) > room and len(prompt) > start + 2:
+            return self._ask(template, [*prompt[:start], *prompt[start + 2 :]], tools, processor, room)
         return ids[-room:]
 
     def control_tokens(self, processor: Any) -> list[int]:
@@ -213,7 +213,7 @@ class Chat(ConversationRows, NextToken, Task):
         return self._ask(self._template(processor), talk, tools, processor, processor.model_max_length // 2)
 
     def prompts(self, rows: Dataset, processor: Any) -> Dataset:
-        """The rows themselves: what is asked in them is asked again."""
+        """The rows themselves: each holds its prompt."""
         return rows
 
     def texts(self, rows: Dataset) -> list[str]:
@@ -240,12 +240,12 @@ class Chat(ConversationRows, NextToken, Task):
 
     @classmethod
     def sample(cls) -> tuple[Self, Dataset]:
-        said = [
+        pairs = [
             ("the coach was good", "the match was lost"),
             ("the bank cut its rates", "shares fell"),
             ("the court", "ruled"),
         ]
-        talks = [[Turn(role="user", content=asked), Turn(role=ASSISTANT, content=answer)] for asked, answer in said] * 4
+        talks = [[Turn(role="user", content=question), Turn(role=ASSISTANT, content=answer)] for question, answer in pairs] * 4
         return cls(type="chat", chat_template="plain"), Dataset.from_dict({"messages": talks})
 
 

@@ -116,9 +116,9 @@ class ImageClassification(Labelled, Task):
 
     def _cells(self, rows: Dataset) -> Iterator[Cell]:
         """The rows' pictures, some at a time: all of them may be more than there is memory."""
-        asked = rows.select_columns([self.image])
-        for start in range(0, len(asked), AT_ONCE):
-            yield from asked[start : start + AT_ONCE][self.image]
+        pictures = rows.select_columns([self.image])
+        for start in range(0, len(pictures), AT_ONCE):
+            yield from pictures[start : start + AT_ONCE][self.image]
 
     def example_call(self) -> str:
         return self.in_own_units('answer("picture.jpg")')

@@ -125,7 +125,7 @@ class MaskedLm(Unlabelled, Task):
         return Items(self._logits(model, batch), batch["originals"][batch["predicts"]])
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Heads work on each position by itself, so the body hands on only those that are asked about."""
+        """Heads work on each position by itself, so they get only the masked positions."""
 
         def select(body: nn.Module, given: Any, output: Any) -> Any:
             output["last_hidden_state"] = output["last_hidden_state"][batch["predicts"]].unsqueeze(0)
@@ -145,14 +145,14 @@ class MaskedLm(Unlabelled, Task):
         items = self.items(model, batch)
         losses = functional.cross_entropy(items.logits, items.targets, reduction="none")
         best = items.logits.topk(min(FEW, items.logits.shape[-1]), dim=-1).indices == items.targets.unsqueeze(1)
-        said = torch.stack([losses, torch.ones_like(losses), best[:, 0].float(), best.any(1).float()], dim=1)
-        return sum_by_example(said, batch["predicts"].sum(1))
+        sums = torch.stack([losses, torch.ones_like(losses), best[:, 0].float(), best.any(1).float()], dim=1)
+        return sum_by_example(sums, batch["predicts"].sum(1))
 
     def answer_kind(self) -> AnswerKind:
         return MaskedAnswers
 
-    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
-        return MaskedAnswers(*np.array([np.sum(windows, axis=0, dtype=np.float64) for windows in kept]).reshape(-1, 4).T)
+    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+        return MaskedAnswers(*np.array([np.sum(windows, axis=0, dtype=np.float64) for windows in outputs]).reshape(-1, 4).T)
 
     def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
         def unigram() -> Answerer:
@@ -176,8 +176,8 @@ class MaskedLm(Unlabelled, Task):
         """Row, tokens and predicted places of each window, as evaluation asks; of `every` the ordinary tokens alone."""
         examples = self.encode({self.text: rows[self.text][:]}, processor, None)
         for row, ids, words in zip(examples["row"], examples["input_ids"], examples["words"], strict=True):
-            kept = [token for token, word in zip(ids, words, strict=True) if word >= 0] if every else ids
-            yield row, kept, np.array([], dtype=int) if every else self.choose(ids, words, ())[0]
+            shown = [token for token, word in zip(ids, words, strict=True) if word >= 0] if every else ids
+            yield row, shown, np.array([], dtype=int) if every else self.choose(ids, words, ())[0]
 
     def complete(
         self, model: Any, rows: Dataset, processor: Any, how: GenerationOptions, budget: int

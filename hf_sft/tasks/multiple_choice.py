@@ -45,7 +45,7 @@ class MultipleChoice(Task):
     label_base: LabelBase | None = None
     """How: by its place, counted from 0 or 1, by a `letter` (A is the first), or by its own `text`; found when not given."""
     max_length: int | None = Field(default=None, ge=8)
-    """Tokens kept of a context with one ending (the longer side loses); as many as the checkpoint allows when not given."""
+    """Maximum number of tokens of a context with one ending; the longer side is truncated. Default: the checkpoint's."""
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
@@ -168,8 +168,8 @@ class MultipleChoice(Task):
     def answer_kind(self) -> AnswerKind:
         return ChoiceAnswers
 
-    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
-        return ChoiceAnswers([scipy.special.softmax(logits.astype(np.float64)) for (logits,) in kept], self._endings(rows))
+    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+        return ChoiceAnswers([scipy.special.softmax(logits.astype(np.float64)) for (logits,) in outputs], self._endings(rows))
 
     def references(self, rows: Dataset) -> list[Any]:
         return self.targets(rows.select_columns([self.label, *self._choice_columns])[:], None)

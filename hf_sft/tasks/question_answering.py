@@ -64,7 +64,7 @@ class QuestionAnswering(Task):
     no_answer: bool | None = None
     """Whether a row may have no answer; as train shows when not given."""
     null_threshold: float | None = None
-    """How much more no answer must be said than the best span, in logits; as validation has the best F1 when not given."""
+    """No answer is predicted if its logit exceeds the best span's by more than this. Default: the best by F1 on validation."""
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ class QuestionAnswering(Task):
         return (self.question, self.context)
 
     def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
-        said = []
+        notes = []
         for name, rows in splits.items():
             known = [read_answers(cell) for cell in rows[self.answers][:]]
             pairs = list(zip(rows[self.context][:], known, strict=True))
@@ -91,21 +91,21 @@ class QuestionAnswering(Task):
                 text for context, answers in pairs for text, start in answers if start is None and str(context).count(text) > 1
             ]
             if several:
-                said.append(
+                notes.append(
                     f"{len(several)} answer(s) of split `{name}` have no offset and stand in their context more than once: "
                     f"the first place is taught ({_few(list(map(repr, several)))})."
                 )
             if moved:
-                said.append(
+                notes.append(
                     f"{len(moved)} answer(s) of split `{name}` stand once in their context, elsewhere than at their offset: "
                     f"read there ({_few(moved)})."
                 )
             if none := sum(not each for each in known):
-                said.append(f"{none} of {len(known)} rows of split `{name}` have no answer.")
+                notes.append(f"{none} of {len(known)} rows of split `{name}` have no answer.")
         if is_unspaced(str(context) for context in splits["train"][self.context][:SOME]):
-            said.append("F1, and the overlap of the baseline, count each character of scripts without spaces as a word.")
+            notes.append("F1, and the overlap of the baseline, count each character of scripts without spaces as a word.")
         some = any(not read_answers(cell) for cell in splits["train"][self.answers])
-        return self.model_copy(update={"no_answer": some if self.no_answer is None else self.no_answer}), None, said
+        return self.model_copy(update={"no_answer": some if self.no_answer is None else self.no_answer}), None, notes
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         problems: dict[str, list[int]] = {}
@@ -220,9 +220,9 @@ class QuestionAnswering(Task):
     def answer_kind(self) -> AnswerKind:
         return SpanAnswers
 
-    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> SpanAnswers:
+    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> SpanAnswers:
         spans, scores = [], []
-        for windows, context in zip(kept, rows[self.context], strict=True):
+        for windows, context in zip(outputs, rows[self.context], strict=True):
             none, found = join_windows(windows)
             places = [None, *(trim(context, int(start), int(end)) for start, end, _ in found)]
             logits = np.array([none - (self.null_threshold or 0), *found[:, 2]], dtype=np.float64)
@@ -242,16 +242,16 @@ class QuestionAnswering(Task):
         if not self.no_answer or self.null_threshold is not None:
             return self, []
         spoken, parts = self.model_copy(update={"no_answer": False}), []
-        for rows, kept in ran:
+        for rows, outputs in ran:
             references = SpanAnswers.read_references(self.references(rows))
-            answers = spoken.answer(kept, rows, labels)
+            answers = spoken.answer(outputs, rows, labels)
             silent = SpanAnswers([None] * len(rows), answers.scores, answers.contexts)
-            joined = [join_windows(windows) for windows in kept]
+            joined = [join_windows(windows) for windows in outputs]
             above = [none - (found[0, 2] if len(found) else FAR) for none, found in joined]
             parts.append(np.column_stack([above, answers.compare(references)[:, 1], silent.compare(references)[:, 1]]))
-        above, said, silent = np.concatenate(parts).T.astype(np.float64)
-        threshold = choose_threshold(above, silent - said)
-        before, after = (np.where(above > least, silent, said).mean() for least in (0, threshold))
+        above, best, silent = np.concatenate(parts).T.astype(np.float64)
+        threshold = choose_threshold(above, silent - best)
+        before, after = (np.where(above > least, silent, best).mean() for least in (0, threshold))
         flattered = f"F1 {after:.3f} there, which it flatters; with 0 it is {before:.3f}"
         chosen = self.model_copy(update={"null_threshold": threshold})
         return chosen, [f"validation chose `null_threshold` {threshold:.3f}: {flattered}."]
@@ -296,6 +296,6 @@ class QuestionAnswering(Task):
         return cls(type="question_answering"), Dataset.from_dict(rows)
 
 
-def _few(said: list[str]) -> str:
+def _few(texts: list[str]) -> str:
     """The first three."""
-    return "; ".join(said[:3]) + ("; …" if len(said) > 3 else "")
+    return "; ".join(texts[:3]) + ("; …" if len(texts) > 3 else "")

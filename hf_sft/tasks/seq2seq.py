@@ -46,9 +46,9 @@ class Seq2Seq(Task):
     prefix: str = ""
     """Words that the model is given before each source, as T5 was trained with: `"summarize: "`."""
     max_length: int | None = Field(default=None, ge=4)
-    """Tokens kept of a source, with its prefix; as many as the checkpoint allows when not given."""
+    """Maximum number of tokens of a source, with its prefix; as many as the checkpoint allows when not given."""
     max_target_length: int = Field(default=128, ge=2)
-    """Tokens kept of a target, and written at most."""
+    """Maximum number of tokens of a target, and of a generated text."""
     num_beams: int = Field(default=1, ge=1)
     """Texts that are weighed against each other while one is written: 4 or so write better, and take as many times longer."""
 
@@ -74,8 +74,8 @@ class Seq2Seq(Task):
         unseen = sum(not letter.isascii() for letter in letters) / max(1, len(letters))
         if unseen < 0.01:
             return self, None, []
-        said = f"{unseen:.0%} of the targets' letters are none of a to z, and ROUGE leaves them out: look at chrf."
-        return self, None, [said]
+        note = f"{unseen:.0%} of the targets' letters are none of a to z, and ROUGE leaves them out: look at chrf."
+        return self, None, [note]
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         problems: dict[str, list[int]] = {}
@@ -103,8 +103,8 @@ class Seq2Seq(Task):
             notes.append(f"nothing says what the decoder begins with: `{processor.pad_token}` is taken.")
         if how is not None:
             habits = {name: value for name, value in PLAIN.items() if getattr(how, name, None) not in (None, value)}
-            told = {"num_beams": self.num_beams, "max_new_tokens": self.max_target_length, "max_length": None}
-            how.update(**PLAIN, **told, decoder_start_token_id=config.decoder_start_token_id)
+            limits = {"num_beams": self.num_beams, "max_new_tokens": self.max_target_length, "max_length": None}
+            how.update(**PLAIN, **limits, decoder_start_token_id=config.decoder_start_token_id)
             if habits:
                 notes.append(f"the checkpoint's own settings for writing are left out: {', '.join(sorted(habits))}.")
         batch = self.collator(processor)([{"input_ids": [0] * 8, "labels": [0] * self.max_target_length}])
@@ -162,7 +162,7 @@ class Seq2Seq(Task):
         return collate
 
     def model_inputs(self, batch: Batch, processor: Any) -> Batch:
-        """The source, and what its own words would be said to when they were written: any tokens serve."""
+        """The source, with any tokens as decoder inputs."""
         named = {name: batch[name] for name in ("input_ids", "attention_mask")}
         return {**named, "decoder_input_ids": batch["input_ids"][:, : self.max_target_length]}
 
@@ -171,7 +171,7 @@ class Seq2Seq(Task):
         return Items(self._logits(model, batch), batch["labels"][batch["predicts"]])
 
     def _logits(self, model: Any, batch: Batch) -> Tensor:
-        """Of what is predicted alone; what is padded is not among it, so the decoder need not be told."""
+        """Only items that carry loss; padding is not among them, so the decoder needs no mask."""
         start = getattr(model, "module", model).config.decoder_start_token_id
         shifted = functional.pad(batch["labels"][:, :-1], (1, 0), value=start)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -185,9 +185,11 @@ class Seq2Seq(Task):
     def answer_kind(self) -> AnswerKind:
         return WrittenAnswers
 
-    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
-        sums = np.array([parts[0] for parts in kept], dtype=np.float64).reshape(-1, 2)
-        return WrittenAnswers(sums[:, 0], sums[:, 1], as_texts([str(parts[1]) if len(parts) > 1 else None for parts in kept]))
+    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+        sums = np.array([parts[0] for parts in outputs], dtype=np.float64).reshape(-1, 2)
+        return WrittenAnswers(
+            sums[:, 0], sums[:, 1], as_texts([str(parts[1]) if len(parts) > 1 else None for parts in outputs])
+        )
 
     def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
         """The first words of the source, as many as the middle one of train's targets has."""

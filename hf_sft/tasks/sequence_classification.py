@@ -45,7 +45,7 @@ class SequenceClassification(Labelled, Task):
     text_pair: str | None = None
     """The column of a second text, for tasks on pairs."""
     max_length: int | None = Field(default=None, ge=4)
-    """Tokens kept of a row (pairs lose from the longer side); as many as the checkpoint allows when not given."""
+    """Maximum number of tokens of a row; of a pair the longer side is truncated. Default: the checkpoint's maximum."""
 
     long: Literal["cut", "windows"] = "cut"
     """What is done with longer texts: `cut` keeps their beginning; `windows` reads all, in overlapping windows (of a pair the

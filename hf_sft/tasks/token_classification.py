@@ -114,10 +114,10 @@ class TokenClassification(TaggedRows, Task):
         """The logits of the words that each window answers for, float32, shape (words, tags); of texts with spans with each
         word's first character, and the one after its last, before them, float64, shape (words, 2 + tags)."""
         words = batch["words"]
-        kept = self._logits(model, batch)[words].cpu().numpy()
+        found = self._logits(model, batch)[words].cpu().numpy()
         if "starts" in batch:
-            kept = np.column_stack([batch["starts"][words].cpu().numpy(), batch["ends"][words].cpu().numpy(), kept])
-        return np.split(kept, np.cumsum(words.sum(1).cpu().numpy())[:-1])
+            found = np.column_stack([batch["starts"][words].cpu().numpy(), batch["ends"][words].cpu().numpy(), found])
+        return np.split(found, np.cumsum(words.sum(1).cpu().numpy())[:-1])
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         ours = ("labels", "words", "starts", "ends")
@@ -126,8 +126,8 @@ class TokenClassification(TaggedRows, Task):
     def answer_kind(self) -> AnswerKind:
         return TextEntityAnswers if self.spans else TagAnswers if self.scheme == "plain" else EntityAnswers
 
-    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
-        parts = [np.concatenate(windows).astype(np.float64) for windows in kept]
+    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+        parts = [np.concatenate(windows).astype(np.float64) for windows in outputs]
         units = [[(int(start), int(end)) for start, end in part[:, :2]] for part in parts] if self.spans else None
         logits = [part[:, 2:] for part in parts] if self.spans else parts
         return self._answer([scipy.special.softmax(each, axis=-1) for each in logits], rows, labels, units)

@@ -112,14 +112,14 @@ def others_alive() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in GONE):
             raise
-        said = (
+        message = (
             f"another process of this run has ended, and process {PartialState().process_index} can't go on alone "
             f"({first_line(error)[:120]}).\n"
             "  Look at what that one said.  The same command with --resume goes on from the last checkpoint."
         )
         if not PartialState().is_main_process:  # which may be the one that has ended
-            print(said, file=sys.stderr, flush=True)
-        raise SaveError(said) from None
+            print(message, file=sys.stderr, flush=True)
+        raise SaveError(message) from None
 
 
 def say_where(begun: Path, phase: Phase) -> None:

@@ -35,7 +35,7 @@ class TrainingCurve:
     skipped: list[int] = field(default_factory=list)
     """Steps that were left out, since their loss or gradient was not finite."""
     best_step: int | None = None
-    """The evaluation whose weights were kept."""
+    """The evaluation whose weights were saved."""
     parameters: int = 0
     trainable: int = 0
     """How many of the parameters moved."""

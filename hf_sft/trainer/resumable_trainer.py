@@ -1,4 +1,4 @@
-"""A Trainer that goes on from its checkpoints as if it had never stopped, and ends at a step when it is asked to.
+"""A Trainer that resumes from its checkpoints bit for bit, and ends after a step on a signal.
 
 Checkpoints hold what the rest of a training depends on: weights that move, optimizer, schedule, random generators of every
 process, the callbacks' memory, the curve so far. The place inside an epoch is the step's number: the order of rows depends on
@@ -79,7 +79,7 @@ class ResumableTrainer(Trainer):
             setattr(self.curve, name, int(total))
 
     def save_finished(self) -> None:
-        """That all steps were taken: the weights as they are now, in place of what was kept to go on from."""
+        """Writes a checkpoint that says that all steps were taken, in place of those to resume from."""
         if not self.is_world_process_zero():
             return
         counts = [{name: getattr(self.curve, name) for name in COUNTED}]
@@ -90,7 +90,7 @@ class ResumableTrainer(Trainer):
         except OSError as error:
             self._say_unsaved(path, error.strerror or str(error))
 
-    # What is kept.
+    # What a checkpoint holds.
 
     def trainable_state(self) -> dict[str, Tensor]:
         """The trainable parameters, and the buffers that are saved, by name."""
@@ -143,13 +143,13 @@ class ResumableTrainer(Trainer):
         if not self._told_unsaved:
             self._told_unsaved = True
             before = checkpoints.list_steps(self.folder)
-            kept = f"`{before[-1]}` is kept" if before else "there is none yet"
-            print(f"The checkpoint `{path}` can't be written: {reason}.  {kept}; the training goes on.", file=sys.stderr)
+            last = f"`{before[-1]}` is kept" if before else "there is none yet"
+            print(f"The checkpoint `{path}` can't be written: {reason}.  {last}; the training goes on.", file=sys.stderr)
 
     # When.
 
     def _after_step(self, control: Any) -> None:
-        """Have a checkpoint written where it is time, or where a process was asked to end; the processes agree on that."""
+        """Write a checkpoint if it is time, or if a process got a signal; all processes decide alike."""
         due = self.is_world_process_zero() and time.monotonic() - self._saved_at > self._save_seconds
         self._asked, due = self._agree(self.signal_handler.signal_number, int(due))
         # What ends an epoch is written after its evaluation, which is to come.
@@ -164,9 +164,9 @@ class ResumableTrainer(Trainer):
             return numbers
         if self._group is None:
             self._group = distributed.new_group(backend="gloo")
-        said = torch.tensor(numbers)
-        distributed.all_reduce(said, distributed.ReduceOp.MAX, self._group)
-        return tuple(said.tolist())
+        reduced = torch.tensor(numbers)
+        distributed.all_reduce(reduced, distributed.ReduceOp.MAX, self._group)
+        return tuple(reduced.tolist())
 
     # How it goes on.
 

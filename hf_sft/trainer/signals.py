@@ -41,7 +41,7 @@ def say_after_launcher(text: str) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was asked to end. `status` is its exit status."""
+    """A signal ended the run. `status` is its exit status."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)

@@ -113,7 +113,7 @@ class StepTrainer(ResumableTrainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=False,
         )
-        # The sampler already gives each process its own share, so accelerate is told that it is alone.
+        # The sampler already gives each process its own share, so accelerate gets one process.
         return prepare_data_loader(loader, num_processes=1, process_index=0)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -177,7 +177,7 @@ class StepTrainer(ResumableTrainer):
 
     @contextlib.contextmanager
     def _cast_once(self) -> Iterator[None]:
-        """Weights that move are cast for the first forward pass, and kept for the others: autocast forgets them when its
+        """Trainable weights are cast for the first forward pass, and reused in the others: autocast forgets them when its
         outermost context ends. What is not a forward pass runs as it would outside."""
         with self.machine.autocast(), torch.autocast(self.machine.device, enabled=False):
             yield
@@ -248,11 +248,11 @@ class StepTrainer(ResumableTrainer):
         """What the task keeps of examples, or of rows as the recipe's data has them, with or without labels."""
         examples = self.hooks.read(test_dataset) if isinstance(test_dataset, Dataset) else test_dataset
         ran = list(self._run(examples))
-        kept: Any = _as_array([each for _, block in ran for row in block for each in row])
+        outputs: Any = _as_array([each for _, block in ran for row in block for each in row])
         if "labels" not in examples.encoded.column_names:
-            return PredictionOutput(kept, None, {})
+            return PredictionOutput(outputs, None, {})
         values = {f"{metric_key_prefix}_{name}": value for name, value in self.hooks.score(ran).items()}
-        return PredictionOutput(kept, _as_array(examples.encoded["labels"][:]), values)
+        return PredictionOutput(outputs, _as_array(examples.encoded["labels"][:]), values)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model as any Trainer saves it, with config and tokenizer."""

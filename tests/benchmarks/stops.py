@@ -87,7 +87,7 @@ def goes_on(recipe: Any, output: Path, wanted: Any, name: str) -> bool:
 
 def ask(names: list[str], recipes: Any, unstopped: Any, long: Any, root: Path, drawn: random.Random) -> None:
     from hf_sft.storage.atomic_folder import is_intact
-    from hf_sft.storage.run_folder import newest_kept
+    from hf_sft.storage.run_folder import newest_checkpoint
 
     found: Counter[str] = Counter()
     for number, name in enumerate(names):
@@ -102,7 +102,7 @@ def ask(names: list[str], recipes: Any, unstopped: Any, long: Any, root: Path, d
         if not alive or status == 0:
             found["too late"] += 1
             continue
-        kept = newest_kept(output)
+        kept = newest_checkpoint(output)
         found["status 143"] += status == 143
         found["a whole checkpoint"] += kept is not None and is_intact(kept)
         found["within one step"] += stopping.count_steps(output) - before <= 1

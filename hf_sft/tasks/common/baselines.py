@@ -39,16 +39,16 @@ def of_classes(inputs: Any, targets: Sequence[int], names: tuple[str, ...], feat
 
     def majority() -> Answerer:
         shares = np.bincount(ids, minlength=len(names)) / len(ids)
-        return lambda asked: ClassAnswers(np.tile(shares, (len(asked), 1)), names)
+        return lambda given: ClassAnswers(np.tile(shares, (len(given), 1)), names)
 
     def logreg() -> Answerer:
         from sklearn.pipeline import make_pipeline
 
         model = make_pipeline(features.make(inputs, ids), _logistic()).fit(inputs, ids)
 
-        def answer(asked: Any) -> Answers:
-            scores = np.zeros((len(asked), len(names)))
-            scores[:, model.classes_] = model.predict_proba(asked)
+        def answer(given: Any) -> Answers:
+            scores = np.zeros((len(given), len(names)))
+            scores[:, model.classes_] = model.predict_proba(given)
             return ClassAnswers(scores, names)
 
         return answer
@@ -61,7 +61,7 @@ def of_sets(inputs: Any, targets: Sequence[Sequence[float]], names: tuple[str, .
     sets = np.array(targets)
 
     def majority() -> Answerer:
-        return lambda asked: SetAnswers(np.tile(sets.mean(0), (len(asked), 1)), names)
+        return lambda given: SetAnswers(np.tile(sets.mean(0), (len(given), 1)), names)
 
     def logreg() -> Answerer:
         from sklearn.multiclass import OneVsRestClassifier
@@ -69,7 +69,7 @@ def of_sets(inputs: Any, targets: Sequence[Sequence[float]], names: tuple[str, .
 
         model = make_pipeline(features.make(inputs, sets), OneVsRestClassifier(_logistic())).fit(inputs, sets)
         # Of one class it gives two columns, no and yes.
-        return lambda asked: SetAnswers(np.asarray(model.predict_proba(asked))[:, -len(names) :], names)
+        return lambda given: SetAnswers(np.asarray(model.predict_proba(given))[:, -len(names) :], names)
 
     return {"majority": majority, f"{features.name}_logreg": logreg}
 
@@ -79,14 +79,14 @@ def of_numbers(inputs: Any, targets: Sequence[float], features: Features) -> dic
     numbers = np.array(targets)
 
     def mean() -> Answerer:
-        return lambda asked: NumberAnswers(np.full(len(asked), numbers.mean()))
+        return lambda given: NumberAnswers(np.full(len(given), numbers.mean()))
 
     def ridge() -> Answerer:
         from sklearn.linear_model import Ridge
         from sklearn.pipeline import make_pipeline
 
         model = make_pipeline(features.make(inputs, numbers), Ridge()).fit(inputs, numbers)
-        return lambda asked: NumberAnswers(model.predict(asked).reshape(-1))
+        return lambda given: NumberAnswers(model.predict(given).reshape(-1))
 
     return {"mean": mean, f"{features.name}_ridge": ridge}
 
@@ -151,7 +151,7 @@ def fit_all(methods: dict[str, Fit]) -> tuple[dict[str, Answerer], list[str]]:
 
 
 def ask_all(rivals: dict[str, Answerer], rows: Any, failed: list[str]) -> dict[str, Answers]:
-    """The rivals' answers; one that fails is struck out, and said to have `failed`."""
+    """The baselines' answers; one that fails is removed, and named in `failed`."""
     answers = _try_all({name: partial(answer, rows) for name, answer in rivals.items()}, "asked", failed)
     for name in rivals.keys() - answers.keys():
         del rivals[name]

@@ -20,7 +20,7 @@ from hf_sft.tasks.common.generation import WRITES, GenerationOptions, read_texts
 from hf_sft.tasks.common.packing import Grams, pack
 
 Carried: TypeAlias = tuple[list[int], list[int]]
-"""Tokens, and 1 for those that carry loss; whether the first does is not asked."""
+"""Tokens, and 1 for those that carry loss; the first token's entry is ignored."""
 BIGRAM = 5.0
 """How many occurrences of a unigram model's word a bigram baseline's counts are mixed with."""
 TOLERANCE = 1e-4
@@ -164,7 +164,7 @@ def join_pieces(columns: dict[str, np.ndarray], starts: np.ndarray, stops: np.nd
     places = np.concatenate([np.arange(*spans[piece]) for block in blocks for piece in block])
     sizes = np.array([lengths[block].sum() for block in blocks])
     offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
-    told: dict[str, Any] = {
+    examples_of_pieces: dict[str, Any] = {
         **{name: pa.ListArray.from_arrays(offsets, column[places]) for name, column in columns.items()},
         "lengths": [lengths[block].tolist() for block in blocks],
         "row": range(len(blocks)),
@@ -172,7 +172,7 @@ def join_pieces(columns: dict[str, np.ndarray], starts: np.ndarray, stops: np.nd
         "cost": sizes,
         "truncated": [False] * len(blocks),
     }
-    return Dataset(pa.table(told))
+    return Dataset(pa.table(examples_of_pieces))
 
 
 def flat(column: Any) -> tuple[np.ndarray, np.ndarray]:

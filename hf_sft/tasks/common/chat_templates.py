@@ -2,7 +2,7 @@
 
 A template is code that nobody can see into. So a conversation is written twice: as it is, and with marks in place of what its
 turns say and think. Between the marks stands what the template adds; it must stand in the conversation too, and what is left
-is then what was said, exactly, whether or not the template knows the `generation` blocks of transformers. Tool calls stand
+is then exactly the content, whether or not the template knows the `generation` blocks of transformers. Tool calls stand
 between the marks as they are; where they end is found by writing the conversation once more with words in their place.
 """
 
@@ -51,7 +51,7 @@ MARKED = re.compile("\ue000([0-9]+)\ue001")
 SECONDS, LONGEST = 10, 20_000_000
 """That a template may take to write a conversation, and the characters that it may write."""
 FRAMES = 1000
-"""Of conversations, by their shape, that are kept."""
+"""Number of cached renderings, by the conversation's shape."""
 
 
 @contextlib.contextmanager
@@ -127,7 +127,7 @@ class ChatTemplate:
 
     def mark(self, turns: Sequence[Turn], tools: Tools = None, ask: bool = False) -> Written:
         """The conversation, and what of it is the assistant's own. Raises `ValueError` where the template drops or rewrites
-        what was said."""
+        the content."""
         text = self.write(turns, ask, tools)
         try:
             return self._mark(text, turns, tools, ask)
@@ -146,9 +146,9 @@ class ChatTemplate:
         shifts = [(0, 0)]
         for (before, after), mark in zip(pairwise(frame.between), frame.marks, strict=True):
             turn = turns[mark // 2]
-            said = turn["content"] if mark % 2 == 0 else turn.get(THOUGHTS[0], "")
+            content = turn["content"] if mark % 2 == 0 else turn.get(THOUGHTS[0], "")
             start = at + len(before)
-            for words in dict.fromkeys((said, said.strip(), said.rstrip(), said.lstrip(), said.strip("\n"))):
+            for words in dict.fromkeys((content, content.strip(), content.rstrip(), content.lstrip(), content.strip("\n"))):
                 if text.startswith(before, at) and text.startswith(words + after, start):
                     break
             else:
@@ -203,10 +203,10 @@ class ChatTemplate:
         """Where turn i begins behind what asks for it, and ends with what ends it, in the text with marks."""
         places = [match.span() for match in MARKED.finditer(text) if int(match[1]) // 2 == i]
         try:
-            asked = self.write(marked[:i], ask=True, tools=tools) if i else text
+            prompt = self.write(marked[:i], ask=True, tools=tools) if i else text
         except ValueError:
-            asked = text
-        begins = len(asked) if text.startswith(asked) and i and len(asked) < len(text) else None
+            prompt = text
+        begins = len(prompt) if text.startswith(prompt) and i and len(prompt) < len(text) else None
         if places:
             first = places[0][0]
             begins = first if begins is None or begins > first else begins

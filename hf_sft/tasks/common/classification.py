@@ -194,11 +194,11 @@ class Labelled(Block):
     def answer_kind(self) -> AnswerKind:
         return {SINGLE: ClassAnswers, MULTI: SetAnswers, REGRESSION: NumberAnswers}[self.problem_type or SINGLE]
 
-    def answer(self, kept: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
-        numbers = np.concatenate([np.stack(parts) for parts in kept]).astype(np.float64)
+    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+        numbers = np.concatenate([np.stack(parts) for parts in outputs]).astype(np.float64)
         if self.in_parts:
             shares, numbers = numbers[:, -1:], self._read_logits(numbers[:, :-1])
-            starts = np.cumsum([0, *map(len, kept[:-1])])
+            starts = np.cumsum([0, *map(len, outputs[:-1])])
             numbers = np.add.reduceat(numbers * shares, starts) / np.add.reduceat(shares, starts)
         else:
             numbers = self._read_logits(numbers)

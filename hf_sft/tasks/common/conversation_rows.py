@@ -18,7 +18,7 @@ class ConversationRows(TaskData):
     messages: str | None = None
     """The column of the conversations, lists of turns with `role` and `content`; `messages` when there is no `prompt`."""
     prompt: str | list[str] | None = None
-    """Instead of `messages`: the column of what is asked, or several, which are put together with an empty line between."""
+    """Instead of `messages`: the column of prompts, or several, which are joined with an empty line between."""
     completion: str | None = None
     """With `prompt`: the column of what is to be answered; `completion` when not given."""
     system: str | None = "system"
@@ -69,12 +69,12 @@ class ConversationRows(TaskData):
         """Of each row its turns, with what its completion says if it has one."""
         if not self._prompts:
             return self._with_system([read_turns(cell) for cell in rows[self._talk]], rows)
-        asked = zip(*(rows[column] for column in self._prompts), strict=True)
-        talks = [read_turns(cells[0]) or [Turn(role="user", content=together(cells))] for cells in asked]
+        prompts = zip(*(rows[column] for column in self._prompts), strict=True)
+        talks = [read_turns(cells[0]) or [Turn(role="user", content=together(cells))] for cells in prompts]
         if self._said not in rows:
             return self._with_system(talks, rows)
-        said = [read_turns(cell) or [Turn(role=ASSISTANT, content=cell)] for cell in rows[self._said]]
-        return self._with_system([[*talk, *answer] for talk, answer in zip(talks, said, strict=True)], rows)
+        answers = [read_turns(cell) or [Turn(role=ASSISTANT, content=cell)] for cell in rows[self._said]]
+        return self._with_system([[*talk, *answer] for talk, answer in zip(talks, answers, strict=True)], rows)
 
     def _with_system(self, talks: list[list[Turn]], rows: dict[str, list]) -> list[list[Turn]]:
         if self.system is None or self.system not in rows:

@@ -131,17 +131,17 @@ def flaw_of_talk(talk: list[Turn]) -> str | None:
     if roles == [ASSISTANT]:
         return "has nothing that an assistant is asked"
     for turn, before in zip(talk, [None, *talk], strict=False):
-        role, said = turn["role"], turn["content"]
+        role, content = turn["role"], turn["content"]
         calls = turn.get("tool_calls")
         if role in ("", "None"):
             return "has a turn without a role"
         if calls is not None and not (isinstance(calls, list) and all(_is_call(call) for call in calls)):
             return f"has a tool call without a name ({str(calls)[:60]})"
-        if isinstance(said, list):
-            return f"has a turn of `{role}` with a part of type `{_first_type(said)}`: only text is read"
-        if not isinstance(said, str):
-            return f"has a turn of `{role}` that is {'null' if said is None else f'{type(said).__name__}, not text'}"
-        if not said.strip() and role not in ("system", "tool") and not (calls or THOUGHTS[0] in turn):
+        if isinstance(content, list):
+            return f"has a turn of `{role}` with a part of type `{_first_type(content)}`: only text is read"
+        if not isinstance(content, str):
+            return f"has a turn of `{role}` that is {'null' if content is None else f'{type(content).__name__}, not text'}"
+        if not content.strip() and role not in ("system", "tool") and not (calls or THOUGHTS[0] in turn):
             return f"has an empty turn of `{role}`"
         if before is not None and before["role"] == role != "tool":
             return f"has two turns of `{role}` in a row"

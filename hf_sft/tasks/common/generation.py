@@ -26,9 +26,9 @@ PLAIN: dict[str, Any] = {
     **dict.fromkeys(("forced_eos_token_id", "min_new_tokens", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")),
     **dict.fromkeys(("exponential_decay_length_penalty", "sequence_bias")),
 }
-"""What `generate` is told, so that a checkpoint's own settings add nothing to what was asked for."""
+"""Arguments of `generate` that switch off the checkpoint's own generation settings."""
 WRITES: dict[str, None] = {"text": None, "tokens": None, "stopped": None}
-"""What is said of a text, and of one that is not there."""
+"""Keys of a generated answer; the values stand for a row without text."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _write(
 
 
 def read_texts(texts: Iterable[Text], processor: Any) -> Iterator[dict[str, Any]]:
-    """What is said of each: its words, how many tokens they are, and whether it ended by itself."""
+    """For each text its words, its number of tokens, and whether it ended by itself."""
     for text in texts:
-        said = processor.decode(text.tokens, skip_special_tokens=True)
-        yield {"text": said, "tokens": len(text.tokens), "stopped": text.stopped}
+        words = processor.decode(text.tokens, skip_special_tokens=True)
+        yield {"text": words, "tokens": len(text.tokens), "stopped": text.stopped}

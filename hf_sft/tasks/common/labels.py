@@ -108,23 +108,23 @@ def require_classes(train: Dataset, column: str) -> None:
         return
     values = [value for value in train[column][:] if value not in (None, "")]
     different = list(dict.fromkeys(values))
-    few, said = ", ".join(map(str, different[:3])), f"  If they are classes, say so: `task.problem_type={SINGLE}`."
+    few, remedy = ", ".join(map(str, different[:3])), f"  If they are classes, say so: `task.problem_type={SINGLE}`."
     written = all(isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d+([.,]\d*)?\s*", value) for value in different)
     if written and any(set(value) & {".", ","} for value in different):
         raise DataError(
             f"column `{column}` holds fractions that are written as text: {few}.\n"
             f"  To regress on them, write them as numbers, without quotes.  "
-            f"{remedy_of_commas(different) or 'Write decimal points'}.\n{said}"
+            f"{remedy_of_commas(different) or 'Write decimal points'}.\n{remedy}"
         )
     if len(values) >= MANY and 2 * len(different) > len(values):
         raise DataError(
             f"column `{column}` has {len(different):,} different values in {len(values):,} rows of train, like names: "
-            f"{few}.\n  Expected the same few classes again and again.  Point `task.label` at another column.\n{said}"
+            f"{few}.\n  Expected the same few classes again and again.  Point `task.label` at another column.\n{remedy}"
         )
 
 
-def find_label_names(train: Dataset, columns: list[str], asked: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """The classes of lists of 0 and 1, all equally long (multi-hot): those that are asked for, or their numbers.
+def find_label_names(train: Dataset, columns: list[str], names_given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The classes of lists of 0 and 1, all equally long (multi-hot): the given names, or their numbers.
 
     None for everything else. Raises `DataError` for lists that can be read in two ways, or in none.
     """
@@ -132,7 +132,7 @@ def find_label_names(train: Dataset, columns: list[str], asked: tuple[str, ...] 
     feature: Any = train.features[column]
     inner = feature.feature if isinstance(feature, List | LargeList) else None
     if len(columns) > 1 or not (isinstance(inner, Value) and inner.dtype.startswith((*NUMBERS, "bool"))):
-        if asked is not None:
+        if names_given is not None:
             raise DataError(
                 f"`task.label_names` goes with a column of lists of 0 and 1, all equally long; `{column}` is none.\n"
                 "  Leave it out: other classes bring their names."
@@ -141,7 +141,7 @@ def find_label_names(train: Dataset, columns: list[str], asked: tuple[str, ...] 
     lists = [row for row in train[column][:] if row is not None]
     lengths, values = {len(row) for row in lists}, {value for row in lists for value in row}
     if len(lengths) != 1 or not values <= {0, 1}:
-        if asked is None and inner.dtype.startswith(("int", "uint")):
+        if names_given is None and inner.dtype.startswith(("int", "uint")):
             return None
         few = ", ".join(str(value) for value in sorted(values, key=str)[:5])
         raise DataError(
@@ -150,13 +150,13 @@ def find_label_names(train: Dataset, columns: list[str], asked: tuple[str, ...] 
             "  (a place for each class)."
         )
     (count,) = lengths
-    if count == 1 and asked is None:
+    if count == 1 and names_given is None:
         raise DataError(
             f"column `{column}` holds lists of one 0 or 1, which can be read in two ways.\n"
             "  As yes or no for one class: name it, `task.label_names=[NAME]`.\n"
             "  As the numbers of the classes 0 and 1: make it a column of numbers, without lists."
         )
-    names = asked or tuple(str(place) for place in range(count))
+    names = names_given or tuple(str(place) for place in range(count))
     if len(names) != count:
         raise DataError(f"`task.label_names` has {len(names)} names, but the lists of column `{column}` {count} places.")
     return names

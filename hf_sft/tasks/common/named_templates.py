@@ -21,7 +21,7 @@ NAMED = {
         "{{ eos_token if message['role'] == 'assistant' else '\n' }}{% endfor %}"
     ),
 }
-"""Templates for checkpoints that have none. `plain` has no names: what is asked, a line break, the answer, the end token."""
+"""Templates for checkpoints that have none. `plain` has no role names: prompt, line break, answer, end token."""
 
 
 def uses_clock(template: str) -> bool:

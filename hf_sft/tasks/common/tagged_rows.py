@@ -116,8 +116,10 @@ class TaggedRows(TaskData):
             counts[name] = sum(cuts_a_unit(*pair) for pair in pairs), len(pairs)
         inside, total = counts["train"]
         if inside > INSIDE * total:
-            told = f"{inside} of {total} spans of split `train` begin or end inside a word: the tokenizer's tokens are tagged."
-            return self.model_copy(update={"units": "tokens"}), [f"{told}  Words instead: `task.units=words`."]
+            reason = (
+                f"{inside} of {total} spans of split `train` begin or end inside a word: the tokenizer's tokens are tagged."
+            )
+            return self.model_copy(update={"units": "tokens"}), [f"{reason}  Words instead: `task.units=words`."]
         notes = [
             f"{inside} of {total} spans of split `{name}` begin or end inside a word, and can't be answered by tags of words."
             for name, (inside, total) in counts.items()
@@ -145,24 +147,24 @@ class TaggedRows(TaskData):
 
     def _say_repaired(self, splits: dict[str, Dataset]) -> list[str]:
         """What was read into tags that mark entities."""
-        said = []
+        notes = []
         for name, rows in splits.items() if self.scheme != "plain" else ():
             if self.tags not in rows.column_names:
                 continue
             sentences = [[tag for tag in self._read_names(tags or ()) if tag] for tags in _by_name(rows, self.tags)]
             count = sum(map(count_repaired, sentences))
             if count and is_iob1(sentences):
-                said.append(f"the tags of split `{name}` follow IOB1 (B- only where entities touch): they are read as IOB2.")
+                notes.append(f"the tags of split `{name}` follow IOB1 (B- only where entities touch): they are read as IOB2.")
             elif count:
-                said.append(f"{count} tag(s) of split `{name}` go on with an entity that has not begun: each is read as B-.")
-        return said
+                notes.append(f"{count} tag(s) of split `{name}` go on with an entity that has not begun: each is read as B-.")
+        return notes
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
         problems: dict[str, list[int]] = {}
-        asked, column = self.input_columns()[0], self._tag_column
+        input_column, column = self.input_columns()[0], self._tag_column
         tagged = rows[column][:] if column in rows.column_names else [None] * len(rows)
-        for row, (cell, tags) in enumerate(zip(rows[asked], tagged, strict=True)):
-            problem = f"column `{asked}` {flaw}" if (flaw := flaw_of(cell, bool(self.text))) else None
+        for row, (cell, tags) in enumerate(zip(rows[input_column], tagged, strict=True)):
+            problem = f"column `{input_column}` {flaw}" if (flaw := flaw_of(cell, bool(self.text))) else None
             if problem is None and column in rows.column_names:
                 problem = self._tag_problem(cell, tags, labels)
             if problem:

@@ -56,5 +56,5 @@ def drop(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
         return input * 0.0
     bits = torch.empty(-(-input.numel() // LANES), dtype=torch.int64).random_(-(2**63), None)
     lanes = bits.view(torch.int16)[: input.numel()].view(input.shape)
-    kept = lanes >= round(p * RANGE) - RANGE // 2
-    return input.mul(kept).mul_(1 / (1 - p))
+    mask = lanes >= round(p * RANGE) - RANGE // 2
+    return input.mul(mask).mul_(1 / (1 - p))

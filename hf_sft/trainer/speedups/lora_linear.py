@@ -1,9 +1,9 @@
 """PEFT's adapted layers as one operation each, while they train.
 
 PEFT writes `y = x Wᵀ + (x Aᵀ) Bᵀ · scaling` as a dozen operations: x goes to float32 and back to the precision of matrix
-products, for query, key and value each on its own, and every copy is kept for the backward pass; W, which rests, is cast in
-each forward pass. Here x is cast and kept once for all layers that read it, and W is cast once for the training. The objective
-is the same: in float32 the gradients are PEFT's but for rounding.
+products, for query, key and value each on its own, and every copy is stored for the backward pass; W, which is frozen, is cast
+in each forward pass. Here x is cast and stored once for all layers that read it, and W is cast once for the training. The
+objective is the same: in float32 the gradients are PEFT's but for rounding.
 """
 
 import contextlib

@@ -107,7 +107,7 @@ def test_a_run_whose_report_was_not_written_whole_is_gone_on_with(damage, recipe
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("hf_sft.reports.report.write_facts", cut_short)
         stopping.train(recipe, tmp_path / "other")
-    assert run_folder.newest_kept(tmp_path / "other") is not None
+    assert run_folder.newest_checkpoint(tmp_path / "other") is not None
     with pytest.raises(RecipeError, match="holds no finished run"):
         hf_sft.evaluate(tmp_path / "other")
     stopping.train(recipe, tmp_path / "other", resume=True)
@@ -199,7 +199,7 @@ def test_a_run_that_is_begun_while_another_gets_ready_is_not_mixed_with_it(recip
     record = run_folder.read_record(tmp_path / "run")
     assert record is not None
     assert record["recipe"]["seed"] == 0
-    assert run_folder.newest_kept(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "0" / "checkpoint-1"
+    assert run_folder.newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "0" / "checkpoint-1"
 
 
 def test_a_lock_that_was_removed_as_it_was_taken_is_taken_again(tmp_path, monkeypatch):
