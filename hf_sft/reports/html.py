@@ -123,16 +123,15 @@ def say_rival(facts: dict[str, Any], metric: str) -> str | None:
 
 
 def say_certificate(certificate: dict[str, Any]) -> str:
-    """What became of the saved model's answers when it was loaded again."""
+    """The result of the reload check in a sentence: passed, failed, or not done and why."""
     if "not_done" in certificate:
-        how = "`hf-sft certify RUN` does it later"
-        return f"The saved model was NOT loaded again and compared with the trained one: {certificate['not_done']}; {how}."
+        return f"Reload check: NOT DONE ({certificate['not_done']}).  To do it: `hf-sft certify RUN`."
     rows, apart, bound = (certificate[name] for name in ("rows", "largest_difference", "bound"))
-    seen = "are not finite" if apart is None else f"differ by {apart:.1e} at most"
-    verdict = "as the trained one did" if certificate["within"] else "NOT as the trained one did"
+    seen = "logits are not finite" if apart is None else f"logits differ by at most {apart:.1e}, rounding allows {bound:.1e}"
+    passed = certificate["within"]
     return (
-        f"Loaded again by plain transformers, the saved model answers {rows} rows of test {verdict}: the logits {seen} "
-        f"(rounding explains {bound:.1e})."
+        f"Reload check: {'PASSED' if passed else 'FAILED'}.  Loaded by plain transformers in a new process, the saved model "
+        f"{'answers' if passed else 'does not answer'} {rows} rows of test as the trained one did ({seen})."
     )
 
 

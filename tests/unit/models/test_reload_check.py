@@ -68,7 +68,7 @@ def test_a_broken_merge_fails_the_run_and_is_not_published(checkpoints, tmp_path
         hf_sft.train(recipe)
     facts = json.loads((tmp_path / "run" / "report.json").read_text())
     assert not facts["certificate"]["within"]
-    assert "NOT as the trained one did" in (tmp_path / "run" / "README.md").read_text()
+    assert "Reload check: FAILED" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_what_cannot_be_loaded_again_is_named(checkpoints, tmp_path):
@@ -135,10 +135,10 @@ def test_a_run_whose_certificate_could_not_be_had_is_whole_and_certified_later(
         trained(checkpoints["bert"], tmp_path / "run")
     reason = "that took more than 0.2 s" if trouble == "late" else "its process was killed by signal 9"
     said = capsys.readouterr().err
-    assert f"NOT loaded again and compared with the trained one: {reason}; `hf-sft certify RUN` does it later." in said
+    assert f"Reload check: NOT DONE ({reason}).  To do it: `hf-sft certify RUN`." in said
     assert ("waiting for the saved model to be loaded again" in said) == (trouble == "late")
     pages = [tmp_path / "run" / name for name in ("README.md", "report.html")]
-    assert all("was NOT loaded again" in page.read_text() for page in pages)
+    assert all("Reload check: NOT DONE" in page.read_text() for page in pages)
     facts = json.loads((tmp_path / "run" / "report.json").read_text())["certificate"]
     assert facts == {"rows": 0, "largest_difference": None, "bound": None, "within": None, "not_done": reason}
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -147,7 +147,7 @@ def test_a_run_whose_certificate_could_not_be_had_is_whole_and_certified_later(
     assert report.facts["certificate"]["within"]
     read = json.loads((tmp_path / "run" / "report.json").read_text())
     assert read["certificate"] == report.facts["certificate"]
-    assert all("as the trained one did" in page.read_text() and "NOT" not in page.read_text() for page in pages)
+    assert all("Reload check: PASSED" in page.read_text() and "FAILED" not in page.read_text() for page in pages)
     assert read["files"] == {name: each for name, each in hash_files(tmp_path / "run").items() if name != "report.json"}
     change_one_weight(tmp_path / "run")
     with pytest.raises(hf_sft.CheckpointError, match="does not answer as the model did that was trained"):
