@@ -1,5 +1,4 @@
-"""The mistakes a user can mend, one class per owner: what was written, what the data holds, what the checkpoint is, what the
-Hub says.
+"""Errors that a user can correct, one class for each source: recipe, data, checkpoint, Hub.
 
 Each message answers three questions in the user's words: what happened and where, what was expected, what to do.
 The command line prints it without a traceback and exits with 2.
@@ -14,14 +13,14 @@ from hf_sft.redaction import for_terminal
 
 
 class HfSftError(Exception):
-    """Something that the user can mend. Its message holds no secrets, and no characters that act on a terminal."""
+    """An error that the user can correct. Its message holds no secrets, and no characters that act on a terminal."""
 
     def __init__(self, message: str):
         super().__init__(for_terminal(message))
 
 
 class RecipeError(HfSftError):
-    """What was written: the recipe, an override, the command line, the output folder."""
+    """An error in the recipe, an override, the command line or the output folder."""
 
 
 class Diverged(RecipeError):
@@ -33,19 +32,19 @@ class SaveError(HfSftError):
 
 
 class DataError(HfSftError):
-    """What the data holds."""
+    """An error in the data."""
 
 
 class CheckpointError(HfSftError):
-    """What the checkpoint is, or that it cannot be had."""
+    """A checkpoint that does not fit, or can't be loaded."""
 
 
 class HubError(HfSftError):
-    """What the Hub says, or that it can't be reached."""
+    """An error of the Hub, or a Hub that can't be reached."""
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The name that was probably meant, if one is near; case and hyphens are no difference."""
+    """The nearest known name, if one is near; case and hyphens are ignored."""
     plain = {_plain(each): each for each in names}
     return next((plain[near] for near in get_close_matches(_plain(name), plain, n=1, cutoff=cutoff)), None)
 
@@ -55,23 +54,23 @@ def _plain(name: str) -> str:
 
 
 def list_few(things: Sequence[Any], most: int = 5) -> str:
-    """Of rows, or of what else there may be many, those that a message has room for."""
+    """The first few of a list, for a message, and how many more there are."""
     return ", ".join(map(str, things[:most])) + (", …" if len(things) > most else "")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
+    """The first line of an error's message, or its class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def suggest(name: str | None) -> str:
-    """What to say of the name that was probably meant: a sentence after a space, or nothing."""
+    """A sentence that suggests a name, after a space; "" if there is none."""
     return f" Did you mean `{name}`?" if name else ""
 
 
 @contextlib.contextmanager
 def built_by(field: str, name: str, arguments: str) -> Iterator[None]:
-    """What can't be built by a name of the recipe is the recipe's mistake."""
+    """Turn errors of building what the recipe names into `RecipeError`."""
     try:
         yield
     except (ValueError, TypeError, KeyError, ImportError) as error:

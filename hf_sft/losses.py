@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 FAR = -1e4
-"""The logit of an output that an item does not have: its probability is 0, and differences of it are still numbers."""
+"""The logit of an output that an item does not have: its probability is 0, and differences of two stay finite."""
 
 
 @dataclass(frozen=True)
 class Items:
-    """What carries loss in a micro-batch, and nothing else."""
+    """The items of a micro-batch that carry loss."""
 
     logits: Tensor
     """float32, shape (items, outputs)."""
@@ -41,13 +41,13 @@ class Items:
 
 
 Batch: TypeAlias = dict[str, Tensor]
-"""What the model is shown at a time."""
+"""The model's inputs for one forward pass."""
 ItemLoss: TypeAlias = Callable[[Items], Tensor]
 """The loss of each item, shape (items,)."""
 Forward: TypeAlias = Callable[[dict[str, Any]], Items]
 """One forward pass of the model over a micro-batch."""
 StepLoss: TypeAlias = Callable[[ItemLoss, Forward, dict[str, Any]], Tensor]
-"""The sum of a micro-batch's losses, shape (); it runs the model itself, as often as it likes."""
+"""The sum of a micro-batch's losses, shape (); it runs the model itself, once or more."""
 
 
 def item_loss(items: Items) -> Tensor:
@@ -60,7 +60,7 @@ def item_loss(items: Items) -> Tensor:
 
 
 def sum_nats(items: Items, counts: Tensor) -> list[np.ndarray]:
-    """Of each example the nats of its items together, and how many they are, float32, shape (2,); `counts` says how many."""
+    """For each example the sum of its items' nats, and their number, float32, shape (2,); `counts` are those numbers."""
     losses = item_loss(items)
     return sum_by_example(torch.stack([losses, torch.ones_like(losses)], dim=1), counts)
 

@@ -1,4 +1,4 @@
-"""An aid changes one thing about training so that the result generalises better. It edits a phase."""
+"""An aid changes one thing in a phase so that the model generalises better."""
 
 from abc import ABC, abstractmethod
 
@@ -17,4 +17,4 @@ class Aid(Block, ABC):
 
     @abstractmethod
     def apply(self, phase: Phase, task: Task, train: Dataset) -> Phase:
-        """A new phase (`dataclasses.replace`); the old one is left alone. Raises `RecipeError` where it makes no sense."""
+        """A new phase (`dataclasses.replace`); `phase` is not changed. Raises `RecipeError` if the aid does not fit."""

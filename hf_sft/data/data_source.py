@@ -58,7 +58,7 @@ class DataSource(Block):
     """Draws made splits and subsets; apart from the recipe's `seed`, so that runs by other seeds share their test rows."""
 
     def seen_from(self, folder: Path) -> "DataSource":
-        """Paths that lead nowhere from where one stands, but somewhere from a recipe's folder, as seen from there."""
+        """Resolve relative paths against the recipe's folder if they don't exist in the working directory."""
 
         def seen(path: str) -> str:
             if path.startswith("~") or exists(path) or not exists(str(folder / path)):

@@ -32,11 +32,11 @@ BOOKKEEPING = (
     "unknown_targets",
     "targets",
 )
-"""Columns of examples that the model is not shown."""
+"""Columns of examples that are no inputs of the model."""
 BLOCK = 2048
-"""Rows that are evaluated at a time: what is in memory does not grow with their number."""
+"""Number of rows in a block of evaluation: memory does not grow with the number of all rows."""
 BESIDE = 8
-"""A micro-batch takes, beside the time of its tokens, that of an eighth of the budget.
+"""The fixed cost of a micro-batch: the time of an eighth of the budget's tokens.
 
 Measured where the budget is 1024 (MiniLM, bfloat16, two cores): 15 ms, and 0.122 ms for each token, forward and backward. A
 step of 32 rows of banking77, 522 tokens, becomes 709 with padding in 2.3 micro-batches. Filling one after the other up to the
@@ -51,13 +51,13 @@ class MicroBatch:
     places: tuple[int, ...]
     counts: bool
     step_items: int
-    """How many items carry loss in the whole optimizer step, over all processes; 0 where nothing is trained."""
+    """Number of items that carry loss in the whole optimizer step, over all processes; 0 in evaluation."""
     draw: tuple[int, ...]
-    """What a task that draws (masks) draws by: seed and epoch; nothing where nothing is trained."""
+    """Key of random draws (masks): seed and epoch; empty in evaluation."""
 
 
 def to_device(batch: Batch, device: Any) -> Batch:
-    """The batch where the model is."""
+    """The batch on the model's device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
@@ -72,8 +72,8 @@ def cut_step(
     """One list of micro-batches per process, all equally long (sharded models hang otherwise).
 
     Examples are sorted by cost and dealt in turn, so that processes hold some of like cost and one cut serves them all.
-    A micro-batch's examples times its dearest one stay within `budget`; it holds at least one. Of all such cuts it is the one
-    that takes least time: of a micro-batch, its tokens with padding and an eighth of the budget beside.
+    A micro-batch's number of examples times its largest cost is at most `budget`, or it holds one example. Of all such cuts
+    the fastest is taken; the time of a micro-batch is that of its tokens with padding, plus an eighth of the budget.
     """
     ordered = places[np.argsort(-costs[places], kind="stable")]
     bounds = _cheapest_bounds(costs[ordered[::processes]], budget, budget / BESIDE)
@@ -84,7 +84,7 @@ def cut_step(
 
 
 def _cheapest_bounds(falling: np.ndarray, budget: int, overhead: float) -> list[int]:
-    """0, and where each micro-batch of a step ends; `falling` are the costs of its examples, the dearest first."""
+    """0, and the end of each micro-batch of a step; `falling` are the costs of its examples in falling order."""
     count = len(falling)
     least, end_of = np.zeros(count + 1), np.zeros(count, dtype=np.int64)
     for start in range(count - 1, -1, -1):
@@ -104,7 +104,7 @@ def _micro_batch(places: np.ndarray, stand_in: int, step_items: int, draw: tuple
 
 
 class Examples(TorchDataset):
-    """Rows and their examples, one or several of each, given out a micro-batch at a time as the batch that the model takes."""
+    """Rows and their examples, one or several for each row; gives batches for micro-batches."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Examples(TorchDataset):
         raw: tuple[str, ...] = (),
     ):
         self.rows, self.encoded, self.raw = rows, encoded, rows.select_columns(list(raw)) if raw else None
-        """`raw` is what the collator is given of the rows as they are."""
+        """`raw` are the columns that the collator gets uncopied."""
         self.collate_examples = collate
         self._columns = encoded.select_columns([n for n in encoded.column_names if n not in BOOKKEEPING])
         numbers: Any = encoded.with_format("arrow")[:]  # "numpy" would make an object of each number
@@ -126,18 +126,18 @@ class Examples(TorchDataset):
         return len(self.costs)
 
     def row_of(self, place: int) -> int:
-        """The number of an example's row."""
+        """The index of an example's row."""
         return int(self._row[place])
 
     def count_rows(self, what: str) -> int:
-        """How many rows are `truncated` (not shown whole), `lost` (no example has their answer), or `slid` over."""
+        """How many rows are `truncated`, `lost` (no example has their answer), or `slid` over."""
         if what not in self.encoded.column_names:
             return 0
         pairs = zip(self.encoded["row"][:], self.encoded[what][:], strict=True)
         return len({row for row, is_so in pairs if is_so})
 
     def remarks(self, rows: str) -> list[str]:
-        """What of them the model is not shown, for people; `rows` is what to call them."""
+        """Notes on rows that the model does not see whole; `rows` names the rows."""
         phrases = {
             "truncated": "are longer than the model is shown, and are cut",
             "lost": "have an answer that no window holds whole",
@@ -173,7 +173,7 @@ class Examples(TorchDataset):
         return self.collate_examples([{**example, "draw": draw} for example in examples] if draw else examples)
 
     def blocks(self) -> "Iterator[Block]":
-        """Its rows in blocks."""
+        """The rows in blocks of `BLOCK`."""
         for start in range(0, len(self.rows), BLOCK):
             yield self, range(start, min(start + BLOCK, len(self.rows)))
 
@@ -185,13 +185,13 @@ class Examples(TorchDataset):
 
 
 Block: TypeAlias = tuple[Examples, range]
-"""Some rows, with all their examples: what is evaluated at a time."""
+"""A range of rows with all their examples, for evaluation."""
 
 
 class StepSampler(Sampler[list[MicroBatch]]):
     """Yields, for each optimizer step, this process's micro-batches. All examples of a row are in one step.
 
-    The order of rows depends on the seed and the epoch alone. The last step of an epoch holds the rows that are left.
+    The order of rows depends on the seed and the epoch alone. The last step of an epoch may be smaller.
     """
 
     def __init__(self, examples: Examples, batch_size: int, budget: int, seed: int, process: int, processes: int):

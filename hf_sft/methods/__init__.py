@@ -1,4 +1,4 @@
-"""A method knows which weights move. It answers with phases; each phase is one `Trainer.train()`."""
+"""A method decides which weights are trained. It returns phases; each phase is one `Trainer.train()`."""
 
 import math
 import sys
@@ -19,15 +19,15 @@ from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.tasks import Task
 
 EVALUATIONS = 20
-"""Of a run whose length is the default, at most."""
+"""Maximum number of evaluations in a run of default length."""
 LENGTH = ("num_train_epochs", "max_steps", "eval_strategy", "eval_steps")
-"""Fields of `training` that a method sets by the number of rows, where the recipe says nothing."""
+"""Fields of `training` that a method sets by the number of rows if the recipe does not."""
 LrMultiplier: TypeAlias = Callable[[LoadedModel, str], float]
-"""By a parameter's name in the loaded model: what the learning rate is multiplied by."""
+"""The factor of the learning rate of a parameter, given by its name in the loaded model."""
 
 
 def constant(loaded: LoadedModel, parameter: str) -> float:
-    """All parameters learn at the rate of the recipe."""
+    """The recipe's learning rate for all parameters."""
     return 1.0
 
 
@@ -39,17 +39,17 @@ class Phase:
     training: Training
     """Complete: the recipe's fields over the method's defaults."""
     prepare: Callable[[LoadedModel], Any]
-    """Freezes or wraps: gives the model whose parameters with `requires_grad` are those that shall move."""
+    """Freezes or wraps the model; returns one in which exactly the trainable parameters have `requires_grad`."""
     finish: Callable[[Any], Any]
     """Turns the trained model into the one that is saved (merges adapters)."""
     item_loss: ItemLoss = item_loss
     """The loss of each item: label smoothing and class weights wrap this."""
     loss: StepLoss = sum_items
-    """The sum of a micro-batch's losses: what runs the model more than once, or otherwise, goes here."""
+    """The sum of a micro-batch's losses; replaced by what needs more than one forward pass (R-Drop)."""
     rate: LrMultiplier = constant
-    """What a parameter's learning rate is multiplied by."""
+    """The factor of a parameter's learning rate."""
     callbacks: tuple[Callable[[], TrainerCallback], ...] = ()
-    """Made anew for each training: a callback remembers."""
+    """Factories: each training gets new callbacks, since they hold state."""
 
 
 class Method(Block, ABC):
@@ -59,30 +59,29 @@ class Method(Block, ABC):
     """The method: a file in hf_sft/methods, or a dotted module name."""
 
     training_defaults: ClassVar[dict[str, Any]]
-    """Fields of `training` that suit this method, each with its reason beside it."""
+    """This method's defaults for `training`, each with its reason."""
     steps: ClassVar[tuple[int, int]] = (500, sys.maxsize)
-    """At least and at most how many optimizer steps the default epochs are, if whole epochs can be that.
+    """Minimum and maximum number of optimizer steps of the default epochs.
 
     MiniLM on banking77, all weights, from 616 rows: 0.434 after 3 epochs, which are 60 steps, and 0.798 after 500.
     """
 
     def reshape(self, loaded: LoadedModel, checkpoint: Checkpoint, examples: Examples, items: ItemsOf) -> LoadedModel:
-        """The model as this method needs it, found out on some examples by the task's `items`; most take it as it is.
+        """The model with changes that this method needs, decided on some examples; unchanged by default.
 
-        Raises `RecipeError` where it can't be had.
+        Raises `RecipeError` if the model does not fit the method.
         """
         return loaded
 
     @abstractmethod
     def phases(self, task: Task, training: Training, rows: int) -> tuple[Phase, ...]:
-        """The phases, in order, for so many rows of train."""
+        """The phases, in order; `rows` is the number of training rows."""
 
     @classmethod
     def complete(cls, training: Training, task: Task, rows: int) -> Training:
-        """`training` with this method's defaults where it says nothing.
+        """`training` with this method's defaults for the fields that are not set.
 
-        Few rows are seen more often than many, so that there are steps enough to learn in; they are scored `EVALUATIONS` times
-        at most.
+        Small data sets get more epochs, so that there are enough steps, and `EVALUATIONS` evaluations at most.
         """
         completed = training.with_defaults(cls.training_defaults)
         if task.joins() or training.model_fields_set & {*LENGTH[:2]}:
@@ -102,5 +101,5 @@ class Method(Block, ABC):
 
 
 def unchanged(model: PreTrainedModel) -> PreTrainedModel:
-    """For phases whose trained model is saved as it is."""
+    """`finish` of phases whose trained model is saved unchanged."""
     return model

@@ -109,7 +109,7 @@ def load_config(checkpoint: Checkpoint, fields: dict[str, Any]) -> PretrainedCon
 
 
 def _find_unknown(fields: dict[str, Any], config: PretrainedConfig) -> str | None:
-    """What to say of the first field that a config does not know."""
+    """A message about the first field that a config does not have."""
     unknown = next((name for name in fields if not hasattr(config, name)), None)
     if unknown is None:
         return None

@@ -90,7 +90,7 @@ def show_value(value: Any) -> str:
 
 
 def refuse_owned(name: str) -> str:
-    """What to say of a field of `TrainingArguments` that another part of the recipe, or nobody, decides."""
+    """A message for a field of `TrainingArguments` that another part of the recipe decides, or that is not supported."""
     where = OWNED[name]
     nothing = where.startswith("nothing: ")
     return f"has no place in a recipe: {where.removeprefix('nothing: ')}." if nothing else f"belongs to {where}."
@@ -146,7 +146,7 @@ def _explain_flaw(flaw: Flaw, top: type[Block], written: Any) -> str:
 
 
 def _explain_unknown(place: Place, top: type[Block], written: Any) -> tuple[str, str | None]:
-    """What to say of a field that its block does not have, and the name that was probably meant."""
+    """A message for an unknown field of a block, with the nearest known name."""
     block = _block(*_look_up(place[:-1], top, written))
     value, name = _look_up(place[:-1], top, written)[1], str(place[-1])
     kind = value.get("type") if "type" in block.model_fields else None  # itself misspelt, perhaps

@@ -1,4 +1,4 @@
-"""The dry run: everything that training would do, on 32 rows, so that what can go wrong goes wrong now."""
+"""The dry run: all that training would do, on 32 rows."""
 
 import contextlib
 import math
@@ -23,15 +23,15 @@ TRIED = 32
 
 @dataclass
 class Findings:
-    """What the dry run saw: facts for the reader, and warnings that `--strict` counts."""
+    """The result of the dry run: facts, and warnings, which `--strict` turns into errors."""
 
     facts: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
 def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Findings:
-    """Prepare what training would, of 32 rows of each split, and rehearse every phase: two steps of the very same trainer,
-    one evaluation, one checkpoint, in a folder that is gone afterwards.
+    """Prepare a training with 32 rows of each split, and run two steps of each phase with the same trainer, one evaluation and
+    one checkpoint, in a temporary folder.
 
     Writes nothing else but caches. Raises what training would before its first step.
     """
@@ -75,8 +75,8 @@ def check(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: 
 
 
 def _rehearse(prepared: Prepared) -> list[TrainingCurve]:
-    """Two steps of each phase as training would take them, but that no tracker hears of it: some mistakes show in the second,
-    as parameters without a gradient do where several processes wait for it."""
+    """Two steps of each phase, without trackers. Some errors occur in the second step only, like parameters without a gradient
+    when several processes wait for it."""
     once = {"max_steps": 2, "report_to": "none"}
     phases = tuple(replace(phase, training=phase.training.model_copy(update=once)) for phase in prepared.phases)
     with _passing_folder() as folder:
@@ -86,7 +86,7 @@ def _rehearse(prepared: Prepared) -> list[TrainingCurve]:
 
 @contextlib.contextmanager
 def _passing_folder() -> Iterator[Path]:
-    """One folder for all processes, made and removed by the main one."""
+    """A temporary folder for all processes, made and removed by the main one."""
     state = PartialState()
     name = broadcast_object_list([tempfile.mkdtemp() if state.is_main_process else None])[0]
     try:

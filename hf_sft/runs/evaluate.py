@@ -18,7 +18,7 @@ from hf_sft.runs.prepare import load_run
 from hf_sft.storage.run_folder import RECIPE
 
 ONLY_FOR_TRAINING = ("splits", "rows", "rows_per_label", "group", "stratify", "seed")
-"""Fields of the data block that other data is not given."""
+"""Fields of the data block that don't apply to other data."""
 
 
 def evaluate(

@@ -38,7 +38,7 @@ def collect_facts(
 
 
 def _names(absolute: Any, named: Any) -> dict[str, str]:
-    """By each absolute path of a resolved recipe what the recipe itself calls it."""
+    """The recipe's own spelling of each absolute path in the resolved recipe."""
     if isinstance(named, dict):
         return {path: name for key in named for path, name in _names(absolute[key], named[key]).items()}
     if isinstance(named, list):

@@ -27,9 +27,9 @@ from hf_sft.tasks.common.classification import Labelled
 
 STDIN = "-"
 FORMAT = ("encoding", "delimiter", "quoting")
-"""Fields of the data block that say how a file is written."""
+"""Fields of the data block for the format of a file."""
 FILE = "file"
-"""A column that says which file a row is; answers say it too."""
+"""A column with the file of each row; answers have it too."""
 
 
 def predict(
@@ -133,7 +133,7 @@ def _is_blank(cell: Any) -> bool:
 
 
 def _references(task: Task, rows: Dataset, run: Run, folder: Path) -> list[Any]:
-    """The true answers, None where a row has none; an empty list when the input brings no such column."""
+    """The references, None for rows without one; [] if the input has no such column."""
     if isinstance(task, Labelled):
         rows = read_labels({"input": rows}, task, run.recipe.data, run.labels, drop=False)[0]["input"]
     named = (column for names in task.columns().values() for column in names)

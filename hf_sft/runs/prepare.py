@@ -1,4 +1,4 @@
-"""A run before its first step, and a run that is finished."""
+"""Prepare a run up to its first step; load a finished run."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,10 +43,10 @@ RecipeLike: TypeAlias = Recipe | dict[str, Any] | str | Path
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a recipe stands for, before the first step."""
+    """All objects of a run before the first step."""
 
     given: Recipe
-    """As the caller has given it."""
+    """The caller's recipe."""
     recipe: Recipe
     """Resolved: every default filled in, with the commits of checkpoint and data set."""
     splits: Splits
@@ -62,7 +62,7 @@ class Prepared:
 
     @property
     def hooks(self) -> TaskHooks:
-        """All that a training knows of the task and the evaluation plan."""
+        """What the trainer needs of the task and the evaluation plan."""
         task, labels, plan = self.splits.task, self.splits.labels, self.recipe.evaluation
 
         def score(ran: Iterable[tuple[Dataset, RowOutputs]]) -> dict[str, float]:
@@ -77,15 +77,15 @@ class Prepared:
 
     @property
     def write(self) -> Write | None:
-        """The model's own texts, where the task's answers are such."""
+        """Generates texts, for tasks whose answers are generated; None for others."""
         return writer(self.splits.task, self.processor, self.machine)
 
     def run(self, model: nn.Module, split: str) -> Iterator[tuple[Dataset, RowOutputs]]:
-        """The model on a split, as the task is measured in the end: with its own texts, where answers are such."""
+        """The model's outputs on a split, with generated texts if the task's answers are generated."""
         return run_blocks(model, self.examples[split].blocks(), self.splits.task.inference_step, self.machine, self.write)
 
     def calibrated(self, model: nn.Module) -> "Prepared":
-        """With what the task chooses on validation for a trained model."""
+        """With the task's fields that are chosen on validation for a trained model."""
         task, labels = self.splits.task, self.splits.labels
         chosen, notes = task.calibrate(
             run_blocks(model, self.examples["validation"].blocks(), task.inference_step, self.machine), labels
@@ -94,7 +94,7 @@ class Prepared:
         return replace(self, recipe=self.recipe.model_copy(update={"task": chosen}), splits=splits)
 
     def fit_config(self, folder: Path, phase: int = 0, **others: Any) -> FitConfig:
-        """How a phase is trained: each has its folder below `folder` and its seed. `others` are fields of `FitConfig`."""
+        """The `FitConfig` of a phase, whose checkpoints are below `folder`. `others` are fields of `FitConfig`."""
         seed, tracked = self.recipe.seed + 1_000_000 * phase, self.recipe.training.report_to not in ("none", ("none",), ())
         logs = folder.parent / LOGS / str(phase) if tracked else None
         below = folder / str(phase)
@@ -103,12 +103,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read back: what it takes to answer."""
+    """A finished run, loaded from its folder."""
 
     folder: Path
     recipe: Recipe
     facts: dict[str, Any]
-    """Its report.json."""
+    """The content of report.json."""
     task: Task
     labels: Labels | None
     processor: Any
@@ -117,7 +117,7 @@ class Run:
 
 
 def as_recipe(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Recipe:
-    """A recipe from a file or a dict with overrides, or as it is.
+    """A recipe from a file or a dict with overrides; a `Recipe` is returned unchanged.
 
     Code that hf_sft does not bring (a checkpoint's, a metric's, a task's) runs only when the recipe and the caller both ask
     for it.
@@ -142,7 +142,7 @@ def as_recipe(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_co
 def prepare(recipe: Recipe, rows: int | None = None, tell: Callable[[str], None] | None = None) -> Prepared:
     """Data, processor, examples (of all rows, or of the first `rows` of each split), model, phases. Writes only caches.
 
-    What the person waiting should know goes to `tell` at once; to standard error when there is no `tell`.
+    Notes go to `tell` as soon as they are known; to standard error if it is None.
     """
     tell, given = tell or log_main, recipe
     require_known_trainer()
@@ -197,7 +197,7 @@ def _load(recipe: Recipe, splits: Splits) -> tuple[Any, Splits, LoadedModel]:
 def _encode(
     recipe: Recipe, splits: Splits, processor: Any, loaded: LoadedModel, rows: int | None
 ) -> tuple[dict[str, Examples], LoadedModel]:
-    """Examples of all rows, or of the first `rows` of each split; and the model without what none of them reaches."""
+    """Examples of all rows, or of the first `rows` of each split; and the model without parts that no example reaches."""
     task, examples = splits.task, encode_splits(splits, processor, rows)
     unused, notes = find_unused(loaded, examples["train"], task.items)
     untrained = {*loaded.untrained_tokens, *find_untrained_tokens(loaded, task.control_tokens(processor))}
@@ -206,7 +206,7 @@ def _encode(
 
 
 def _plan(recipe: Recipe, splits: Splits) -> tuple[Recipe, tuple[Phase, ...], list[str]]:
-    """The recipe with all that was resolved, its phases, and notes."""
+    """The resolved recipe, its phases, and notes."""
     train, steps = splits.rows["train"], recipe.training.max_steps
     phases, notes = recipe.method.phases(splits.task, recipe.training, len(train)), []
     shares = {phase.name: phase.training.max_steps for phase in phases}
@@ -223,7 +223,7 @@ def _plan(recipe: Recipe, splits: Splits) -> tuple[Recipe, tuple[Phase, ...], li
 
 
 def _require_adapter_that_fits(recipe: Recipe) -> None:
-    """Raises `RecipeError` when what the method saves does not go with what the checkpoint is."""
+    """Raises `RecipeError` if an adapter can't be saved for this checkpoint."""
     merged = getattr(recipe.method, "merge", True)
     if recipe.model.load_in_4bit and merged:
         raise RecipeError(
@@ -278,6 +278,6 @@ def _require_same_base(folder: Path, base: Checkpoint, trained_on: str | None) -
 
 
 def log_main(*lines: str) -> None:
-    """Lines for the person waiting, from the main process."""
+    """Print lines to standard error, on the main process only."""
     if PartialState().is_main_process:
         print(*map(for_terminal, lines), sep="", file=sys.stderr, flush=True)

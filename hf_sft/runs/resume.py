@@ -1,4 +1,4 @@
-"""What an unfinished run trains, and whether a resumed one trains the same."""
+"""The record of an unfinished run, and the comparison with it when the run is resumed."""
 
 import platform
 from dataclasses import replace
@@ -17,13 +17,13 @@ from hf_sft.storage.checkpoint_files import differences
 from hf_sft.storage.run_folder import CHECKPOINTS, newest_checkpoint, read_record, write_record
 
 HARMLESS = ("report_to", "run_name", "logging_steps", "disable_tqdm", "save_minutes", "save_total_limit", "ddp_timeout")
-"""Fields of `training` that change nothing of what is learned."""
+"""Fields of `training` that don't change the result."""
 FIXED = ("recipe.training.optim", "recipe.method.type")
-"""What a checkpoint can't be resumed with once it has changed."""
+"""Fields that must not change when a checkpoint is resumed."""
 
 
 def with_date_of(recipe: Recipe, folder: Path) -> Recipe:
-    """A recipe with the date that an unfinished run of it writes, where its chat template writes one."""
+    """The recipe with the date of its unfinished run, if its chat template writes the date."""
     record = read_record(folder)
     if record is None or getattr(recipe.task, "date", "") is not None:
         return recipe
@@ -91,7 +91,7 @@ def require_same(recipe: Recipe, resolved: Recipe, facts: dict[str, Any], folder
 
 
 def _of_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What of a recipe decides what is learned."""
+    """The fields of a recipe that decide the result."""
     training = {name: value for name, value in recipe.get("training", {}).items() if name not in HARMLESS}
     return {name: value for name, value in recipe.items() if name != "output"} | {"training": training}
 
@@ -104,7 +104,7 @@ def _describe(prepared: Prepared) -> dict[str, Any]:
 
 
 def _as_begun(prepared: Prepared, then: dict[str, Any], now: dict[str, Any]) -> Prepared:
-    """With the machine's decisions of the beginning, and what is different aloud."""
+    """With the machine's decisions of the run's beginning; prints what is different now."""
     if then["processes"] != now["processes"]:
         change = (
             f"begun by {then['processes']} process(es), gone on with by {now['processes']}: the same rows in the same steps"

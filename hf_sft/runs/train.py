@@ -1,4 +1,4 @@
-"""The story of a run, top to bottom."""
+"""Train a recipe from beginning to end."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,9 +55,9 @@ from hf_sft.trainer.speedups.cpu_dropout import cpu_dropout
 from hf_sft.trainer.step_trainer import StepTrainer
 
 TOKENS = 40
-"""That a model writes to a prompt of a report, at most."""
+"""Maximum number of generated tokens for a prompt of the report."""
 SAMPLES = 4
-"""Prompts that a report shows the answers to, before and after training."""
+"""Number of prompts in the report, answered before and after training."""
 
 
 def train(
@@ -90,7 +90,7 @@ def train(
 
 
 def say_finished(folder: Path, output: Output) -> Report:
-    """Of a run that needs nothing more, but what its last moment may have left undone."""
+    """Print that the run is finished, and how to publish it if that was not done."""
     log_main(f"`{folder}` holds a finished run: there is nothing left to train.")
     if output.hub:
         log_main(f"If it is not published yet:  {hub.say_how(folder, output.hub, None, **switches_of(output))}")
@@ -100,12 +100,12 @@ def say_finished(folder: Path, output: Output) -> Report:
 
 
 def switches_of(output: Output) -> dict[str, bool]:
-    """How a run is published, as `hub.publish` takes it."""
+    """Arguments of `hub.publish` from the recipe."""
     return {"private": output.private, "report": output.publish_report}
 
 
 def finish(prepared: Prepared, folder: Path, signal_handler: SignalHandler, resume: bool, trusted: bool) -> Report:
-    """Train, score and report, in a folder that is this run's."""
+    """Train, score and report, in a folder that this run has locked."""
     recipe, checkpoints, unpublished, files = prepared.recipe, folder / CHECKPOINTS, None, RunFiles(folder)
     before, untrained = write_samples(prepared, prepared.loaded.model), answer_untrained(prepared)
     to = recipe.output.hub if recipe.output.hub_checkpoints else None
@@ -175,7 +175,7 @@ def explain_failure(folder: Path) -> Iterator[None]:
 
 
 def build_trainer(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Trainer:
-    """The recipe's first phase as a `transformers.Trainer`, before `.train()`, to do with as you like."""
+    """The recipe's first phase as a `transformers.Trainer`, before `.train()`, for your own use."""
     prepared = prepare(as_recipe(recipe, overrides, trust_remote_code))
     phase, folder = prepared.phases[0], Path(prepared.recipe.output.folder) / CHECKPOINTS
     model, config = phase.prepare(prepared.loaded), prepared.fit_config(folder)
@@ -187,7 +187,7 @@ def build_trainer(recipe: RecipeLike, overrides: Sequence[str] = (), trust_remot
 
 
 def answer_untrained(prepared: Prepared) -> dict[str, Answers]:
-    """What a language model's checkpoint answers on test as it is, as a baseline."""
+    """The answers of the untrained checkpoint of a language model on test, as a baseline."""
     task, model = prepared.splits.task, prepared.loaded.model
     if not task.writes or prepared.loaded.new or prepared.recipe.model.from_config:
         return {}
@@ -197,7 +197,7 @@ def answer_untrained(prepared: Prepared) -> dict[str, Answers]:
 
 
 def simple_baselines(prepared: Prepared) -> dict[str, Fit]:
-    """On the main process, which alone scores."""
+    """The task's baselines; only on the main process, which scores."""
     if not PartialState().is_main_process:
         return {}
     return prepared.splits.task.baselines(prepared.splits.rows["train"], prepared.splits.labels, prepared.processor)
@@ -225,7 +225,7 @@ def predict_unlabelled(prepared: Prepared, model: Any, files: RunFiles) -> None:
 
 
 def write_samples(prepared: Prepared, model: Any) -> list[tuple[str, str]]:
-    """A few prompts from the test split, and what a model that writes makes of each; on every process."""
+    """A few prompts from the test split with the generated texts; called on every process."""
     task, rows, processor = prepared.splits.task, prepared.splits.rows["test"], prepared.processor
     if not task.writes:
         return []
@@ -251,7 +251,7 @@ def begin_certificate(prepared: Prepared, model: Any, files: RunFiles, trusted: 
 
 @contextlib.contextmanager
 def written_lines(files: RunFiles, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A file of JSON lines, made when the first one comes."""
+    """A writer of JSON lines, whose file is made with the first line."""
     with contextlib.ExitStack() as opened:
         written: list[IO[str]] = []
 
@@ -266,7 +266,7 @@ def written_lines(files: RunFiles, name: str) -> Iterator[Callable[[dict[str, An
 
 
 def publish_or_say_how(folder: Path, output: Output, trusted: bool) -> str | None:
-    """The run is whole on disk: whatever the Hub says, it is not lost. Gives what went wrong, and how to publish it later."""
+    """Publish the run, which is complete on disk. Returns an error of the Hub with the command to publish later, or None."""
     assert output.hub is not None
     switches = switches_of(output)
     try:

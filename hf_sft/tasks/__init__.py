@@ -24,19 +24,19 @@ from hf_sft.tasks.common.labels import Labels
 
 
 class TaskData(Block, ABC):
-    """What a task reads of rows: its columns, what they tell it, the true answers."""
+    """The data side of a task: columns, fields that the data decides, references."""
 
     type: str
     """The task: a file in hf_sft/tasks, or a dotted module name."""
     reads_files: ClassVar[bool] = False
     """True if inputs are files, whose paths the rows hold."""
     other_names: ClassVar[dict[str, str]] = {}
-    """What others call the task, and how to say that here."""
+    """Other libraries' names for the task, each with this project's `type` and fields."""
 
     @property
     @abstractmethod
     def default_metrics(self) -> tuple[str, ...]:
-        """Names from `hf-sft list metrics`, best first: without `evaluation.best` the first that is a score is the best."""
+        """Names from `hf-sft list metrics`. The first that needs no generated text is the default of `evaluation.best`."""
 
     @abstractmethod
     def columns(self) -> dict[str, tuple[str, ...]]:
@@ -44,30 +44,30 @@ class TaskData(Block, ABC):
 
     @abstractmethod
     def input_columns(self) -> tuple[str, ...]:
-        """The columns that a row must have to be predicted."""
+        """The columns that prediction needs."""
 
     def text_columns(self) -> tuple[str, ...]:
-        """Of rows that are read, the columns that must not be empty."""
+        """Columns whose cells must not be empty."""
         return self.input_columns()
 
     def optional_columns(self) -> tuple[str, ...]:
-        """Columns that are read of rows that have them."""
+        """Columns that are read if the rows have them."""
         return ()
 
     def raw_columns(self) -> tuple[str, ...]:
-        """Columns that the collator is given as the rows have them: what is too large to be written twice."""
+        """Columns that the collator gets uncopied: too large for the cache of encoded examples (pictures)."""
         return ()
 
     def read(self, rows: Dataset, folder: Path) -> Dataset:
-        """The rows in the form that this task works on; paths in them are seen from `folder` too. Raises `DataError`."""
+        """The rows in the form that the other methods expect, relative paths resolved against `folder`. Raises `DataError`."""
         return rows
 
     def divide(self, rows: Dataset) -> Dataset:
-        """The rows of a split in parts, where one is too much for a row."""
+        """The rows of a split, long ones divided into several (documents)."""
         return rows
 
     def from_words(self, words: Sequence[str | None]) -> Dataset:
-        """Rows of what somebody types to be answered. Raises `DataError`."""
+        """Rows from texts of the command line. Raises `DataError`."""
         columns = self.input_columns()
         if len(columns) > 1 and any(words):
             raise DataError(f"this run answers pairs: give rows with the columns {', '.join(columns)}.")
@@ -75,97 +75,100 @@ class TaskData(Block, ABC):
 
     @abstractmethod
     def resolve(self, splits: dict[str, Dataset]) -> tuple[Self, Labels | None, list[str]]:
-        """Look at the data once: this task with what `train` tells filled in (`problem_type`), the classes that it shows (None
-        where the task has none), and what was read into the data that could be read otherwise, each with what to do then.
+        """Read the data once, when it is loaded.
+
+        Returns this task with the fields that `train` decides (`problem_type`), the classes (None if the task has none), and a
+        note for each decision that could have been another, with how to change it.
 
         Raises `DataError`.
         """
 
     def invalid_rows(self, rows: Dataset, labels: Labels | None) -> dict[str, list[int]]:
-        """Rows that can't be learned from, by what is wrong with them; `{}` when all is well."""
+        """Indices of rows that can't be trained on, by the problem; `{}` if there are none."""
         return {}
 
     @abstractmethod
     def targets(self, rows: dict[str, list], labels: Labels | None) -> list[Any]:
-        """The true answer of each row, as the loss and the metrics take it."""
+        """The reference of each row, as the loss and the metrics need it."""
 
     @abstractmethod
     def references(self, rows: Dataset) -> list[Any]:
-        """The true answers, in the words of the data."""
+        """The references, as the data has them."""
 
     def texts(self, rows: Dataset) -> list[str]:
-        """What a person would read of each row."""
+        """Each row as a text for a person."""
         return [" | ".join(map(str, row.values())) for row in rows.select_columns([*self.input_columns()]).to_list()]
 
     def identities(self, rows: Dataset) -> list[str]:
-        """What makes a row the same as another; equal ones never stand on two sides of a made split."""
+        """A key of each row's input; rows with equal keys are never on two sides of a made split."""
         return self.texts(rows)
 
     def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
-        """Simple methods that answer the same question: each is fitted on `train` when called, and then answers rows.
+        """Baselines by name: each is fitted on `train` when called, and then answers rows.
 
-        `processor` is for those that read the model's own tokens.
+        `processor` is for those that need the model's tokens.
         """
         return {}
 
     @classmethod
     def sample(cls) -> tuple[Self, Dataset]:
-        """The smallest task and data set that show what it is; the contract tests run on them.
+        """The smallest task and data set that show the task; the contract tests run on them.
 
-        A task in hf_sft/tasks must have them; one of your own need not.
+        Needed for a task in hf_sft/tasks; optional for your own.
         """
         raise NotImplementedError
 
 
 class TaskModel(Block, ABC):
-    """What a task does with a model: rows to examples, examples to a batch, a forward pass to loss and answers."""
+    """The model side of a task: rows to examples, examples to a batch, a forward pass to loss and answers."""
 
     auto_model: ClassVar[Any]
-    """The `AutoModelFor…` that brings the head."""
+    """The `AutoModelFor…` class with the task's head."""
     auto_processor: ClassVar[Any] = AutoTokenizer
-    """What makes the model's inputs of a row."""
+    """The class that turns a row into the model's inputs."""
     pipeline_tag: ClassVar[str]
-    """The pipeline that answers with the finished model."""
+    """The `transformers` pipeline for the trained model."""
     peft_type: ClassVar[str | None]
-    """PEFT's word for the task, so that its own loader finds the right class for an adapter; None where it has none."""
+    """PEFT's task type, by which `AutoPeftModel…` finds the class of an adapter; None if PEFT has none."""
     no_loss_message: ClassVar[str | None] = None
-    """What to say of rows of which no item carries loss; None where that is no harm."""
+    """Error text for rows without any loss token; None to accept them."""
     silent_share: ClassVar[float] = 0.0
-    """With `no_loss_message`: the share of a split's rows that may be such, since they are cut before what carries loss."""
+    """With `no_loss_message`: the largest share of such rows in a split, if truncation removed their loss tokens."""
 
     def config_fields(self, labels: Labels | None) -> dict[str, Any]:
-        """What the model's config must say about the head (`id2label`, `problem_type`)."""
+        """Fields of the model's config for the head (`id2label`, `problem_type`)."""
         return {} if labels is None else {"id2label": dict(enumerate(labels.names)), "label2id": labels.ids}
 
     def probe(self, model: nn.Module, processor: Any) -> tuple[Self, list[str]]:
         """This task with fields that a loaded model decides, found by trying it; and notes.
 
-        Raises `CheckpointError` where it can't.
+        Raises `CheckpointError` if the model can't do the task.
         """
         return self, []
 
     @abstractmethod
     def encode(self, rows: dict[str, list], processor: Any, labels: Labels | None) -> dict[str, list]:
-        """Rows to examples; pure, for `Dataset.map(batched=True)`. Rows without labels give examples without them.
+        """Rows to examples, for `Dataset.map(batched=True)`; pure. Rows without labels give examples without `labels`.
 
-        An example may say its `row` (its place in `rows`, never falling; one example for each row otherwise), its `cost`
-        (what it takes of a micro-batch; its tokens otherwise), its `items` (how many of them carry loss; one otherwise),
-        whether it is `truncated` (not otherwise), whether its row's answer is `lost` (none of the row's examples has it) or
-        `shortened` (not learned to its end), or it is `silent` (cut before what carries loss), and by which `flaw` its row
-        can't be encoded ("" where it can).
+        Optional columns of the result, with their defaults: `row`, the index in `rows`, not decreasing (one example for each
+        row); `cost`, its share of a micro-batch (number of tokens); `items`, how many items carry loss (1); `truncated`
+        (False); `lost`, no example of the row has its answer (False); `shortened`, the answer's end is not learned (False);
+        `silent`, truncation removed all loss tokens (False); `flaw`, why the row can't be encoded ("").
         """
 
     def joins(self) -> bool:
-        """Whether training examples are of several rows: then they are what a step counts as rows."""
+        """True if a training example holds several rows (packing): a step then counts examples."""
         return False
 
     def join(self, encoded: Dataset, processor: Any) -> Dataset:
-        """Training examples of several rows, from those of single ones; `row` is then the number of the example."""
+        """Pack examples of single rows into training examples of several; `row` is then the number of the example."""
         raise NotImplementedError
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], Batch]:
-        """Examples to one batch, padded to its longest: the processor's inputs, and `labels` where there are some. No global
-        randomness."""
+        """A function from examples to one batch, padded to the longest: the processor's inputs, and `labels` if there are any.
+
+        It must not use a global random generator.
+        """
 
         def collate(examples: list[dict[str, Any]]) -> Batch:
             names = {*processor.model_input_names, "labels"}
@@ -176,12 +179,12 @@ class TaskModel(Block, ABC):
         return collate
 
     def model_inputs(self, batch: Batch, processor: Any) -> Batch:
-        """Of a batch of one example what its model takes, whoever calls it."""
+        """The model's own inputs of a batch of one example, for callers that know no `items`."""
         return {name: batch[name] for name in processor.model_input_names if name in batch}
 
     @abstractmethod
     def items(self, model: nn.Module, batch: Batch) -> Items:
-        """One forward pass: the logits and targets of what carries loss, and nothing else."""
+        """One forward pass: logits and targets of the items that carry loss, and nothing else."""
 
     @abstractmethod
     def inference_step(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
@@ -189,7 +192,7 @@ class TaskModel(Block, ABC):
 
     @abstractmethod
     def answer_kind(self) -> AnswerKind:
-        """What an answer is; it decides which metrics fit. Of a resolved task."""
+        """The class of answers, which decides the metrics. The task must be resolved."""
 
     @abstractmethod
     def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
@@ -206,22 +209,22 @@ class TaskModel(Block, ABC):
 
 
 class Generates(Block, ABC):
-    """For tasks whose models generate text. The others inherit this as it is."""
+    """For tasks whose models generate text; the defaults are for the others."""
 
     writes: ClassVar[dict[str, None]] = {}
-    """What `complete` answers a row without text by; tasks whose answers are no texts have none."""
+    """What `complete` answers for a row without text; `{}` if the task generates none."""
 
     def complete(
         self, model: Any, rows: Dataset, processor: Any, how: GenerationOptions, budget: int
     ) -> Iterator[dict[str, Any]]:
-        """What the model writes for each row, on every process, where `writes` says something.
+        """The generated text of each row, on every process; only for tasks with `writes`.
 
-        It is given `budget` tokens at a time. Raises `DataError` before the first.
+        A batch has at most `budget` tokens. Raises `DataError` before the first batch.
         """
         raise NotImplementedError
 
     def control_tokens(self, processor: Any) -> list[int]:
-        """Tokens with a meaning of their own that the model is taught to write, as the one that ends a turn."""
+        """Control tokens that the model learns to generate, like the one that ends a turn."""
         return []
 
     def written_prompt(self, row: Dataset, processor: Any) -> list[int] | None:
@@ -229,7 +232,7 @@ class Generates(Block, ABC):
         return None
 
     def prompts(self, rows: Dataset, processor: Any) -> Dataset:
-        """What a report asks the model to write about, made from some rows, where `writes` says something."""
+        """Prompts for the report's samples, made from some rows; only for tasks with `writes`."""
         raise NotImplementedError
 
 
@@ -237,16 +240,16 @@ class Presentation(TaskData):
     """How a task shows rows and answers to a person."""
 
     def pictures(self, rows: Dataset) -> list[str | None]:
-        """What a person would look at of each row, small, as `data:` addresses."""
+        """A small picture of each row as a `data:` address; None for rows without one."""
         return [None] * len(rows)
 
     def example_call(self) -> str:
-        """The Python that asks for an answer: a pipeline, called `answer`, or hf_sft where transformers has no pipeline."""
+        """Python for the model card that predicts one row: a pipeline `answer`, or hf_sft if transformers has none."""
         row = dict.fromkeys(self.input_columns(), "…")
         return f"hf_sft.predict(run, [{row!r}])"
 
     def show(self, example: dict[str, Any], processor: Any, labels: Labels | None) -> str:
-        """An example as the model gets it, cut to a few lines; a token's own label stands behind it."""
+        """An example as the model gets it, cut to a few lines; a token's label stands after it."""
         tokens, targets = processor.convert_ids_to_tokens(example["input_ids"]), example.get("labels")
         if isinstance(targets, list) and len(targets) == len(tokens) and labels is not None:
             tokens = [f"{t}/{labels.names[i]}" if i >= 0 else t for t, i in zip(tokens, targets, strict=True)]

@@ -31,16 +31,16 @@ from hf_sft.trainer.speedups.stored import stored_features, stored_states
 from hf_sft.trainer.step_trainer import StepTrainer, explain_divergence
 
 STORING: tuple[Speedup, ...] = (stored_features, stored_states)
-"""They run what is frozen over all rows, before the first step."""
+"""Speed-ups that run frozen modules once over all rows, before the first step."""
 IN_STEPS: tuple[Speedup, ...] = (lora_linear, cpu_dropout, cpu_attention)
 SPEEDUPS = (*STORING, *IN_STEPS)
-"""In the order in which they are entered."""
+"""All speed-ups, in the order in which their contexts are entered."""
 GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Read error")
-"""What torch says of a process that is no more there."""
+"""Parts of torch's messages when another process is gone."""
 
 
 def fit_phases(phases: Sequence[Phase], loaded: LoadedModel, configs: Sequence[FitConfig]) -> tuple[Any, list[TrainingCurve]]:
-    """Train all phases, each from the model that the one before has finished; gives the last one's."""
+    """Train all phases, each on the model that the last one finished. Returns the last model."""
     model, curves = loaded.model, []
     for place, (phase, config) in enumerate(zip(phases, configs, strict=True)):
         if place:  # what is drawn is the same whether the phase before was trained now or earlier
@@ -53,7 +53,7 @@ def fit_phases(phases: Sequence[Phase], loaded: LoadedModel, configs: Sequence[F
 def fit(phase: Phase, loaded: LoadedModel, config: FitConfig) -> tuple[Any, TrainingCurve]:
     """Train one phase on the `train` examples, scored on the `validation` ones; or continue from its checkpoints.
 
-    Gives the finished model, in eval mode, and how it went. Raises `Diverged`, and `Interrupted` when a signal came.
+    Returns the finished model, in eval mode, and its training curve. Raises `Diverged`, and `Interrupted` when a signal came.
     """
     model, use_cache = phase.prepare(loaded), getattr(loaded.model.config, "use_cache", None)
     freeze_unused(model, loaded.unused)
@@ -106,7 +106,7 @@ def _train(state: FitState, config: FitConfig, begun: Path | None) -> Any:
 
 @contextlib.contextmanager
 def others_alive() -> Iterator[None]:
-    """What a process meets when another has died, in words."""
+    """Turn torch's error after the death of another process into `SaveError`."""
     try:
         yield
     except RuntimeError as error:
@@ -123,7 +123,7 @@ def others_alive() -> Iterator[None]:
 
 
 def say_where(begun: Path, phase: Phase) -> None:
-    """From where a phase goes on, for the person waiting."""
+    """Print the step that a phase resumes from."""
     if PartialState().is_main_process:
         done = begun.name == checkpoints.FINISHED
         what = "is finished" if done else f"goes on after step {checkpoints.step_of(begun)}"
@@ -131,7 +131,7 @@ def say_where(begun: Path, phase: Phase) -> None:
 
 
 def count_weights(parameter: nn.Parameter) -> int:
-    """How many weights a parameter holds; several are in one number where they are quantised."""
+    """Number of weights in a parameter; quantised ones hold several in one element."""
     quantised: Any = getattr(parameter, "quant_state", None)
     return parameter.numel() if quantised is None else quantised.shape.numel()
 

@@ -1,4 +1,4 @@
-"""What a phase is trained with, and what speed-ups may replace."""
+"""The inputs of a phase's training, and the state that speed-ups may replace."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -22,14 +22,14 @@ from hf_sft.trainer.signals import SignalHandler
 
 @dataclass(frozen=True)
 class TaskHooks:
-    """All that a training knows of its task and its evaluation plan."""
+    """What the trainer needs of a task and an evaluation plan."""
 
     items: Callable[[nn.Module, Batch], Items]
     inference_step: Callable[[nn.Module, Batch], list[np.ndarray]]
     score: Callable[[Iterable[tuple[Dataset, RowOutputs]]], dict[str, float]]
-    """The metrics of rows by what `keep` returned for them, on every process the same."""
+    """The metrics of rows with their outputs of `inference_step`; the same on every process."""
     read: Callable[[Dataset], Examples]
-    """Examples of rows as the data has them."""
+    """Encodes rows."""
     best: tuple[str, bool]
     """The metric that chooses the checkpoint, and whether greater is better."""
     write: Write | None = None
@@ -38,12 +38,12 @@ class TaskHooks:
 
 @dataclass(frozen=True)
 class FitState:
-    """What is trained, and on what; a speed-up replaces parts of it for the length of the training."""
+    """The model and its examples; a speed-up replaces parts of it during the training."""
 
     phase: Phase
     loaded: LoadedModel
     model: Any
-    """What `phase.prepare` made of the loaded model."""
+    """The result of `phase.prepare`."""
     examples: dict[str, Examples]
     curve: TrainingCurve
     in_step: tuple[Callable[[], AbstractContextManager[Any]], ...] = ()
@@ -52,17 +52,17 @@ class FitState:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Where and with what a phase is trained."""
+    """The fixed inputs of a phase's training."""
 
     examples: dict[str, Examples]
     hooks: TaskHooks
     machine: Machine
     processor: Any
     folder: Path
-    """Of its checkpoints."""
+    """For its checkpoints."""
     seed: int
     logs: Path | None = None
-    """Where trackers write."""
+    """For trackers (TensorBoard …)."""
     speedups: "Sequence[Speedup] | None" = None
     """None for all: `fit.SPEEDUPS`."""
     signal_handler: SignalHandler | None = None
@@ -74,5 +74,5 @@ class FitConfig:
 
 
 Speedup: TypeAlias = Callable[[FitState, FitConfig], AbstractContextManager[FitState]]
-"""Faster, and the same numbers: while its context is active the phase is trained with what it yields. Where it does not apply
-it yields the state as it was given."""
+"""A context manager around a training, which trains with the state that it yields. The results must be equal; if the speed-up
+does not apply, it yields the state unchanged."""

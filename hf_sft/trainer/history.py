@@ -1,4 +1,4 @@
-"""What a training looked like, step by step."""
+"""The training curve of a phase."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,29 +19,29 @@ class TrainingCurve:
     examples: int = 0
     """Rows seen, with repetition."""
     tokens: int = 0
-    """Tokens that the steps sent through the body, without padding; none where the head learns on stored features."""
+    """Tokens through the body in training steps, without padding; 0 if the head is trained on stored features."""
     padded_tokens: int = 0
     """The same with padding."""
     micro_batch_tokens: int = 0
-    """In one forward pass, at most; less than the machine's where the memory was not enough for that."""
+    """Maximum in one forward pass; smaller than the machine's if the memory did not suffice."""
     peak_memory_bytes: int = 0
     """On accelerators, of the device; otherwise the process's largest resident size so far."""
     dropout: str = "torch"
-    """Whose dropout ran: `torch`, or `hf_sft` (the same, four elements to a random number: speedups/cpu_dropout.py)."""
+    """The dropout that ran: `torch`, or `hf_sft` (the same, four elements to a random number: speedups/cpu_dropout.py)."""
     stored_features: bool = False
-    """The body ran once, and the head was trained on what it gave."""
+    """True if the body ran once, and the head was trained on its stored outputs."""
     stored_layers: int = 0
-    """So many of the lowest layers ran once, and the rest was trained on what they gave."""
+    """Number of lowest layers that ran once; the rest was trained on their stored outputs."""
     skipped: list[int] = field(default_factory=list)
-    """Steps that were left out, since their loss or gradient was not finite."""
+    """Steps that were skipped because their loss or gradient was not finite."""
     best_step: int | None = None
     """The evaluation whose weights were saved."""
     parameters: int = 0
     trainable: int = 0
-    """How many of the parameters moved."""
+    """Number of trainable parameters."""
 
     def facts(self) -> dict[str, Any]:
-        """The phase as report.json has it, but for its curves."""
+        """The phase as in report.json, without its curves."""
         seconds = max(self.seconds, 1e-9)
         return {
             "name": self.name,

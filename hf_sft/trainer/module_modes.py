@@ -8,9 +8,9 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def frozen_modules(loaded: LoadedModel, model: nn.Module) -> list[nn.Module]:
-    """The largest parts of the body in which nothing moves: their dropout is off, since there is nothing to regularise.
+    """The largest frozen modules of the body: their dropout is off, since there is nothing to regularise.
 
-    And every batch norm: it keeps the checkpoint's statistics. Those of a micro-batch would depend on how the step is cut.
+    And every batch norm: it stays at the checkpoint's statistics. Those of a micro-batch would depend on how the step is cut.
     """
 
     def search(module: nn.Module) -> list[nn.Module]:

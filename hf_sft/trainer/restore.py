@@ -1,4 +1,4 @@
-"""What a checkpoint holds goes back to where it was: weights into a model, a curve to its process."""
+"""Restore weights and curves from a checkpoint."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from hf_sft.errors import RecipeError, first_line
 from hf_sft.trainer.history import TrainingCurve
 
 COUNTED = ("examples", "tokens", "padded_tokens")
-"""What each process counts for itself, in a curve."""
+"""Fields of a curve that each process counts for itself."""
 
 
 @contextlib.contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """A checkpoint that does not fit what the recipe says now is the recipe's mistake."""
+    """Turn errors of a checkpoint that does not fit the recipe into `RecipeError`."""
     try:
         yield
     except (RuntimeError, ValueError, KeyError) as error:
@@ -29,7 +29,7 @@ def fitting(path: Path) -> Iterator[None]:
 
 
 def load_weights(model: Any, weights: dict[str, Tensor]) -> None:
-    """Into a model that has them all, and trains no others. Raises `RuntimeError`."""
+    """Load weights into a model with exactly these trainable parameters. Raises `RuntimeError`."""
     unknown = model.load_state_dict(weights, strict=False).unexpected_keys
     lacking = [name for name, p in model.named_parameters() if p.requires_grad and name not in weights]
     if unknown or lacking:
@@ -37,7 +37,7 @@ def load_weights(model: Any, weights: dict[str, Tensor]) -> None:
 
 
 def restore_curve(curve: TrainingCurve, state: dict[str, Any]) -> None:
-    """The curve as it was; of what each process counts for itself, its own, or all on the first where they were others."""
+    """The stored curve. Counts of a process go to that process, or all to the first if the number of processes has changed."""
     for field in fields(curve):
         setattr(curve, field.name, state["curve"][field.name])
     now = PartialState()

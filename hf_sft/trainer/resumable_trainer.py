@@ -1,8 +1,8 @@
 """A Trainer that resumes from its checkpoints bit for bit, and ends after a step on a signal.
 
-Checkpoints hold what the rest of a training depends on: weights that move, optimizer, schedule, random generators of every
-process, the callbacks' memory, the curve so far. The place inside an epoch is the step's number: the order of rows depends on
-the seed and the epoch alone.
+Checkpoints hold all that the rest of a training depends on: trainable weights, optimizer, schedule, random generators of each
+process, the callbacks' state, the curve so far. The position inside an epoch is the step's number, since the order of rows
+depends on the seed and the epoch alone.
 """
 
 import sys
@@ -28,7 +28,7 @@ from hf_sft.trainer.signals import Interrupted, SignalHandler
 
 
 class ResumableTrainer(Trainer):
-    """The part of our trainer that is about checkpoints."""
+    """Checkpoints and resuming; `StepTrainer` adds the step."""
 
     curve: TrainingCurve
     machine: Machine
@@ -41,7 +41,7 @@ class ResumableTrainer(Trainer):
     ):
         super().__init__(*args, **kwargs)
         self.folder, self._begun = folder, begun
-        """Where its checkpoints are; trackers write to `args.output_dir`."""
+        """The folder of its checkpoints; trackers write to `args.output_dir`."""
         self.signal_handler, self._save_seconds = signal_handler or SignalHandler(), 60 * save_minutes
         self._resumed: tuple[Path, dict[str, Any]] | None = None
         self._asked = 0
@@ -54,32 +54,32 @@ class ResumableTrainer(Trainer):
 
     @property
     def seconds(self) -> float:
-        """That training took, with what it took before it was stopped."""
+        """Seconds of training, including those before it was stopped."""
         return time.monotonic() - self._began
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As any Trainer's; True goes on from the newest checkpoint that is whole, if there is one."""
+        """Like `Trainer.train`; True resumes from the newest intact checkpoint, if there is one."""
         path = checkpoints.find_newest(self.folder) if resume_from_checkpoint is True else resume_from_checkpoint
         if path:
             self._resume(Path(path))
         return super().train(None, *args, **kwargs)
 
     def gather_losses(self) -> None:
-        """Fetch what was left on the device."""
+        """Fetch the losses from the device."""
 
     def started(self, at: float) -> None:
-        """When, by the monotonic clock, its training began: storing features is a part of it."""
+        """Start of the training by the monotonic clock; storing features is a part of it."""
         self._began = at
 
     def add_up_counts(self) -> None:
-        """What processes count for themselves, over all of them."""
+        """Sum the processes' own counts over all processes."""
         for name in COUNTED:
             own = torch.tensor(float(getattr(self.curve, name)), dtype=torch.float64, device=self.args.device)
             total: Any = self.accelerator.reduce(own, "sum")
             setattr(self.curve, name, int(total))
 
     def save_finished(self) -> None:
-        """Writes a checkpoint that says that all steps were taken, in place of those to resume from."""
+        """Write a checkpoint that marks the training as complete, and remove those to resume from."""
         if not self.is_world_process_zero():
             return
         counts = [{name: getattr(self.curve, name) for name in COUNTED}]
@@ -99,7 +99,7 @@ class ResumableTrainer(Trainer):
         return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
     def _gather_state(self) -> dict[str, Any]:
-        """All but the weights; every process takes part."""
+        """The state without the weights; called on every process."""
         scaler, state = self.accelerator.scaler, replace(self.state, stateful_callbacks={}, best_model_checkpoint=None)
         return {
             "trainer": asdict(state),
@@ -120,7 +120,7 @@ class ResumableTrainer(Trainer):
         return (callback for callback in self.callback_handler.callbacks if isinstance(callback, ExportableState))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """After what the checkpoint is written for: an evaluation, some minutes, or a signal, which ends the training."""
+        """Write a checkpoint after an evaluation, after some minutes, or on a signal, which ends the training."""
         self.gather_losses()
         step, best, state, failed = self.state.global_step, self.state.best_global_step, self._gather_state(), None
         path = self.folder / checkpoints.name_of(step)
@@ -159,7 +159,7 @@ class ResumableTrainer(Trainer):
             control.should_save = True
 
     def _agree(self, *numbers: int) -> tuple[int, ...]:
-        """The greatest that any process says; on the CPU, so that no device is waited for."""
+        """The maximum of each number over all processes; on the CPU, so that the device need not finish first."""
         if self.accelerator.num_processes == 1:
             return numbers
         if self._group is None:
@@ -207,7 +207,7 @@ class ResumableTrainer(Trainer):
         return prepared
 
     def _read_rates(self) -> list[dict[str, Any]]:
-        """What the recipe says of each group of parameters, before a step has changed any of it."""
+        """The recipe's options of each parameter group, before the first step changes them."""
         return [{name: value for name, value in group.items() if name != "params"} for group in self._groups()]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -215,7 +215,7 @@ class ResumableTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
-        """The optimizer's memory and the place in the schedule come from the checkpoint, all rates from the recipe."""
+        """Optimizer state and schedule position come from the checkpoint, learning rates from the recipe."""
         if not self._resumed:
             return
         self._rates = self._read_rates()
@@ -232,7 +232,7 @@ class ResumableTrainer(Trainer):
             self._take_rates(state["rates"])
 
     def _take_rates(self, then: list[dict[str, Any]]) -> None:
-        """Rates, decay and what else the recipe says of the optimizer, where it has changed since a run began."""
+        """Apply learning rates, decay and other options of the optimizer that have changed since the run began."""
         schedule: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
         for group, old, new in zip(self._groups(), then, self._rates, strict=True):
             group.update({name: value for name, value in new.items() if name != "lr" and value != old.get(name)})
@@ -251,7 +251,7 @@ class ResumableTrainer(Trainer):
         return self.optimizer.param_groups
 
     def _kinds(self) -> list[str]:
-        """The classes of optimizer and schedule: one can't take over what another remembers."""
+        """The classes of optimizer and schedule; the state of one does not fit another."""
         plain = (
             getattr(self.optimizer, "optimizer", self.optimizer),
             getattr(self.lr_scheduler, "scheduler", self.lr_scheduler),

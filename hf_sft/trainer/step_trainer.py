@@ -229,7 +229,7 @@ class StepTrainer(ResumableTrainer):
                 self.curve.padded_tokens += len(costs) * int(costs.max())
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """Scores the validation split; on every process the same numbers."""
+        """Score the validation split; the same numbers on every process."""
         self.gather_losses()
         getattr(self.optimizer, "eval", lambda: None)()
         examples = self.examples["validation"] if eval_dataset is None else eval_dataset
@@ -245,7 +245,7 @@ class StepTrainer(ResumableTrainer):
         return run_blocks(model, examples.blocks(), hooks.inference_step, self.machine, hooks.write)
 
     def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
-        """What the task keeps of examples, or of rows as the recipe's data has them, with or without labels."""
+        """The outputs of `inference_step` for examples, or for rows with the recipe's columns, with or without labels."""
         examples = self.hooks.read(test_dataset) if isinstance(test_dataset, Dataset) else test_dataset
         ran = list(self._run(examples))
         outputs: Any = _as_array([each for _, block in ran for row in block for each in row])
@@ -255,7 +255,7 @@ class StepTrainer(ResumableTrainer):
         return PredictionOutput(outputs, _as_array(examples.encoded["labels"][:]), values)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The model as any Trainer saves it, with config and tokenizer."""
+        """Save the model like any Trainer, with config and processor."""
         if self.args.should_save:
             folder = Path(str(output_dir or self.args.output_dir))
             model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -266,7 +266,7 @@ class StepTrainer(ResumableTrainer):
 
 
 def explain_divergence(found: str, rows: Sequence[int] = (), folder: Path | None = None) -> str:
-    """What to say of a training whose numbers are no numbers any more: in a step of such rows, with checkpoints there."""
+    """The message for a loss or gradient that is not finite, with the step's rows and the checkpoint to resume from."""
     listed = f"\n  The step's rows of train: {list_few(rows, 32)}." if rows else ""
     whole = checkpoints.list_steps(folder) if folder else []
     last = f"\n  The last good checkpoint is `{whole[-1]}`: --resume --resume-anyway goes on from it." if whole else ""
@@ -278,7 +278,7 @@ def explain_divergence(found: str, rows: Sequence[int] = (), folder: Path | None
 
 
 def _as_array(values: Sequence[Any]) -> np.ndarray:
-    """One array where all are of one shape, else an array of them."""
+    """One array if all have one shape, else an array of objects."""
     if len({np.shape(value) for value in values}) == 1:
         return np.asarray(values)
     ragged = np.empty(len(values), dtype=object)
