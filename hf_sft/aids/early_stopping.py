@@ -1,4 +1,4 @@
-"""Stop when validation has stopped improving."""
+"""Early stopping on the validation split."""
 
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,7 @@ class EarlyStopping(Aid):
     patience: int = Field(default=3, ge=1)
     """Evaluations without improvement before stopping."""
     threshold: float = Field(default=0.0, ge=0)
-    """What counts as an improvement."""
+    """The smallest difference that is an improvement."""
 
     def apply(self, phase: Phase, task: Task, train: Dataset) -> Phase:
         if phase.training.eval_strategy == "no":

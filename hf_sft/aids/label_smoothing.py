@@ -1,4 +1,4 @@
-"""Targets that are not quite sure. https://huggingface.co/papers/1512.00567"""
+"""Label smoothing. https://huggingface.co/papers/1512.00567"""
 
 from dataclasses import replace
 from functools import partial
@@ -16,10 +16,10 @@ from hf_sft.tasks import Task
 
 
 class LabelSmoothing(Aid):
-    """Take some of the target from the true class and give it to all classes alike: probabilities become less extreme."""
+    """Share a part of the target equally among all classes: predicted probabilities become less extreme."""
 
     epsilon: float = Field(default=0.1, gt=0, lt=1)
-    """How much of the target is shared out."""
+    """The part of the target that is shared."""
 
     def apply(self, phase: Phase, task: Task, train: Dataset) -> Phase:
         if task.answer_kind() is NumberAnswers:
@@ -28,7 +28,7 @@ class LabelSmoothing(Aid):
 
 
 def smooth(plain: ItemLoss, epsilon: float, items: Items) -> Tensor:
-    """The loss against the true class and, weighted by `epsilon`, against the classes all alike; shape (items,)."""
+    """The loss with the true class as target, and with weight `epsilon` with the uniform target; shape (items,)."""
     if items.has_sets:
         even = plain(replace(items, targets=full_like(items.targets, 0.5)))
     else:

@@ -1,4 +1,4 @@
-"""Lower layers learn more slowly. https://huggingface.co/papers/1801.06146"""
+"""Layer-wise learning rates. https://huggingface.co/papers/1801.06146"""
 
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,7 @@ from hf_sft.tasks import Task
 
 
 class LayerwiseLr(Aid):
-    """Multiply the learning rate at each layer on the way down: what lies low is general, and is left more as it was."""
+    """Multiply the learning rate by `decay` at each layer from the top down: lower layers are general, and change less."""
 
     decay: float = Field(default=0.9, gt=0, le=1)
     """A layer's rate over that of the layer above it; the head is above the top layer, the embeddings are below the lowest."""
@@ -23,5 +23,5 @@ class LayerwiseLr(Aid):
 
 
 def fall(above: LrMultiplier, decay: float, loaded: LoadedModel, parameter: str) -> float:
-    """What the learning rate of a parameter is multiplied by."""
+    """The factor of a parameter's learning rate."""
     return above(loaded, parameter) * decay ** loaded.depth(parameter)

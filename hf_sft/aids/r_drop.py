@@ -1,4 +1,4 @@
-"""Two passes with other dropout should agree. https://huggingface.co/papers/2106.14448"""
+"""R-Drop: two forward passes with different dropout should agree. https://huggingface.co/papers/2106.14448"""
 
 from dataclasses import replace
 from functools import partial
@@ -16,9 +16,9 @@ from hf_sft.tasks import Task
 
 
 class RDrop(Aid):
-    """Run each row twice, with other dropout, and draw the two answers together. A step takes twice the time.
+    """Run each row twice with different dropout, and add the distance of the two predictions to the loss. Twice the time.
 
-    Gains were claimed, and not found again by everybody: compare before you rely on it.
+    The published gains were not reproduced by everybody: compare with and without it.
     """
 
     alpha: float = Field(default=1.0, gt=0)
@@ -29,14 +29,14 @@ class RDrop(Aid):
 
 
 def agree(alpha: float, item_loss: ItemLoss, forward: Forward, batch: dict[str, Any]) -> Tensor:
-    """The mean loss of two passes, and `alpha` times how far apart they are, summed over the items."""
+    """The mean loss of two passes, plus `alpha` times their distance, summed over the items."""
     first, second = forward(batch), forward(batch)
     losses = (item_loss(first) + item_loss(second)) / 2
     return weigh(losses + alpha * distance(first, second), first).sum()
 
 
 def distance(first: Items, second: Items) -> Tensor:
-    """Of each item: the mean of both Kullback-Leibler divergences (for sets of classes, mean over the classes); for
+    """For each item the mean of both Kullback-Leibler divergences (for sets of classes, mean over the classes); for
     numbers the square of the difference. Shape (items,)."""
     if not (first.has_classes or first.has_sets):
         return functional.mse_loss(first.logits, second.logits, reduction="none").squeeze(-1)

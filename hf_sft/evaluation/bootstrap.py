@@ -1,4 +1,4 @@
-"""How good, and how sure: a metric's value on some rows, and on a thousand resamples of them.
+"""Metrics with bootstrap intervals.
 
 The resamples are a Poisson bootstrap: row i occurs in each of them as often as a Poisson number of mean 1 says, drawn from a
 stream that belongs to i and the seed alone. So they depend on no cut and no process, and two models that are scored on the
@@ -22,13 +22,13 @@ LEVEL = 0.95
 CHUNK = 2**20
 """Elements of an array over rows and resamples, where a metric needs all rows at once."""
 _AT_MOST = np.cumsum([math.exp(-1) / math.factorial(count) for count in range(16)])
-"""How likely a Poisson number of mean 1 is to be at most 0, 1, 2 …"""
+"""The distribution function of a Poisson number of mean 1, at 0, 1, 2 …"""
 _STEPS = np.floor(_AT_MOST * 2**32).astype(np.uint64).clip(max=2**32 - 1).astype(np.uint32)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value, with the ends of its 95% interval over rows and the value of each resample."""
+    """A metric's value, its 95% interval over rows, and its value on each resample."""
 
     value: float
     low: float
@@ -40,7 +40,7 @@ class Score:
 
 
 def draw_weights(start: int, stop: int, seed: int = 0) -> np.ndarray:
-    """How often rows start … stop - 1 occur in each resample, uint8, shape (rows, resamples)."""
+    """The number of times that rows start … stop - 1 occur in each resample, uint8, shape (rows, resamples)."""
     words = RESAMPLES // 2
     assert words % 4 == 0, "Philox gives four 64-bit words at a time"
     stream = np.random.Philox(key=seed)
@@ -153,7 +153,7 @@ def measure(names: Iterable[str], answers: Answers, references: Any) -> dict[str
 
 
 def paired(first: Score, second: Score, level: float = LEVEL) -> Score:
-    """How much the first is above the second, both scored on the same rows."""
+    """The first score minus the second, with its interval; both of the same rows."""
     return _score(first.value - second.value, first.resampled - second.resampled, level)
 
 

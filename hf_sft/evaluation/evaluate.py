@@ -1,4 +1,4 @@
-"""What is measured on a split: metrics with intervals beside baselines on the same rows, classes, mistakes."""
+"""Evaluate a split: metrics with intervals, baselines on the same rows, scores by class, mistakes."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,14 +19,14 @@ from hf_sft.tasks import Labels, Task
 from hf_sft.tasks.common.baselines import Fit, ask_all, fit_all
 
 WORST = 10
-"""Mistakes that a report shows."""
+"""Number of mistakes in a report."""
 MOST_CONFUSIONS = 50
-"""Pairs of classes that report.json holds."""
+"""Maximum number of confused pairs of classes in report.json."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured on one split."""
+    """The evaluation of one split."""
 
     split: str
     rows: int
@@ -37,9 +37,9 @@ class Evaluation:
     confusions: list[dict[str, Any]] = field(default_factory=list)
     """Where rows have classes: `reference`, `prediction`, and how often, most frequent first, without what is right."""
     mistakes: list[dict[str, Any]] = field(default_factory=list)
-    """The wrong answers that the model was surest of: `row`, `text`, `reference`, `prediction`, `score`."""
+    """The wrong answers with the highest confidence: `row`, `text`, `reference`, `prediction`, `score`."""
     gaps: dict[str, dict[str, Score]] = field(default_factory=dict)
-    """By baseline and metric: how far the model is above it, with the interval of that difference on the same rows."""
+    """By baseline and metric: the model's score minus the baseline's, with the interval of the difference."""
     unseen: dict[str, Score] = field(default_factory=dict)
     """The scores on the rows whose text train does not have, where it has some of them and not all."""
     notes: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ def _plain(scores: dict[str, Score]) -> dict[str, dict[str, float]]:
 
 
 class EvaluationAccumulator:
-    """All that is measured on one split, added a block of rows at a time; on the main process, which alone scores."""
+    """Accumulates the evaluation of one split, block by block; on the main process only."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class EvaluationAccumulator:
         self._mistakes = worst([*self._mistakes, *_shown(wrong, start, rows, self.task)])
 
     def result(self, split: str) -> Evaluation:
-        """What the rows that were added say of the split."""
+        """The evaluation of all rows that were added."""
         # Baselines that failed on some rows are no longer among the fitted ones.
         answering = (*self._fitted, *self._given)
         scores, simple = self._tally.scores(), {name: self._theirs[name].scores() for name in answering}
@@ -141,7 +141,7 @@ def evaluate_blocks(
     accumulator: EvaluationAccumulator,
     write: Callable[[dict[str, Any]], None] | None = None,
 ) -> Evaluation:
-    """Everything that is measured on one split, on every process the same.
+    """The evaluation of one split; the same on every process.
 
     Predictions go to `write`, in order, on the main process, which alone decodes and scores.
     """
@@ -155,7 +155,7 @@ def evaluate_blocks(
 
 
 def worst(mistakes: Iterable[Mistake]) -> list[Mistake]:
-    """Those that the model was surest of, or that are furthest off."""
+    """The mistakes with the highest confidence, or with the largest error."""
     return sorted(mistakes, key=lambda mistake: -mistake.score)[:WORST]
 
 
@@ -176,7 +176,7 @@ def _from_main(value: Any) -> Any:
 def _by_class(
     classes: Sequence[str], pairs: Counter[tuple[str | None, str | None]], counted: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Precision, recall and F1 of each class, zero where there is nothing to divide by; and what is taken for what."""
+    """Precision, recall and F1 of each class, zero if the divisor is zero; and the confused pairs."""
     referred, answered = Counter(), Counter()
     for (reference, prediction), count in pairs.items():
         referred[reference] += count

@@ -1,4 +1,4 @@
-"""From rows to answers, a block of some thousand rows at a time, so that memory does not grow with their number."""
+"""Inference in blocks of some thousand rows, so that memory does not grow with their number."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,13 +19,13 @@ from hf_sft.data.examples import Block, cut_step, to_device
 from hf_sft.tasks import Batch, GenerationOptions, Labels, Task
 
 RowOutputs: TypeAlias = list[list[np.ndarray]]
-"""Of each row, what the task keeps of each of its examples; and then its text, where one is written."""
+"""For each row the outputs of its examples, then its generated text, if there is one."""
 Write: TypeAlias = Callable[[Any, Dataset], Iterable[str]]
-"""What a model writes for rows, on every process."""
+"""Generates a text for each row, on every process."""
 
 
 def writer(task: Task, processor: Any, machine: Machine) -> Write | None:
-    """The model's own texts, where a task's answers are such."""
+    """A function that generates texts, if the task's answers are generated; else None."""
     if not task.answer_kind().written:
         return None
 
@@ -44,7 +44,7 @@ def run_blocks(
     machine: Machine,
     write: Write | None = None,
 ) -> Iterator[tuple[Dataset, RowOutputs]]:
-    """Run the model over blocks of rows; gives of each block its rows, and what the task keeps of them, on every process.
+    """Run the model over blocks of rows; gives the rows of each block with their outputs, on every process.
 
     Inside a block examples are sorted by cost and shared out between the processes; each is run once. Where the model shall
     `write` it does so in float32, as `predict` has it.

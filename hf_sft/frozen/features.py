@@ -1,7 +1,7 @@
-"""When nothing below the head moves: run the body once over the data, and train the head on what it gave.
+"""If the body is frozen, run it once over the data, and train the head on its stored outputs.
 
-What the head reads is found by asking it: gradients of the logits say which position of the body's output each row needs.
-The body is then replaced by a stub that hands out the stored vectors, and put back afterwards.
+Gradients of the logits show which position of the body's output the head reads. The body is then replaced by a stub that
+returns the stored vectors, and put back afterwards.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ def _with_one_token(row: dict[str, Any], inputs: set[str]) -> dict[str, Any]:
 
 
 def body_is_frozen(loaded: LoadedModel) -> bool:
-    """True when only parameters of the head move."""
+    """True if only parameters of the head are trainable."""
     return all(name in loaded.head for name, p in loaded.model.named_parameters() if p.requires_grad)
 
 

@@ -1,7 +1,7 @@
-"""When the lower layers rest: run them once over the data, and train what lies above on what they gave.
+"""If the lower layers are frozen, run them once over the data, and train the layers above on their stored outputs.
 
-The last resting layer is replaced by a stub that hands out the stored hidden states of a batch, those below it by ones that do
-nothing, and all are put back afterwards. Embeddings still run, which costs next to nothing.
+The last frozen layer is replaced by a stub that returns the stored hidden states of a batch, those below it by stubs that do
+nothing; all are put back afterwards. Embeddings still run, which costs next to nothing.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from hf_sft.storage.cache import cache_folder, digest, made_once
 from hf_sft.tasks import Batch
 
 LIMIT = 4 * 2**30
-"""Bytes of stored states, at most; with more, the layers run in each epoch."""
+"""Maximum size of stored states in bytes; above it the layers run in each epoch."""
 KEY = "stored_states"
 """Key of the hidden states in a batch; the model's forward never gets it."""
 
 
 class LayerStub(nn.Module):
-    """Stands in for a resting layer: gives the states of the batch where it `gives`; else what it gets, or something `odd`."""
+    """Takes the place of a frozen layer: returns the batch's states if it `gives`; else its input, changed if `odd`."""
 
     def __init__(self, layer: nn.Module, tail: tuple[None, ...] | None, gives: bool, odd: bool):
         super().__init__()
@@ -66,7 +66,7 @@ class StatesExamples(Examples):
 
 
 def count_frozen_layers(loaded: LoadedModel) -> int:
-    """How many of the body's layers, from the lowest, rest with all that is below them."""
+    """Number of the body's lowest layers that are frozen, with everything below them."""
     moving = [name for name, p in loaded.model.named_parameters() if p.requires_grad]
     if any(loaded.depth(name) > len(loaded.layers) for name in moving):
         return 0

@@ -1,4 +1,4 @@
-"""Every weight moves."""
+"""Full fine-tuning."""
 
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from hf_sft.tasks import Task
 
 
 class Full(Method):
-    """Move all weights. The best score where there are enough rows; the most time and memory."""
+    """Train all weights. The best score if there are enough rows; the most time and memory."""
 
     training_defaults: ClassVar[dict[str, Any]] = {
         "learning_rate": 5e-5,  # the upper end of what BERT's authors swept: https://huggingface.co/papers/1810.04805

@@ -1,4 +1,4 @@
-"""Only the head moves: a probe of what pre-training already knows."""
+"""Train the head on a frozen body."""
 
 import contextlib
 from typing import Any, ClassVar, Literal
@@ -17,10 +17,10 @@ from hf_sft.tasks import Task
 
 
 class HeadOnly(Method):
-    """Move the head alone: what lies outside the body, its pooler, and whatever the checkpoint did not bring.
+    """Train the head alone: all parameters outside the body, its pooler, and parameters that the checkpoint lacks.
 
-    The body runs once over the data, so ten epochs cost little more than one pass. The first thing to try, and the best
-    where labelled rows are few; below full fine-tuning where they are many.
+    The body runs once over the data, so ten epochs cost little more than one pass. Try it first: it is the best with few
+    labelled rows, and below full fine-tuning with many.
     """
 
     training_defaults: ClassVar[dict[str, Any]] = {

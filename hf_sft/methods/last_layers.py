@@ -1,4 +1,4 @@
-"""The head and the last layers of the body move; what lies below rests."""
+"""Train the head and the last layers of the body; the layers below are frozen."""
 
 from typing import Any, ClassVar
 
@@ -13,9 +13,9 @@ from hf_sft.tasks import Task
 
 
 class LastLayers(Method):
-    """Move the head, the last layers of the body, and what comes after them.
+    """Train the head, the last layers of the body, and what comes after them.
 
-    Between head_only and full, in cost and in score: the lower layers hold what serves every task, and cost no gradients.
+    Between head_only and full, in cost and in score: the lower layers are general, and need no gradients.
     """
 
     training_defaults: ClassVar[dict[str, Any]] = {
@@ -25,7 +25,7 @@ class LastLayers(Method):
     }
 
     layers: int = Field(default=2, ge=1)
-    """How many of the body's layers move, counted from the last."""
+    """Number of trainable layers of the body, counted from the last."""
 
     def phases(self, task: Task, training: Training, rows: int) -> tuple[Phase, ...]:
         return (Phase("last_layers", self.complete(training, task, rows), self._freeze_below, unchanged),)

@@ -1,4 +1,4 @@
-"""Low-rank updates of the body's weights, and a head that moves freely. https://huggingface.co/papers/2106.09685
+"""Low-rank updates of the body's weights, and a head that is trained whole. https://huggingface.co/papers/2106.09685
 
 Its relatives change one thing each: rsLoRA the scale (2312.03732), DoRA learns a weight's size apart from its direction
 (2402.09353), LoRA+ the rate of one factor (2402.12354), PiSSA where the factors begin (2404.02948).
@@ -36,9 +36,9 @@ FASTER = 16.0
 
 
 class Lora(Method):
-    """Learn a low-rank update beside each linear layer of the body (each convolution, where it has none), and the head.
+    """Train a low-rank update of each linear layer of the body (each convolution, if it has none), and the head.
 
-    Near full, with a fraction of the memory.
+    Scores are near full fine-tuning, with a fraction of the memory.
     """
 
     training_defaults: ClassVar[dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""First the head, then everything. https://huggingface.co/papers/2202.10054"""
+"""Train the head first, then all weights (LP-FT). https://huggingface.co/papers/2202.10054"""
 
 from typing import Any, ClassVar
 
@@ -13,10 +13,10 @@ from hf_sft.tasks import Task
 
 
 class LpFt(Method):
-    """Train the head on the body as it is, then move all weights: a new head no longer pulls the body about at random.
+    """Train the head on the frozen body, then all weights: the gradients of a random head don't damage the body.
 
-    The head's phase runs on stored features and costs little. Meant for rows that differ from those of training. Each phase
-    takes half of `training.max_steps`, where that is given and neither block here says how long its phase is.
+    The first phase runs on stored features and costs little. Meant for test rows that differ from those of training. Each
+    phase takes half of `training.max_steps`, if that is given and neither block here sets a length.
     """
 
     training_defaults: ClassVar[dict[str, Any]] = Full.training_defaults

@@ -1,6 +1,6 @@
-"""Parts of a body that a task does not use, as the vision tower of a model that is shown texts alone: they stay as they are.
+"""Parts of a body that a task does not use are frozen, like the vision tower of a model that is trained on texts alone.
 
-Left among what trains they get no gradient, and several processes that wait for one another's gradients end with an error.
+If they were trainable they would get no gradient, and training on several processes would end with an error.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all: written aside, synced, renamed; damage is recognised."""
+"""Atomic writes of files and folders: write beside, sync, rename. Checksums find damage."""
 
 import contextlib
 import errno
@@ -15,15 +15,15 @@ import xxhash
 from safetensors import SafetensorError
 
 SUMS = "sums.json"
-"""In each folder: what it was when it was written."""
+"""The file of checksums in each folder."""
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
-"""How a disk says that it is full, broken, or only to be read."""
+"""Error numbers of a disk that is full, broken or read-only."""
 ASIDE = ".hf_sft-"
-"""How the name of a folder begins whose files are not in their places yet."""
+"""Prefix of temporary folders."""
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a folder is there, as it was written."""
+    """True if a folder exists and its checksums match."""
     with contextlib.suppress(OSError, ValueError):
         return json.loads((path / SUMS).read_text(encoding="utf-8")) == hash_files(path)
     return False

@@ -1,4 +1,4 @@
-"""What a training needs to go on from where it was: in folders that are there whole or not at all, and hold no code.
+"""Checkpoints for resuming: folders that are written atomically and hold no pickled code.
 
 Below a run's `checkpoints/`: `run.json` says what is trained; a folder for each phase has one for each checkpoint,
 `checkpoint-STEP`, and, when the phase is done, `finished` in their place.
