@@ -24,6 +24,11 @@ class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def join_lines(text: str | None) -> str:
+    """A docstring with each paragraph on one line, for output that is wrapped again."""
+    return "\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
+
+
 def list_kinds(folder: str) -> list[str]:
     """The names that `type` may take in a folder of this package: its files."""
     package = importlib.import_module(f"hf_sft.{folder}")

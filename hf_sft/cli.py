@@ -252,12 +252,14 @@ def list_(kind: Annotated[str, typer.Argument(help="tasks, methods, aids or metr
         for name, metrics in list_metrics().items():
             table.add_row(name, Text("\n".join(metric.description for metric in metrics)))
     elif kind in ("tasks", "methods", "aids"):
-        from hf_sft.block import list_kinds, load_kind
+        from hf_sft.block import join_lines, list_kinds, load_kind
 
         blocks = {name: load_kind(kind, name) for name in list_kinds(kind)}
         for name, block in blocks.items():
-            fields = (f"{field}: {info.description}" for field, info in block.model_fields.items() if field != "type")
-            table.add_row(name, Text((block.__doc__ or "").strip()), Text("\n".join(fields)))
+            fields = (
+                f"{field}: {join_lines(info.description)}" for field, info in block.model_fields.items() if field != "type"
+            )
+            table.add_row(name, Text(join_lines(block.__doc__)), Text("\n".join(fields)))
     else:
         raise RecipeError(f"there is no list of `{kind}`.  Expected tasks, methods, aids or metrics.")
     _console(sys.stdout, width=110).print(table)

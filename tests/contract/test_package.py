@@ -16,6 +16,7 @@ from transformers import Trainer
 
 import hf_sft
 from hf_sft.block import list_kinds, load_kind
+from hf_sft.cli import app
 from hf_sft.trainer import upstream
 from hf_sft.trainer.resumable_trainer import ResumableTrainer
 from hf_sft.trainer.step_trainer import StepTrainer
@@ -137,3 +138,14 @@ def test_the_readme_names_every_task_in_its_own_words():
     assert {name: told.get(name) for name in list_kinds("tasks")} == {
         name: (load_kind("tasks", name).__doc__ or "").strip() for name in list_kinds("tasks")
     }
+
+
+@pytest.mark.parametrize("kind", ["tasks", "methods", "aids"])
+def test_descriptions_in_lists_have_no_line_breaks_or_indents_of_the_source(kind, capsys):
+    app(["list", kind], standalone_mode=False)
+    listed = capsys.readouterr().out
+    assert not re.search(r"│ {3,}[^│ ]", listed)
+    for name in list_kinds(kind):
+        first = load_kind(kind, name).__doc__.split("\n\n")[0].split()
+        cells = [line.split("│")[2].strip() for line in listed.splitlines() if line.count("│") == 4]
+        assert " ".join(first) in " ".join(filter(None, cells))
