@@ -42,6 +42,8 @@ class Items:
 
 Batch: TypeAlias = dict[str, Tensor]
 """The model's inputs for one forward pass."""
+RowOutputs: TypeAlias = list[list[np.ndarray]]
+"""For each row the outputs of its examples, then its generated text, if there is one."""
 ItemLoss: TypeAlias = Callable[[Items], Tensor]
 """The loss of each item, shape (items,)."""
 Forward: TypeAlias = Callable[[dict[str, Any]], Items]

@@ -13,8 +13,9 @@ from datasets import Dataset
 
 from hf_sft.answers.contract import Answers, Mistake
 from hf_sft.evaluation.bootstrap import MetricAccumulator, Score, draw_weights, paired
-from hf_sft.evaluation.inference import RowOutputs, answer_blocks
+from hf_sft.evaluation.inference import answer_blocks
 from hf_sft.evaluation.plan import EvaluationPlan
+from hf_sft.losses import RowOutputs
 from hf_sft.tasks import Labels, Task
 from hf_sft.tasks.common.baselines import Fit, ask_all, fit_all
 

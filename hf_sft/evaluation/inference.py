@@ -16,10 +16,9 @@ from tqdm.auto import tqdm
 from hf_sft.answers.contract import Answers
 from hf_sft.config.machine import Machine
 from hf_sft.data.examples import Block, cut_step, to_device
+from hf_sft.losses import RowOutputs
 from hf_sft.tasks import Batch, GenerationOptions, Labels, Task
 
-RowOutputs: TypeAlias = list[list[np.ndarray]]
-"""For each row the outputs of its examples, then its generated text, if there is one."""
 Write: TypeAlias = Callable[[Any, Dataset], Iterable[str]]
 """Generates a text for each row, on every process."""
 

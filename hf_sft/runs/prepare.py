@@ -18,8 +18,9 @@ from hf_sft.data.examples import Examples
 from hf_sft.data.splits import Splits, load_splits
 from hf_sft.errors import CheckpointError, RecipeError
 from hf_sft.evaluation.evaluate import measure_blocks
-from hf_sft.evaluation.inference import RowOutputs, Write, run_blocks, writer
+from hf_sft.evaluation.inference import Write, run_blocks, writer
 from hf_sft.evaluation.plan import needs_texts
+from hf_sft.losses import RowOutputs
 from hf_sft.methods import Phase
 from hf_sft.metrics import FOREIGN
 from hf_sft.models.checkpoint import Checkpoint, hash_weights, pin

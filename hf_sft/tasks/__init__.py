@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from hf_sft.answers.contract import AnswerKind, Answers
 from hf_sft.block import Block
 from hf_sft.errors import DataError
-from hf_sft.losses import Batch, Items
+from hf_sft.losses import Batch, Items, RowOutputs
 from hf_sft.tasks.common.baselines import Fit
 from hf_sft.tasks.common.generation import GenerationOptions
 from hf_sft.tasks.common.labels import Labels
@@ -195,12 +195,10 @@ class TaskModel(Block, ABC):
         """The class of answers, which decides the metrics. The task must be resolved."""
 
     @abstractmethod
-    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+    def answer(self, outputs: RowOutputs, rows: Dataset, labels: Labels | None) -> Answers:
         """The rows' answers, from the outputs of the examples of each."""
 
-    def calibrate(
-        self, ran: Iterable[tuple[Dataset, list[list[np.ndarray]]]], labels: Labels | None
-    ) -> tuple[Self, list[str]]:
+    def calibrate(self, ran: Iterable[tuple[Dataset, RowOutputs]], labels: Labels | None) -> tuple[Self, list[str]]:
         """This task with fields that are chosen on validation after training (a threshold); and notes.
 
         `ran` gives rows with their outputs; the model runs only if it is iterated. Most tasks choose nothing.

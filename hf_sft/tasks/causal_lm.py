@@ -16,6 +16,7 @@ from pydantic import Field
 
 from hf_sft.answers.contract import AnswerKind, Answers
 from hf_sft.answers.likelihoods import TextAnswers
+from hf_sft.losses import RowOutputs
 from hf_sft.tasks import Labels, Task
 from hf_sft.tasks.common.baselines import Fit
 from hf_sft.tasks.common.causal import Carried, NextToken, flat, gram_baselines, join_pieces
@@ -96,7 +97,7 @@ class CausalLm(NextToken, Unlabelled, Task):
     def answer_kind(self) -> AnswerKind:
         return TextAnswers
 
-    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+    def answer(self, outputs: RowOutputs, rows: Dataset, labels: Labels | None) -> Answers:
         sums = np.array([np.sum(windows, axis=0, dtype=np.float64) for windows in outputs])
         return self._said(sums[:, 0], sums[:, 1], rows)
 

@@ -20,6 +20,7 @@ from torch import nn
 from hf_sft.answers.contract import AnswerKind, Answers
 from hf_sft.answers.likelihoods import TurnAnswers
 from hf_sft.errors import CheckpointError, DataError
+from hf_sft.losses import RowOutputs
 from hf_sft.tasks import Labels, Task
 from hf_sft.tasks.common.baselines import Fit
 from hf_sft.tasks.common.causal import Carried, NextToken, flat, gram_baselines, join_pieces
@@ -163,7 +164,7 @@ class Chat(ConversationRows, NextToken, Task):
     def answer_kind(self) -> AnswerKind:
         return TurnAnswers
 
-    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+    def answer(self, outputs: RowOutputs, rows: Dataset, labels: Labels | None) -> Answers:
         sums = np.array([np.sum(each, axis=0, dtype=np.float64) for each in outputs])
         return TurnAnswers(sums[:, 0], sums[:, 1])
 

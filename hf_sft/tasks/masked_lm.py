@@ -22,7 +22,7 @@ from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from hf_sft.answers.contract import AnswerKind, Answers
 from hf_sft.answers.likelihoods import MaskedAnswers
 from hf_sft.errors import CheckpointError, DataError
-from hf_sft.losses import Items, sum_by_example
+from hf_sft.losses import Items, RowOutputs, sum_by_example
 from hf_sft.tasks import Batch, GenerationOptions, Labels, Task
 from hf_sft.tasks.common.baselines import Answerer, Fit
 from hf_sft.tasks.common.text_only import Unlabelled
@@ -151,7 +151,7 @@ class MaskedLm(Unlabelled, Task):
     def answer_kind(self) -> AnswerKind:
         return MaskedAnswers
 
-    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+    def answer(self, outputs: RowOutputs, rows: Dataset, labels: Labels | None) -> Answers:
         return MaskedAnswers(*np.array([np.sum(windows, axis=0, dtype=np.float64) for windows in outputs]).reshape(-1, 4).T)
 
     def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:

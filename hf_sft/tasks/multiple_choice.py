@@ -22,7 +22,7 @@ from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from hf_sft.answers.choices import ChoiceAnswers, LabelBase, find_base, read_place, words_of
 from hf_sft.answers.contract import AnswerKind, Answers
 from hf_sft.errors import DataError
-from hf_sft.losses import FAR, Items
+from hf_sft.losses import FAR, Items, RowOutputs
 from hf_sft.tasks import Batch, Labels, Task
 from hf_sft.tasks.common.baselines import Answerer, Fit
 from hf_sft.tasks.common.windows import count_most
@@ -168,7 +168,7 @@ class MultipleChoice(Task):
     def answer_kind(self) -> AnswerKind:
         return ChoiceAnswers
 
-    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+    def answer(self, outputs: RowOutputs, rows: Dataset, labels: Labels | None) -> Answers:
         return ChoiceAnswers([scipy.special.softmax(logits.astype(np.float64)) for (logits,) in outputs], self._endings(rows))
 
     def references(self, rows: Dataset) -> list[Any]:

@@ -25,7 +25,7 @@ from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from hf_sft.answers.contract import AnswerKind, Answers
 from hf_sft.answers.scripts import is_unspaced
 from hf_sft.answers.spans import SpanAnswers, choose_threshold, find_sentence, place_answer, read_answers, trim
-from hf_sft.losses import FAR, Items
+from hf_sft.losses import FAR, Items, RowOutputs
 from hf_sft.tasks import Batch, Labels, Task
 from hf_sft.tasks.common.baselines import Answerer, Fit
 from hf_sft.tasks.common.windows import count_most, shorten
@@ -220,7 +220,7 @@ class QuestionAnswering(Task):
     def answer_kind(self) -> AnswerKind:
         return SpanAnswers
 
-    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> SpanAnswers:
+    def answer(self, outputs: RowOutputs, rows: Dataset, labels: Labels | None) -> SpanAnswers:
         spans, scores = [], []
         for windows, context in zip(outputs, rows[self.context], strict=True):
             none, found = join_windows(windows)
@@ -235,9 +235,7 @@ class QuestionAnswering(Task):
             scores.append(chances[best])
         return SpanAnswers(spans, np.array(scores), list(rows[self.context]))
 
-    def calibrate(
-        self, ran: Iterable[tuple[Dataset, list[list[np.ndarray]]]], labels: Labels | None
-    ) -> tuple[Self, list[str]]:
+    def calibrate(self, ran: Iterable[tuple[Dataset, RowOutputs]], labels: Labels | None) -> tuple[Self, list[str]]:
         """The threshold with which validation has the best F1, as SQuAD's script finds it; 0 where it can't tell."""
         if not self.no_answer or self.null_threshold is not None:
             return self, []
@@ -253,8 +251,8 @@ class QuestionAnswering(Task):
         threshold = choose_threshold(above, silent - best)
         before, after = (np.where(above > least, silent, best).mean() for least in (0, threshold))
         flattered = f"F1 {after:.3f} there, which it flatters; with 0 it is {before:.3f}"
-        chosen = self.model_copy(update={"null_threshold": threshold})
-        return chosen, [f"validation chose `null_threshold` {threshold:.3f}: {flattered}."]
+        note = f"validation chose `null_threshold` {threshold:.3f}: {flattered}."
+        return self.model_copy(update={"null_threshold": threshold}), [note]
 
     def baselines(self, train: Dataset, labels: Labels | None, processor: Any = None) -> dict[str, Fit]:
         def sentence() -> Answerer:

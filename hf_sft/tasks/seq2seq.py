@@ -21,7 +21,7 @@ from transformers import AutoModelForSeq2SeqLM
 from hf_sft.answers.contract import AnswerKind, Answers
 from hf_sft.answers.texts import WrittenAnswers, as_texts
 from hf_sft.errors import CheckpointError, RecipeError
-from hf_sft.losses import Batch, Items, sum_nats
+from hf_sft.losses import Batch, Items, RowOutputs, sum_nats
 from hf_sft.tasks import Labels, Task
 from hf_sft.tasks.common.baselines import Answerer, Fit
 from hf_sft.tasks.common.generation import PLAIN, WRITES, GenerationOptions, read_texts, write_texts
@@ -185,7 +185,7 @@ class Seq2Seq(Task):
     def answer_kind(self) -> AnswerKind:
         return WrittenAnswers
 
-    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+    def answer(self, outputs: RowOutputs, rows: Dataset, labels: Labels | None) -> Answers:
         sums = np.array([parts[0] for parts in outputs], dtype=np.float64).reshape(-1, 2)
         return WrittenAnswers(
             sums[:, 0], sums[:, 1], as_texts([str(parts[1]) if len(parts) > 1 else None for parts in outputs])

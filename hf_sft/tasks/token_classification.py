@@ -27,7 +27,7 @@ from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from hf_sft.answers.contract import AnswerKind, Answers
 from hf_sft.answers.marked_spans import TextEntityAnswers, Unit, cuts_a_unit
 from hf_sft.answers.tags import EntityAnswers, TagAnswers
-from hf_sft.losses import Items
+from hf_sft.losses import Items, RowOutputs
 from hf_sft.tasks import Batch, Labels, Task
 from hf_sft.tasks.common.baselines import Answerer, Fit
 from hf_sft.tasks.common.tagged_rows import TaggedRows
@@ -126,7 +126,7 @@ class TokenClassification(TaggedRows, Task):
     def answer_kind(self) -> AnswerKind:
         return TextEntityAnswers if self.spans else TagAnswers if self.scheme == "plain" else EntityAnswers
 
-    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+    def answer(self, outputs: RowOutputs, rows: Dataset, labels: Labels | None) -> Answers:
         parts = [np.concatenate(windows).astype(np.float64) for windows in outputs]
         units = [[(int(start), int(end)) for start, end in part[:, :2]] for part in parts] if self.spans else None
         logits = [part[:, 2:] for part in parts] if self.spans else parts

@@ -12,8 +12,8 @@ from torch import nn
 
 from hf_sft.config.machine import Machine
 from hf_sft.data.examples import Examples
-from hf_sft.evaluation.inference import RowOutputs, Write
-from hf_sft.losses import Batch, Items
+from hf_sft.evaluation.inference import Write
+from hf_sft.losses import Batch, Items, RowOutputs
 from hf_sft.methods import Phase
 from hf_sft.models.loaded_model import LoadedModel
 from hf_sft.trainer.history import TrainingCurve

@@ -26,7 +26,8 @@ from transformers.trainer_utils import PredictionOutput
 
 from hf_sft.data.examples import Examples, MicroBatch, StepSampler, cut_step, to_device
 from hf_sft.errors import Diverged, built_by, list_few
-from hf_sft.evaluation.inference import RowOutputs, run_blocks
+from hf_sft.evaluation.inference import run_blocks
+from hf_sft.losses import RowOutputs
 from hf_sft.models.loading import save_model
 from hf_sft.storage import checkpoint_files as checkpoints
 from hf_sft.tasks import Batch

@@ -1,6 +1,8 @@
 """Equal by construction, so equal in numbers."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from safetensors.torch import load_file
 from transformers import BertForSequenceClassification, Trainer, TrainingArguments
 
 import hf_sft
-import hf_sft.trainer.fit
 from hf_sft.block import list_kinds
+from hf_sft.trainer import fit
+from hf_sft.trainer.fit_config import FitConfig, FitState
+from hf_sft.trainer.speedups.stored import stored_states
 from tests import processes, tiny
 from tests.gradients import TOLERANCE, alike_however_cut, relative_difference, steps_of
 from tests.grids import cover, one_each
@@ -143,8 +147,7 @@ def test_the_head_on_stored_features_learns_what_it_learns_on_the_body(family, c
     recipe = tiny.recipe(checkpoints[family], files, tmp_path / "stored", "head_only")
     stored = hf_sft.train(hf_sft.Recipe.model_validate(recipe))
     assert stored.facts["training"]["phases"][0]["stored_features"]
-    for way in ("features", "states"):
-        monkeypatch.setattr(f"hf_sft.trainer.speedups.stored.store_{way}", lambda *_: None)
+    monkeypatch.setattr(fit, "SPEEDUPS", fit.IN_STEPS)
     recipe["output"] = {"folder": str(tmp_path / "run_each_time")}
     each_time = hf_sft.train(hf_sft.Recipe.model_validate(recipe))
     assert not each_time.facts["training"]["phases"][0]["stored_features"]
@@ -158,7 +161,7 @@ def test_the_head_on_stored_features_learns_what_it_learns_on_the_body(family, c
 )
 def test_training_on_stored_states_is_training_on_the_layers(family, problem, method, checkpoints, tmp_path, monkeypatch):
     files = tiny.write_rows(tmp_path / "data", problem)
-    monkeypatch.setattr("hf_sft.trainer.speedups.stored.store_features", lambda *_: None)
+    monkeypatch.setattr(fit, "SPEEDUPS", (stored_states, *fit.IN_STEPS))
     weights = []
     for name, layers in (("stored", 1 + (method == "head_only")), ("run_each_time", 0)):
         recipe = tiny.recipe(checkpoints[family], files, tmp_path / name, method, task=tiny.task_of(problem))
@@ -167,16 +170,22 @@ def test_training_on_stored_states_is_training_on_the_layers(family, problem, me
         report = hf_sft.train(recipe)
         assert report.facts["training"]["phases"][0]["stored_layers"] == layers
         weights.append(load_file(tmp_path / name / "model.safetensors"))
-        monkeypatch.setattr("hf_sft.trainer.speedups.stored.store_states", lambda *_: None)
+        monkeypatch.setattr(fit, "SPEEDUPS", fit.IN_STEPS)
     assert relative_difference(*weights) < TOLERANCE
 
 
 @pytest.mark.parametrize("method", ["last_layers", "head_only"])
 def test_a_model_that_was_trained_on_what_was_stored_is_itself_again(method, checkpoints, tmp_path, monkeypatch):
-    models, train = [], hf_sft.trainer.fit._train
+    models = []
+
+    @contextmanager
+    def note_model(state: FitState, config: FitConfig) -> Iterator[FitState]:
+        models.append(state.model)
+        yield state
+
     files = tiny.write_rows(tmp_path / "data", PROBLEMS[0])
     with monkeypatch.context() as patch:
-        patch.setattr("hf_sft.trainer.fit._train", lambda state, *how: models.append(state.model) or train(state, *how))
+        patch.setattr(fit, "SPEEDUPS", (note_model, *fit.SPEEDUPS))
         recipe = tiny.recipe(checkpoints["bert"], files, tmp_path / "run", method)
         recipe["method"] |= {"layers": 1} if method == "last_layers" else {}
         (phase,) = hf_sft.train(recipe).facts["training"]["phases"]

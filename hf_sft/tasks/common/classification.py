@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hf_sft.answers.contract import AnswerKind, Answers, ClassAnswers, NumberAnswers, SetAnswers
 from hf_sft.block import Block
 from hf_sft.errors import DataError, list_few
-from hf_sft.losses import Items
+from hf_sft.losses import Items, RowOutputs
 from hf_sft.tasks.common.baselines import Answerer, Features, Fit, of_classes, of_numbers, of_sets
 from hf_sft.tasks.common.labels import (
     MULTI,
@@ -194,7 +194,7 @@ class Labelled(Block):
     def answer_kind(self) -> AnswerKind:
         return {SINGLE: ClassAnswers, MULTI: SetAnswers, REGRESSION: NumberAnswers}[self.problem_type or SINGLE]
 
-    def answer(self, outputs: list[list[np.ndarray]], rows: Dataset, labels: Labels | None) -> Answers:
+    def answer(self, outputs: RowOutputs, rows: Dataset, labels: Labels | None) -> Answers:
         numbers = np.concatenate([np.stack(parts) for parts in outputs]).astype(np.float64)
         if self.in_parts:
             shares, numbers = numbers[:, -1:], self._read_logits(numbers[:, :-1])
