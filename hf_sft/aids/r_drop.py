@@ -16,7 +16,7 @@ from hf_sft.tasks import Task
 
 
 class RDrop(Aid):
-    """Run each row twice with different dropout, and add the distance of the two predictions to the loss. Twice the time.
+    """Run each row twice with different dropout, and add the distance of the two outputs to the loss. Doubles the time.
 
     The published gains were not reproduced by everybody: compare with and without it.
     """

@@ -60,10 +60,9 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     for name, rows in loaded.items():
         extra = ("keep", "group", "stratify") if name == "train" else ("keep",)
         _require_columns(rows, name, task, source, extra, unlabelled=lacking and name == "test")
-    left = {name: _keep(rows, source, name) for name, rows in loaded.items()}
-    notes += [_count_left(rows, loaded[name], name) for name, rows in left.items() if source.keep is not None]
+    left, counted = _keep(loaded, source)
     left, changed = _read_labels(left, task, None, source)
-    notes += changed
+    notes += [*counted, *changed]
     loaded = {name: task.divide(task.read(rows, folder_of(source))) for name, rows in left.items()}
     unlabelled = loaded.pop("test") if _lacks_labels(loaded.get("test"), task) else None
     if unlabelled is not None:
@@ -82,8 +81,8 @@ def load_splits(source: DataSource, task: Task) -> Splits:
     found = {*loaded, *source.splits, *(("test",) if unlabelled is not None else ())}
     splits = {name: named[name] if name in found else HELD_OUT for name in SPLITS}
     source_as_read = source_as_read.model_copy(update={"splits": splits})
-    seen, counted = _find_seen(rows, [*loaded], resolved)
-    notes += [*dropped, *made, *few, *counted]
+    seen, known = _find_seen(rows, [*loaded], resolved)
+    notes += [*dropped, *made, *few, *known]
     return Splits(rows, source_as_read, resolved, labels, tuple(notes), unlabelled, seen)
 
 
@@ -104,13 +103,11 @@ def load_rows(source: DataSource, task: Task, labels: Labels | None, split: str 
         problem = f"has no split `{split}`" if split else "has several splits, none of them called `test`"
         raise DataError(f"data set `{source.dataset}` {problem}.\n  It has: {', '.join(brought)}.  Say which: --split NAME.")
     _require_columns(brought[name], name, task, source, ("keep",))
-    left = _keep(brought[name], source, name)
-    if source.keep is not None:
-        notes.append(_count_left(left, brought[name], name))
-    read, changed = _read_labels({name: left}, task, labels, source)
-    rows = _name_classes(task.divide(task.read(read[name], folder_of(source))), task)
+    left, counted = _keep({name: brought[name]}, source)
+    left, changed = _read_labels(left, task, labels, source)
+    rows = _name_classes(task.divide(task.read(left[name], folder_of(source))), task)
     valid, dropped = _without_invalid({name: rows}, task, labels, source.drop_invalid)
-    return name, valid[name], [*notes, *changed, *dropped]
+    return name, valid[name], [*notes, *counted, *changed, *dropped]
 
 
 def _name_splits(source: DataSource, brought: dict[str, Dataset]) -> tuple[dict[str, Dataset], dict[str, Any], list[str]]:
@@ -192,24 +189,26 @@ def _require_columns(
         raise DataError("\n".join([*problems, f"  It has: {', '.join(rows.column_names)}.{hint}"]))
 
 
-def _keep(rows: Dataset, source: DataSource, split: str) -> Dataset:
+def _keep(splits: dict[str, Dataset], source: DataSource) -> tuple[dict[str, Dataset], list[str]]:
+    """The rows of each split that `data.keep` leaves, and how many they are. Raises `DataError`."""
     if source.keep is None:
-        return rows
-    values = rows[source.keep][:]
-    odd = {repr(value) for value in values if not (isinstance(value, bool | int) and value in (0, 1))}
-    if odd:
-        raise DataError(
-            f"`data.keep` names column `{source.keep}`, which holds {', '.join(sorted(odd)[:5])} in split `{split}`.\n"
-            "  Expected true and false, or 1 and 0, in every row."
-        )
-    left = rows.select(np.flatnonzero(np.array(values, dtype=bool)))
-    if not len(left):
-        raise DataError(f"split `{split}` has no rows left: `data.keep` (column `{source.keep}`) is false in all {len(rows)}.")
-    return left
-
-
-def _count_left(left: Dataset, rows: Dataset, split: str) -> str:
-    return f"`data.keep` left {len(left)} of {len(rows)} rows of split `{split}`."
+        return splits, []
+    left, notes = {}, []
+    for name, rows in splits.items():
+        values = rows[source.keep][:]
+        odd = {repr(value) for value in values if not (isinstance(value, bool | int) and value in (0, 1))}
+        if odd:
+            raise DataError(
+                f"`data.keep` names column `{source.keep}`, which holds {', '.join(sorted(odd)[:5])} in split `{name}`.\n"
+                "  Expected true and false, or 1 and 0, in every row."
+            )
+        left[name] = rows.select(np.flatnonzero(np.array(values, dtype=bool)))
+        if not len(left[name]):
+            raise DataError(
+                f"split `{name}` has no rows left: `data.keep` (column `{source.keep}`) is false in all {len(rows)}."
+            )
+        notes.append(f"`data.keep` left {len(left[name])} of {len(rows)} rows of split `{name}`.")
+    return left, notes
 
 
 def _name_classes(rows: Dataset, task: Task, stratify: str | None = None) -> Dataset:

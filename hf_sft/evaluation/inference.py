@@ -39,7 +39,7 @@ def writer(task: Task, processor: Any, machine: Machine) -> Write | None:
 def run_blocks(
     model: nn.Module,
     blocks: Iterable[Block],
-    keep: Callable[[nn.Module, Batch], list[np.ndarray]],
+    inference_step: Callable[[nn.Module, Batch], list[np.ndarray]],
     machine: Machine,
     write: Write | None = None,
 ) -> Iterator[tuple[Dataset, RowOutputs]]:
@@ -56,7 +56,7 @@ def run_blocks(
             mine: list[tuple[int, np.ndarray]] = []
             with evaluating(model, machine):
                 for micro_batch in shares[state.process_index]:
-                    outputs = keep(model, to_device(examples.collate(micro_batch.places), state.device))
+                    outputs = inference_step(model, to_device(examples.collate(micro_batch.places), state.device))
                     if micro_batch.counts:
                         mine.extend(zip(micro_batch.places, outputs, strict=True))
                         bar.update(len(outputs))

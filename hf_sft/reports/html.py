@@ -229,8 +229,8 @@ def _cost(facts: dict[str, Any]) -> Section:
         for phase in phases
         if phase["stored_features"] or phase["stored_layers"]
     )
-    verdict = Text(f"{moved}, since the checkpoint did not bring them.{stored}")
-    return Section("Cost", [Table(heads, rows), verdict, Text(say_certificate(facts["certificate"]))])
+    trained = Text(f"{moved}, since the checkpoint did not bring them.{stored}")
+    return Section("Cost", [Table(heads, rows), trained, Text(say_certificate(facts["certificate"]))])
 
 
 def _environment(facts: dict[str, Any]) -> Section:

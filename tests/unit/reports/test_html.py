@@ -6,17 +6,11 @@ import pytest
 
 from hf_sft.reports.plots import draw_evaluations, draw_losses, draw_scores
 from hf_sft.reports.report import Report
-from tests.conftest import DRAW_RUN
 from tests.unit.reports.report_cases import HOSTILE, _odd_method, card_of, finished_run, shown_on_console
 
 PLAIN = ("business", "entertainment", "politics", "sports", "tech")
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
-
-
-@pytest.fixture(autouse=True)
-def figures(monkeypatch):
-    monkeypatch.setattr("hf_sft.reports.plots.draw_run", DRAW_RUN)
 
 
 class Page(HTMLParser):
